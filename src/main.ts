@@ -1,1 +1,73 @@
-export {};
+import { readConfig } from "./config.ts";
+import { mintDevToken } from "./dev-secrets.ts";
+import { type Server, startServer } from "./server.ts";
+import { StartupError } from "./startup-error.ts";
+import { createLogger, type Logger } from "./telemetry.ts";
+
+/** Runs the service until SIGINT or SIGTERM. Returns the exit code. */
+export async function serve(): Promise<number> {
+  let log: Logger | undefined;
+  const fail = (error: unknown): number => {
+    if (!(error instanceof StartupError)) throw error;
+    process.stderr.write(`latchkey: ${error.message}\n`);
+    return 1;
+  };
+  let end: (code: number) => void = () => {};
+  const ended = new Promise<number>((resolve) => {
+    end = resolve;
+  });
+  try {
+    const config = readConfig();
+    log = createLogger({ level: config.logLevel, output: process.stdout });
+    const starting = startServer(config, {
+      log,
+      say: (line) => process.stderr.write(`${line}\n`),
+      terminal: process.stderr.isTTY ? process.stderr : undefined,
+      onFatal: (error) => end(fail(error)),
+    });
+    // A signal during the start waits for it: half a start can't be undone cleanly.
+    for (const signal of ["SIGINT", "SIGTERM"] as const) {
+      process.once(signal, () => {
+        log?.info({ event: "stopping", signal }, "stopping: finishing the calls under way");
+        end(0);
+      });
+    }
+    const server = await starting;
+    announce(log, server);
+    if (server.devTokenSecret !== undefined) process.stderr.write(await welcome(server.address, server.devTokenSecret));
+    const code = await ended;
+    await server.stop();
+    log.info({ event: "stopped" }, "stopped");
+    return code;
+  } catch (error) {
+    return fail(error);
+  }
+}
+
+function announce(log: Logger, server: Server): void {
+  const ops = server.opsAddress === undefined ? {} : { ops: server.opsAddress };
+  log.info({ event: "ready", listen: server.address, ...ops }, `listening on ${server.address}`);
+}
+
+/** What a person at a terminal needs next. Only in the embedded mode, where the token is a development token. */
+async function welcome(address: string, devTokenSecret: string): Promise<string> {
+  const token = await mintDevToken(devTokenSecret, { user: "alice", admin: false, ttlS: 86_400, now: new Date() });
+  const service = "latchkey.v1.ApiKeyService";
+  return `
+Latchkey listens on http://${address}
+It serves ${service}, grpc.health.v1.Health and server reflection over gRPC, gRPC-Web and Connect, on HTTP/1.1 and HTTP/2.
+
+A development token for the user "alice", good for 24 hours:
+${token}
+
+Make a key (or replace the one there is):
+npx buf curl --schema proto -H 'authorization: Bearer ${token}' -d '{"scopes":["read"]}' http://${address}/${service}/Refresh
+
+Look at it:
+grpcurl -plaintext -H 'authorization: Bearer ${token}' ${address} ${service}/Get
+
+End it:
+curl -H 'authorization: Bearer ${token}' -H 'content-type: application/json' -d '{}' http://${address}/${service}/Revoke
+
+`;
+}

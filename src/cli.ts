@@ -1,0 +1,3 @@
+#!/usr/bin/env node
+import { serve } from "./main.ts";
+process.exitCode = await serve();

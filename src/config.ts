@@ -1,0 +1,282 @@
+import { readFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { isIP } from "node:net";
+import { join, resolve } from "node:path";
+import { z } from "zod";
+import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
+import { parseScopePatterns, type ScopePatterns } from "./keys/policy.ts";
+import type { Pepper } from "./keys/secret.ts";
+import { StartupError } from "./startup-error.ts";
+
+type Environment = Record<string, string | undefined>;
+
+export interface Address {
+  host: string;
+  port: number;
+}
+
+/** A service token is kept as its SHA-256: neither the configuration nor the process holds the token itself. */
+export interface ServiceToken {
+  name: string;
+  sha256: Buffer;
+}
+
+const UNIT_MS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+
+const address = z.string().transform((text, context): Address => {
+  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[3]);
+  if (match && port <= 65_535) return { host: (match[1] ?? match[2])!, port };
+  return fail(context, "must be host:port, for example 127.0.0.1:8080 or [::1]:8080");
+});
+
+const duration = z.string().transform((text, context): number => {
+  const match = /^(\d{1,12})(ms|s|m|h|d)$/.exec(text);
+  return match ? Number(match[1]) * UNIT_MS[match[2]!]! : fail(context, "must be a number with a unit: 200ms, 1s, 15m, 24h or 7d");
+});
+
+const count = z.string().transform((text, context): number => {
+  const value = Number(text);
+  return /^\d{1,9}$/.test(text) && value > 0 ? value : fail(context, "must be a whole number above 0");
+});
+
+const list = z.string().transform((text) => text.split(",").map((item) => item.trim()).filter(Boolean));
+
+const keyPrefix = z.string().regex(KEY_PREFIX_PATTERN, "must have 1 to 32 letters, digits and _, with no _ at either end");
+
+const scopePatterns = list.transform((patterns, context): ScopePatterns => {
+  return parseScopePatterns(patterns) ?? fail(context, "must be scope patterns such as billing:*, !admin:* separated by commas");
+});
+
+const peppers = list.transform((items, context): Pepper[] => {
+  const ring = items.map((item) => {
+    const [, id, secret] = /^([0-9A-Za-z._-]{1,32}):([0-9A-Za-z+/_-]+={0,2})$/.exec(item) ?? [];
+    return { id: id ?? "", secret: Buffer.from(secret ?? "", "base64") };
+  });
+  if (ring.length === 0 || ring.some(({ id, secret }) => id === "" || secret.length < 32)) {
+    return fail(context, 'must be id:base64,id:base64, newest first, of at least 32 bytes each; make one: echo "p1:$(openssl rand -base64 32)"');
+  }
+  if (new Set(ring.map(({ id }) => id)).size < ring.length) return fail(context, "must not use an id twice");
+  return ring;
+});
+
+const serviceTokens = list.transform((items, context): ServiceToken[] => {
+  const tokens = items.map((item) => /^([0-9A-Za-z._-]{1,64}):sha256:([0-9a-f]{64})$/.exec(item));
+  if (tokens.length === 0 || tokens.includes(null)) {
+    return fail(context, "must be name:sha256:<64 hex digits>, separated by commas; make one: latchkey token --service gateway");
+  }
+  return tokens.map((match) => ({ name: match![1]!, sha256: Buffer.from(match![2]!, "hex") }));
+});
+
+const adminClaim = z.string().transform((text, context): { name: string; value: string } => {
+  const match = /^([^=]+)=(.+)$/.exec(text);
+  return match ? { name: match[1]!, value: match[2]! } : fail(context, "must be claim=value, for example role=admin");
+});
+
+const url = z.string().refine((text) => URL.canParse(text) && /^https?:/.test(text), "must be an http(s) URL");
+
+/** Every variable there is. `describe` is what the README's table says of its effect; `meta.shown` its default there. */
+export const VARIABLES = {
+  LATCHKEY_LISTEN: address.prefault("127.0.0.1:8080").describe("address of the one public port (port 0: any, printed in the ready line)"),
+  LATCHKEY_OPS_LISTEN: z.union([z.literal("off"), address]).prefault("127.0.0.1:9090").describe("metrics, liveness and readiness over plain HTTP; `off`"),
+  LATCHKEY_DATA_DIR: z.string().prefault(".latchkey").describe("embedded database and development secrets"),
+  MONGODB_URI: z.string().optional().meta({ secret: true, shown: "embedded" }).describe("where records live: a replica set or a sharded cluster"),
+  MONGODB_DATABASE: z.string().regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, "is not a MongoDB database name").prefault("latchkey").describe("the database in it"),
+  MONGOD_BINARY: z.string().optional().meta({ shown: "found or fetched" }).describe("the `mongod` to run when embedded"),
+  LATCHKEY_KEY_PREFIX: keyPrefix.prefault("lk").describe("what new keys begin with"),
+  LATCHKEY_KEY_PREFIX_ALSO: list.pipe(z.array(keyPrefix)).prefault("").describe("earlier prefixes whose keys go on working, comma-separated"),
+  LATCHKEY_PEPPERS: peppers.optional().meta({ secret: true, shown: "made once when embedded" }).describe("`id:base64,id:base64`, newest first: keys of the fingerprints"),
+  LATCHKEY_JWT_SECRET: z.string().refine((text) => Buffer.byteLength(text) >= 32, "must have at least 32 bytes; make one: openssl rand -base64 48").optional().meta({ secret: true, shown: "made once when embedded" }).describe("HS256 secret of user tokens, its UTF-8 bytes. Exactly one of this and the next two"),
+  LATCHKEY_JWT_PUBLIC_KEY: z.string().optional().meta({ secret: true }).describe("public key of user tokens, PEM (SPKI)"),
+  LATCHKEY_JWKS_URL: url.optional().describe("key set of user tokens"),
+  LATCHKEY_JWT_ISSUER: z.string().optional().describe("`iss` that user tokens must carry"),
+  LATCHKEY_JWT_AUDIENCE: z.string().optional().describe("`aud` that user tokens must carry"),
+  LATCHKEY_ADMIN_CLAIM: adminClaim.prefault("role=admin").describe("claim and value that mark an admin; the claim may be a string or an array holding the value"),
+  LATCHKEY_VERIFY_AUTH: z.enum(["none", "token", "jwt"], "must be none, token or jwt").optional().meta({ shown: "`none` on loopback" }).describe("who may call Verify: anyone, holders of a service token, holders of a JWT. Off loopback it must be said"),
+  LATCHKEY_VERIFY_OPEN: z.literal("yes", "must be yes, or be left out").optional().describe("`yes`: said a second time, that `none` is meant off loopback"),
+  LATCHKEY_VERIFY_AUDIENCE: z.string().optional().describe("`aud` of the JWTs of callers of Verify, needed for `jwt`"),
+  LATCHKEY_SERVICE_TOKENS: serviceTokens.optional().meta({ secret: true }).describe("`name:sha256:hex,…`, needed for `token`; `latchkey token --service NAME` makes one"),
+  LATCHKEY_SCOPES: scopePatterns.prefault("*").describe("scopes that exist: patterns, comma-separated; `*` matches anything, `!pattern` takes away"),
+  LATCHKEY_MEMBER_SCOPES: scopePatterns.prefault("!admin,!admin:*").describe("scopes that callers other than admins may grant"),
+  LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
+  LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
+  LATCHKEY_HASH_CONCURRENCY: count.optional().meta({ shown: "cores" }).describe("argon2 runs at once"),
+  LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one"),
+  LATCHKEY_LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "silent"], "must be trace, debug, info, warn, error or silent").prefault("info").describe("`debug` also logs each Verify"),
+};
+
+/** What the CLI's client commands read. */
+export const CLIENT_VARIABLES = {
+  LATCHKEY_URL: url.prefault("http://127.0.0.1:8080").describe("the service that `latchkey create`, `get`, … call"),
+  LATCHKEY_TOKEN: z.string().optional().meta({ secret: true }).describe("the bearer token they send"),
+};
+
+const schema = z.object(VARIABLES);
+const clientSchema = z.object(CLIENT_VARIABLES);
+type Settings = z.output<typeof schema>;
+
+/** User tokens are checked against exactly one of these; undefined: a development secret of the embedded mode. */
+export type TokenKey = { kind: "secret"; secret: string } | { kind: "publicKey"; pem: string } | { kind: "jwks"; url: string };
+
+export interface Config {
+  readonly listen: Address;
+  readonly opsListen: Address | "off";
+  readonly dataDir: string;
+  readonly cacheDir: string;
+  readonly path: string | undefined;
+  readonly mongodbUri: string | undefined;
+  readonly database: string;
+  readonly mongodBinary: string | undefined;
+  readonly keyPrefix: string;
+  /** The current prefix and the earlier ones. */
+  readonly keyPrefixes: readonly string[];
+  readonly peppers: readonly Pepper[] | undefined;
+  readonly tokenKey: TokenKey | undefined;
+  readonly tokenIssuer: string | undefined;
+  readonly tokenAudience: string | undefined;
+  readonly adminClaim: { name: string; value: string };
+  readonly verifyAuth: "none" | "token" | "jwt";
+  readonly verifyAudience: string | undefined;
+  readonly serviceTokens: readonly ServiceToken[];
+  readonly scopes: ScopePatterns;
+  readonly memberScopes: ScopePatterns;
+  readonly maxTtlMs: number | undefined;
+  readonly maxGraceMs: number;
+  readonly hashConcurrency: number | undefined;
+  readonly hashQueue: number;
+  readonly logLevel: Settings["LATCHKEY_LOG_LEVEL"];
+}
+
+/** The environment as a frozen configuration. Throws a StartupError that lists every problem at once. */
+export function readConfig(environment: Environment = process.env): Config {
+  const problems: string[] = [];
+  const parsed = schema.safeParse(withFiles(environment, problems));
+  const known = new Set([...Object.keys(VARIABLES), ...Object.keys(CLIENT_VARIABLES)].flatMap((name) => [name, `${name}_FILE`]));
+  for (const name of Object.keys(environment)) {
+    // A typo must not silently leave a limit unset.
+    if (name.startsWith("LATCHKEY_") && !known.has(name)) problems.push(`${name} is not a variable of Latchkey; see the README's table`);
+  }
+  for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
+  if (parsed.success) problems.push(...contradictions(parsed.data));
+  if (problems.length > 0 || !parsed.success) {
+    throw new StartupError(`The configuration has ${problems.length} problem(s):\n${problems.map((problem) => `  - ${problem}`).join("\n")}`);
+  }
+  return Object.freeze(toConfig(parsed.data, environment));
+}
+
+/** The settings of the CLI's client commands. */
+export function readClientConfig(environment: Environment = process.env): { url: string; token: string | undefined } {
+  const problems: string[] = [];
+  const parsed = clientSchema.safeParse(withFiles(environment, problems));
+  for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
+  if (problems.length > 0 || !parsed.success) throw new StartupError(problems.join("\n"));
+  return { url: parsed.data.LATCHKEY_URL, token: parsed.data.LATCHKEY_TOKEN };
+}
+
+/** Only a literal loopback address counts: a name may come to mean something else. */
+export function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
+}
+
+function contradictions(settings: Settings): string[] {
+  const problems: string[] = [];
+  const { MONGODB_URI: uri, LATCHKEY_VERIFY_AUTH: verifyAuth } = settings;
+  const tokenKeys = [settings.LATCHKEY_JWT_SECRET, settings.LATCHKEY_JWT_PUBLIC_KEY, settings.LATCHKEY_JWKS_URL].filter(
+    (value) => value !== undefined,
+  );
+  if (tokenKeys.length > 1) {
+    problems.push("LATCHKEY_JWT_SECRET, LATCHKEY_JWT_PUBLIC_KEY and LATCHKEY_JWKS_URL exclude each other: set exactly one");
+  }
+  if (uri !== undefined && tokenKeys.length === 0) {
+    problems.push(
+      "LATCHKEY_JWKS_URL, LATCHKEY_JWT_PUBLIC_KEY or LATCHKEY_JWT_SECRET must be set when MONGODB_URI is; a secret is made by: openssl rand -base64 48",
+    );
+  }
+  if (uri !== undefined && settings.LATCHKEY_PEPPERS === undefined) {
+    problems.push('LATCHKEY_PEPPERS must be set when MONGODB_URI is; make one: echo "p1:$(openssl rand -base64 32)"');
+  }
+  const { host } = settings.LATCHKEY_LISTEN;
+  if (!isLoopback(host) && verifyAuth === undefined) {
+    problems.push(`LATCHKEY_VERIFY_AUTH must be set when LATCHKEY_LISTEN is not a loopback address (it is ${host}): token, jwt or none`);
+  }
+  if (!isLoopback(host) && verifyAuth === "none" && settings.LATCHKEY_VERIFY_OPEN !== "yes") {
+    problems.push(`LATCHKEY_VERIFY_AUTH=none lets anyone who reaches ${host} call Verify; if that is meant, also set LATCHKEY_VERIFY_OPEN=yes`);
+  }
+  if (verifyAuth === "token" && settings.LATCHKEY_SERVICE_TOKENS === undefined) {
+    problems.push("LATCHKEY_SERVICE_TOKENS must be set when LATCHKEY_VERIFY_AUTH is token; make one: latchkey token --service gateway");
+  }
+  if (verifyAuth === "jwt" && settings.LATCHKEY_VERIFY_AUDIENCE === undefined) {
+    problems.push("LATCHKEY_VERIFY_AUDIENCE must be set when LATCHKEY_VERIFY_AUTH is jwt: the audience of service callers' tokens");
+  }
+  if (verifyAuth === "jwt" && settings.LATCHKEY_VERIFY_AUDIENCE === settings.LATCHKEY_JWT_AUDIENCE) {
+    problems.push("LATCHKEY_VERIFY_AUDIENCE must differ from LATCHKEY_JWT_AUDIENCE, or any user could call Verify");
+  }
+  return problems;
+}
+
+function toConfig(settings: Settings, environment: Environment): Config {
+  return {
+    listen: settings.LATCHKEY_LISTEN,
+    opsListen: settings.LATCHKEY_OPS_LISTEN,
+    dataDir: resolve(settings.LATCHKEY_DATA_DIR),
+    cacheDir: join(environment.XDG_CACHE_HOME || join(homedir(), ".cache"), "latchkey"),
+    path: environment.PATH,
+    mongodbUri: settings.MONGODB_URI,
+    database: settings.MONGODB_DATABASE,
+    mongodBinary: settings.MONGOD_BINARY,
+    keyPrefix: settings.LATCHKEY_KEY_PREFIX,
+    keyPrefixes: [settings.LATCHKEY_KEY_PREFIX, ...settings.LATCHKEY_KEY_PREFIX_ALSO],
+    peppers: settings.LATCHKEY_PEPPERS,
+    tokenKey: tokenKey(settings),
+    tokenIssuer: settings.LATCHKEY_JWT_ISSUER,
+    tokenAudience: settings.LATCHKEY_JWT_AUDIENCE,
+    adminClaim: settings.LATCHKEY_ADMIN_CLAIM,
+    verifyAuth: settings.LATCHKEY_VERIFY_AUTH ?? "none",
+    verifyAudience: settings.LATCHKEY_VERIFY_AUDIENCE,
+    serviceTokens: settings.LATCHKEY_SERVICE_TOKENS ?? [],
+    scopes: settings.LATCHKEY_SCOPES,
+    memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
+    maxTtlMs: settings.LATCHKEY_MAX_TTL,
+    maxGraceMs: settings.LATCHKEY_MAX_GRACE,
+    hashConcurrency: settings.LATCHKEY_HASH_CONCURRENCY,
+    hashQueue: settings.LATCHKEY_HASH_QUEUE,
+    logLevel: settings.LATCHKEY_LOG_LEVEL,
+  };
+}
+
+function tokenKey(settings: Settings): TokenKey | undefined {
+  if (settings.LATCHKEY_JWT_SECRET !== undefined) return { kind: "secret", secret: settings.LATCHKEY_JWT_SECRET };
+  if (settings.LATCHKEY_JWT_PUBLIC_KEY !== undefined) return { kind: "publicKey", pem: settings.LATCHKEY_JWT_PUBLIC_KEY };
+  if (settings.LATCHKEY_JWKS_URL !== undefined) return { kind: "jwks", url: settings.LATCHKEY_JWKS_URL };
+  return undefined;
+}
+
+/** Secrets may also come from files, so that they need not stand in an environment. Empty values count as unset. */
+function withFiles(environment: Environment, problems: string[]): Environment {
+  const values: Environment = {};
+  for (const [name, type] of Object.entries({ ...VARIABLES, ...CLIENT_VARIABLES })) {
+    const value = environment[name] || undefined;
+    const file = isSecret(type) ? environment[`${name}_FILE`] : undefined;
+    if (value !== undefined && file) problems.push(`${name} and ${name}_FILE exclude each other`);
+    values[name] = file ? readSecret(name, file, problems) : value;
+  }
+  return values;
+}
+
+function readSecret(name: string, file: string, problems: string[]): string | undefined {
+  try {
+    return readFileSync(file, "utf8").replace(/\r?\n$/, "");
+  } catch (error) {
+    problems.push(`${name}_FILE can't be read: ${(error as Error).message}`);
+    return undefined;
+  }
+}
+
+export function isSecret(type: z.ZodType): boolean {
+  return z.globalRegistry.get(type)?.secret === true;
+}
+
+function fail(context: z.RefinementCtx, message: string): never {
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+}

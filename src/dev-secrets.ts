@@ -1,0 +1,57 @@
+import { randomBytes } from "node:crypto";
+import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { SignJWT } from "jose";
+import { StartupError } from "./startup-error.ts";
+
+/** What an embedded service needs and nobody configured. Made once, kept in the data directory, readable by its owner only. */
+export interface DevSecrets {
+  jwtSecret: string;
+  pepper: string;
+}
+
+const FILE = "secrets.json";
+
+/** The secrets of this data directory, or undefined when there are none yet. */
+export function readDevSecrets(dataDir: string): DevSecrets | undefined {
+  const file = join(dataDir, FILE);
+  try {
+    const parsed = JSON.parse(readFileSync(file, "utf8")) as Partial<DevSecrets>;
+    if (typeof parsed.jwtSecret === "string" && typeof parsed.pepper === "string") return parsed as DevSecrets;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    if (error instanceof SyntaxError) throw damaged(file);
+    throw new StartupError(`${file} can't be read (${(error as Error).message}). Run as the user who owns the data directory.`);
+  }
+  throw damaged(file);
+}
+
+/** As `readDevSecrets`, making them if need be. Only the holder of the data directory may call this. */
+export function ensureDevSecrets(dataDir: string): DevSecrets {
+  const present = readDevSecrets(dataDir);
+  if (present !== undefined) return present;
+  const made: DevSecrets = { jwtSecret: randomBytes(48).toString("base64url"), pepper: randomBytes(32).toString("base64") };
+  const file = join(dataDir, FILE);
+  // Written aside and renamed, so that a crash leaves the whole file or none.
+  writeFileSync(`${file}.new`, `${JSON.stringify(made, null, 2)}\n`, { mode: 0o600 });
+  renameSync(`${file}.new`, file);
+  return made;
+}
+
+/** A development user token (HS256). `role=admin` marks an admin. */
+export async function mintDevToken(
+  secret: string,
+  { user, admin, ttlS, now }: { user: string; admin: boolean; ttlS: number; now: Date },
+): Promise<string> {
+  const issuedAt = Math.floor(now.getTime() / 1_000);
+  return new SignJWT({ role: admin ? "admin" : "member" })
+    .setProtectedHeader({ alg: "HS256", typ: "JWT" })
+    .setSubject(user)
+    .setIssuedAt(issuedAt)
+    .setExpirationTime(issuedAt + ttlS)
+    .sign(new TextEncoder().encode(secret));
+}
+
+function damaged(file: string): StartupError {
+  return new StartupError(`${file} is damaged. Restore it, or delete it: user tokens are then void, and each key costs one argon2 to verify again.`);
+}

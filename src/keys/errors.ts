@@ -1,0 +1,59 @@
+/** The words of `ErrorReason` in the proto, where each is documented. */
+export type ErrorReason =
+  | "UNAUTHENTICATED"
+  | "API_KEY_NOT_ALLOWED"
+  | "SCOPE_FORBIDDEN"
+  | "ADMIN_REQUIRED"
+  | "INVALID_ARGUMENT"
+  | "CONFLICT"
+  | "KEY_EXISTS"
+  | "NO_KEY"
+  | "OVERLOADED"
+  | "DB_UNAVAILABLE"
+  | "DB_ERROR"
+  | "INTERNAL_ERROR"
+  | "DEADLINE_EXCEEDED";
+
+export interface FieldViolation {
+  /** The field's name in the proto, for example `scopes[3]`. */
+  field: string;
+  /** A sentence about it. Never the value of a secret field. */
+  description: string;
+}
+
+export interface KeyErrorDetails {
+  violations?: FieldViolation[];
+  metadata?: Record<string, string>;
+  /** Present: the same call may be repeated after this time. Absent: it must not be. */
+  retryAfterMs?: number;
+  /** For the log only; never sent. */
+  cause?: unknown;
+}
+
+/** An answer that is a refusal. `message` is read by callers; `cause` only by the log. */
+export class KeyError extends Error {
+  override readonly name = "KeyError";
+  readonly violations: FieldViolation[];
+  readonly metadata: Record<string, string>;
+  readonly retryAfterMs: number | undefined;
+
+  constructor(
+    readonly reason: ErrorReason,
+    message: string,
+    details: KeyErrorDetails = {},
+  ) {
+    super(message, { cause: details.cause });
+    this.violations = details.violations ?? [];
+    this.metadata = details.metadata ?? {};
+    this.retryAfterMs = details.retryAfterMs;
+  }
+}
+
+export function invalid(violations: FieldViolation[]): KeyError {
+  const message = violations.map((v) => `${v.field}: ${v.description}`).join("; ");
+  return new KeyError("INVALID_ARGUMENT", message, { violations });
+}
+
+export function deadlineExceeded(): KeyError {
+  return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed before the change was made. Nothing was written.");
+}

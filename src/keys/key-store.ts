@@ -1,0 +1,42 @@
+import type { Fingerprint, KeyRecord } from "./key.ts";
+
+/** A user's keys that are stored as active or retiring; whether they have run out since is the reader's to judge. */
+export interface CurrentKeys {
+  active?: KeyRecord | undefined;
+  retiring?: KeyRecord | undefined;
+}
+
+/** What is to be written, and the answer once it is. */
+export interface Change<T> {
+  /** Records as they shall be, with the `rev` they were read with. Written in this order, before `insert`. */
+  update: KeyRecord[];
+  insert?: KeyRecord;
+  answer: T;
+}
+
+/**
+ * Where records live. Every method fails with a KeyError: DB_UNAVAILABLE (a change may still have been made),
+ * DB_ERROR, DEADLINE_EXCEEDED. `deadlineMs` is on the clock of `performance.now()`.
+ */
+export interface KeyStore {
+  /** The record with this id. Must reflect every write acknowledged, by any process, before the call. */
+  findById(id: string, deadlineMs: number): Promise<KeyRecord | undefined>;
+
+  /**
+   * The user's current keys. Must reflect every write acknowledged before the call; at some moment during the call
+   * there was no other active or retiring key than those returned.
+   */
+  findCurrent(userId: string, deadlineMs: number): Promise<CurrentKeys>;
+
+  /**
+   * Reads the user's current keys and writes what `decide` makes of them, as one transaction: all of it, or nothing.
+   * `decide` must be pure; it is called again when another change came between, with a later `now`. A KeyError that it
+   * throws is a refusal: nothing is written, and it is passed on only once a read as strong as `findCurrent`'s led to
+   * it too. Must never leave two active keys, or two retiring ones, of one user, whoever else writes. CONFLICT when
+   * others kept changing the same user's keys until the deadline. Must write nothing that starts after `deadlineMs`.
+   */
+  change<T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>): Promise<T>;
+
+  /** Replaces a record's fingerprint unless another change came between. */
+  setFingerprint(record: KeyRecord, fingerprint: Fingerprint, deadlineMs: number): Promise<void>;
+}

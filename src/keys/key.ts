@@ -1,0 +1,68 @@
+/** A MAC of the secret under one of the service's peppers. */
+export interface Fingerprint {
+  /** The pepper's id in the ring. */
+  pepper: string;
+  /** HMAC-SHA-256, 32 bytes. */
+  mac: Uint8Array;
+}
+
+/** What is stored of a key. One record a key; it is never deleted by a caller. */
+export interface KeyRecord {
+  id: string;
+  userId: string;
+  name?: string | undefined;
+  /** The whole key prefix it was minted with, for example `lk`. */
+  prefix: string;
+  scopes: string[];
+  /** As stored. What holds at a moment is told by `statusAt`. */
+  state: StoredState;
+  createdAt: Date;
+  expiresAt?: Date | undefined;
+  retiresAt?: Date | undefined;
+  revokedAt?: Date | undefined;
+  revocationReason?: string | undefined;
+  lastUsedAt?: Date | undefined;
+  /** argon2id, as a PHC string: the credential of record. */
+  secretHash: string;
+  fingerprint?: Fingerprint | undefined;
+  /** One more at each write. */
+  rev: number;
+}
+
+export type StoredState = "active" | "retiring" | "revoked" | "expired";
+
+export interface Status {
+  state: StoredState;
+  revokedAt?: Date | undefined;
+  revocationReason?: string | undefined;
+}
+
+/** The reason of keys that Refresh replaced. Callers can't send it. */
+export const SUPERSEDED = "superseded";
+
+/** The state of `record` at `now`: an explicit revocation outranks expiry, and expiry the end of a grace period. */
+export function statusAt(record: KeyRecord, now: Date): Status {
+  if (record.state === "revoked") {
+    return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
+  }
+  if (record.state === "expired" || isPast(record.expiresAt, now)) return { state: "expired" };
+  if (record.state === "retiring" && isPast(record.retiresAt, now)) {
+    return { state: "revoked", revokedAt: record.retiresAt, revocationReason: SUPERSEDED };
+  }
+  return { state: record.state };
+}
+
+/** True while the key may be used. */
+export function isLive(record: KeyRecord, now: Date): boolean {
+  const { state } = statusAt(record, now);
+  return state === "active" || state === "retiring";
+}
+
+/** What people are shown to tell keys apart: no bit of the secret is in it. */
+export function displayPrefix(record: Pick<KeyRecord, "prefix" | "id">): string {
+  return `${record.prefix}_${record.id.slice(0, 8)}`;
+}
+
+function isPast(end: Date | undefined, now: Date): boolean {
+  return end !== undefined && end <= now;
+}

@@ -1,0 +1,126 @@
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
+import {
+  type ApiKey,
+  ApiKeySchema,
+  type ApiKeyService,
+  Consistency,
+  Outcome,
+  State,
+  type VerifyResponseSchema,
+} from "#gen/latchkey/v1/api_key_service_pb";
+import { invalid } from "../keys/errors.ts";
+import { displayPrefix, type KeyRecord, statusAt } from "../keys/key.ts";
+import type { Caller, KeyManager } from "../keys/manage.ts";
+import type { Lifetime } from "../keys/policy.ts";
+import type { VerifyKey } from "../keys/verify.ts";
+import { caller, logged } from "./interceptors.ts";
+
+export interface ApiKeyServiceParts {
+  keys: KeyManager;
+  verify: VerifyKey;
+  clock: () => Date;
+}
+
+/** A call that names no deadline gets this one; none gets more. */
+const MAX_CALL_MS = 10_000;
+
+const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.REVOKED, expired: State.EXPIRED };
+const OUTCOMES = {
+  valid: Outcome.VALID,
+  malformed: Outcome.MALFORMED,
+  not_found: Outcome.NOT_FOUND,
+  revoked: Outcome.REVOKED,
+  expired: Outcome.EXPIRED,
+  insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
+};
+
+export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts): ServiceImpl<typeof ApiKeyService> {
+  const describe = (record: KeyRecord): ApiKey => toApiKey(record, clock());
+
+  return {
+    async create(request, context) {
+      const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
+      const { record, key } = await keys.create(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: record.id });
+      return { apiKey: describe(record), key };
+    },
+
+    async get(request, context) {
+      const record = await keys.get(callerOf(context), request.userId, deadlineOf(context));
+      note(context, { keyId: record.id });
+      return { apiKey: describe(record) };
+    },
+
+    async refresh(request, context) {
+      const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
+      const refreshed = await keys.refresh(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: refreshed.record.id });
+      const { record, key, previous, previousKeyRevoked } = refreshed;
+      return { apiKey: describe(record), key, previousKeyRevoked, ...(previous && { previous: describe(previous) }) };
+    },
+
+    async revoke(request, context) {
+      const { active, retiring } = await keys.revoke(callerOf(context), request.userId, request.reason, deadlineOf(context));
+      const first = (active ?? retiring)!;
+      note(context, { keyId: first.id });
+      return {
+        message: "The API key was revoked.",
+        revokedKeyPrefix: displayPrefix(first),
+        ...(active && { apiKey: describe(active) }),
+        alsoRevoked: retiring ? [describe(retiring)] : [],
+      };
+    },
+
+    async verify(request, context) {
+      if (Consistency[request.consistency] === undefined) {
+        throw invalid([{ field: "consistency", description: `${request.consistency} is not a consistency` }]);
+      }
+      const { outcome, record, missingScopes, asOf } = await verify(request.key, request.requiredScopes, deadlineOf(context));
+      note(context, { outcome, ...(record && { keyId: record.id }) });
+      const answer: MessageInitShape<typeof VerifyResponseSchema> = {
+        outcome: OUTCOMES[outcome],
+        missingScopes,
+        asOf: timestampFromDate(asOf),
+      };
+      return record ? { ...answer, apiKey: describe(record) } : answer;
+    },
+  };
+}
+
+export function toApiKey(record: KeyRecord, now: Date): ApiKey {
+  const { state, revokedAt, revocationReason } = statusAt(record, now);
+  return create(ApiKeySchema, {
+    id: record.id,
+    userId: record.userId,
+    name: record.name ?? "",
+    prefix: displayPrefix(record),
+    scopes: record.scopes,
+    state: STATES[state],
+    createdAt: timestampFromDate(record.createdAt),
+    ...(record.expiresAt && { expiresAt: timestampFromDate(record.expiresAt) }),
+    ...(record.retiresAt && { retiresAt: timestampFromDate(record.retiresAt) }),
+    ...(revokedAt && { revokedAt: timestampFromDate(revokedAt) }),
+    ...(record.lastUsedAt && { lastUsedAt: timestampFromDate(record.lastUsedAt) }),
+    revocationReason: revocationReason ?? "",
+  });
+}
+
+function callerOf(context: HandlerContext): Caller {
+  const found = context.values.get(caller);
+  if (found === undefined) throw new Error("a management method was reached without a caller");
+  return found;
+}
+
+function deadlineOf(context: HandlerContext): number {
+  return performance.now() + Math.min(context.timeoutMs() ?? MAX_CALL_MS, MAX_CALL_MS);
+}
+
+function note(context: HandlerContext, fields: { keyId?: string; outcome?: string }): void {
+  Object.assign(context.values.get(logged), fields);
+}
+
+function lifetimeOf(lifetime: { case: "ttl" | "expiresAt"; value: Lifetime["value"] } | { case: undefined; value?: undefined }) {
+  return lifetime.case === undefined ? undefined : ({ case: lifetime.case, value: lifetime.value } satisfies Lifetime);
+}

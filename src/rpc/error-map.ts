@@ -1,0 +1,45 @@
+import { Code, ConnectError } from "@connectrpc/connect";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
+import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
+import { type ErrorReason, KeyError } from "../keys/errors.ts";
+
+export const ERROR_DOMAIN = "latchkey.v1";
+
+export const CODES: Record<ErrorReason, Code> = {
+  UNAUTHENTICATED: Code.Unauthenticated,
+  API_KEY_NOT_ALLOWED: Code.PermissionDenied,
+  SCOPE_FORBIDDEN: Code.PermissionDenied,
+  ADMIN_REQUIRED: Code.PermissionDenied,
+  INVALID_ARGUMENT: Code.InvalidArgument,
+  CONFLICT: Code.Aborted,
+  KEY_EXISTS: Code.AlreadyExists,
+  NO_KEY: Code.NotFound,
+  OVERLOADED: Code.ResourceExhausted,
+  DB_UNAVAILABLE: Code.Unavailable,
+  DB_ERROR: Code.Internal,
+  INTERNAL_ERROR: Code.Internal,
+  DEADLINE_EXCEEDED: Code.DeadlineExceeded,
+};
+
+/** The one place where a refusal becomes an RPC error. Of INTERNAL errors only an id is sent; the cause is in the log under it. */
+export function toConnectError(error: KeyError, errorId: string): ConnectError {
+  const code = CODES[error.reason];
+  const metadata = code === Code.Internal ? { ...error.metadata, error_id: errorId } : error.metadata;
+  const message = code === Code.Internal ? `${error.message} The cause is in the log under ${errorId}.` : error.message;
+  const connectError = new ConnectError(message, code, undefined, [
+    { desc: ErrorInfoSchema, value: { reason: error.reason, domain: ERROR_DOMAIN, metadata } },
+  ]);
+  if (error.violations.length > 0) {
+    connectError.details.push({ desc: BadRequestSchema, value: { fieldViolations: error.violations } });
+  }
+  if (error.retryAfterMs !== undefined) {
+    connectError.details.push({ desc: RetryInfoSchema, value: { retryDelay: durationFromMs(error.retryAfterMs) } });
+  }
+  return connectError;
+}
+
+/** What went wrong, as a KeyError: anything that is not one is a defect. Connect's own errors pass through the caller. */
+export function asKeyError(error: unknown): KeyError {
+  if (error instanceof KeyError) return error;
+  return new KeyError("INTERNAL_ERROR", "Something went wrong inside the service.", { cause: error });
+}

@@ -1,0 +1,141 @@
+import type { ContextKey } from "@connectrpc/connect";
+import { createContextKey, createContextValues } from "@connectrpc/connect";
+import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
+import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
+import { fromBinary, fromJsonString, type DescMessage } from "@bufbuild/protobuf";
+import { base64Decode } from "@bufbuild/protobuf/wire";
+import { invalid, type KeyError } from "../keys/errors.ts";
+
+/** Set on a request whose message can't be decoded: the interceptors refuse it before the handler runs. */
+export const undecodable: ContextKey<KeyError | undefined> = createContextKey<KeyError | undefined>(undefined);
+
+/**
+ * Decodes a unary message before Connect does, so that a malformed one is INVALID_ARGUMENT with a reason in every
+ * protocol. Connect says INTERNAL for malformed protobuf, takes unknown JSON fields in silence (`{"tll":"60s"}` would
+ * make a permanent key), and repeats what V8 says of bad JSON, which quotes the input: it may hold a key.
+ */
+export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): UniversalHandler {
+  if (handler.method.methodKind !== "unary") return handler;
+  const { input } = handler.method;
+
+  const strict = async (request: UniversalServerRequest) => {
+    const { values, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
+    const message = await messageOf(request, values, maxBytes);
+    const fault = message && decodingFault(input, message);
+    if (fault === undefined) return handler({ ...request, body: replay });
+    const contextValues = (request.contextValues ?? createContextValues()).set(undecodable, fault);
+    return handler({ ...request, ...emptyMessage(request), contextValues });
+  };
+  return Object.assign(strict, handler);
+}
+
+const ENVELOPE_BYTES = 5;
+const DECOMPRESSORS = new Map([compressionGzip, compressionBrotli].map((one) => [one.name, one]));
+
+interface Message {
+  bytes: Uint8Array;
+  json: boolean;
+}
+
+/** The message's bytes, or undefined where Connect is to say what is wrong (size, framing, compression, content type). */
+async function messageOf(request: UniversalServerRequest, body: Uint8Array | undefined, maxBytes: number): Promise<Message | undefined> {
+  if (request.method === "GET") return messageOfQuery(request, maxBytes);
+  const type = request.header.get("content-type") ?? "";
+  const match = /^application\/(grpc-web|grpc|)(?:\+?(proto|json))?(?:$|[ ;])/i.exec(type);
+  if (match === null || body === undefined) return undefined;
+  const json = match[2]?.toLowerCase() === "json";
+  if (match[1] === "") return unpack(body, request.header.get("content-encoding"), json, maxBytes);
+  const length = body.length >= ENVELOPE_BYTES ? new DataView(body.buffer, body.byteOffset).getUint32(1) : -1;
+  if (body.length !== ENVELOPE_BYTES + length) return undefined;
+  const compressed = ((body[0] ?? 0) & 1) === 1;
+  return unpack(body.subarray(ENVELOPE_BYTES), compressed ? request.header.get("grpc-encoding") : null, json, maxBytes);
+}
+
+async function messageOfQuery(request: UniversalServerRequest, maxBytes: number): Promise<Message | undefined> {
+  const query = new URL(request.url).searchParams;
+  const text = query.get("message") ?? "";
+  try {
+    const bytes = query.get("base64") === "1" ? base64Decode(text) : new TextEncoder().encode(text);
+    return await unpack(bytes, query.get("compression"), query.get("encoding") === "json", maxBytes);
+  } catch {
+    // No base64: as undecodable as a message can be.
+    return { bytes: Uint8Array.of(0xff), json: false };
+  }
+}
+
+async function unpack(bytes: Uint8Array, encoding: string | null, json: boolean, maxBytes: number): Promise<Message | undefined> {
+  if (encoding === null || encoding === "identity") return { bytes, json };
+  try {
+    const unpacked = await DECOMPRESSORS.get(encoding)?.decompress(bytes, maxBytes);
+    return unpacked && { bytes: unpacked, json };
+  } catch {
+    return undefined;
+  }
+}
+
+function decodingFault(input: DescMessage, { bytes, json }: Message): KeyError | undefined {
+  try {
+    if (json) fromJsonString(input, new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    else fromBinary(input, bytes);
+    return undefined;
+  } catch (error) {
+    return invalid([describe(error, input, json)]);
+  }
+}
+
+/** Names the field at fault where protobuf-es does, and never a value: it could be a key. */
+function describe(error: unknown, input: DescMessage, json: boolean) {
+  const text = error instanceof Error ? error.message : "";
+  const unknown = /key "([A-Za-z_][0-9A-Za-z_]{0,63})" is unknown$/.exec(text)?.[1];
+  if (unknown !== undefined) return { field: unknown, description: `is not a field of ${input.typeName}` };
+  const field = input.fields.find(({ name }) => text.includes(`field ${input.typeName}.${name} `))?.name;
+  if (field !== undefined) return { field, description: "does not hold a value of its type" };
+  const oneof = input.oneofs.find(({ name }) => text.includes(`oneof ${input.typeName}.${name}`));
+  if (oneof !== undefined) {
+    return { field: oneof.name, description: `takes only one of ${oneof.fields.map(({ name }) => name).join(" and ")}` };
+  }
+  return { field: "", description: `the message is not a well-formed ${input.typeName} in ${json ? "JSON" : "protobuf"}` };
+}
+
+/** Reads up to `maxBytes`; `values` is undefined beyond. `replay` yields the same body again in either case. */
+async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number) {
+  const source = (body as AsyncIterable<Uint8Array>)[Symbol.asyncIterator]();
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  let failure: unknown;
+  let ended = false;
+  while (!ended && size <= maxBytes) {
+    try {
+      const next = await source.next();
+      ended = next.done === true;
+      if (next.done) break;
+      chunks.push(next.value);
+      size += next.value.length;
+    } catch (error) {
+      failure = error;
+      break;
+    }
+  }
+  async function* replay(): AsyncGenerator<Uint8Array> {
+    yield* chunks;
+    if (failure !== undefined) throw failure;
+    if (!ended) yield* { [Symbol.asyncIterator]: () => source };
+  }
+  return { values: ended ? Buffer.concat(chunks) : undefined, replay: replay() };
+}
+
+/** A stand-in that decodes in the request's own protocol, so that Connect reaches the interceptors. */
+function emptyMessage(request: UniversalServerRequest): Pick<UniversalServerRequest, "url" | "header" | "body"> {
+  const header = new Headers(request.header);
+  for (const name of ["content-encoding", "content-length", "grpc-encoding"]) header.delete(name);
+  const type = header.get("content-type") ?? "";
+  const json = Buffer.from(/json/i.test(type) ? "{}" : "");
+  const body = /grpc/i.test(type) ? Buffer.concat([Buffer.from([0, 0, 0, 0, json.length]), json]) : json;
+  const url = new URL(request.url);
+  for (const name of ["message", "base64", "compression"]) url.searchParams.delete(name);
+  if (url.searchParams.get("encoding") === "json") url.searchParams.set("message", "{}");
+  async function* once() {
+    yield body;
+  }
+  return { url: url.toString(), header, body: once() };
+}

@@ -1,0 +1,190 @@
+import { randomBytes } from "node:crypto";
+import { availableParallelism } from "node:os";
+import { file_google_rpc_error_details } from "#gen/google/rpc/error_details_pb";
+import { file_grpc_reflection_v1_reflection } from "#gen/grpc/reflection/v1/reflection_pb";
+import { file_grpc_reflection_v1alpha_reflection } from "#gen/grpc/reflection/v1alpha/reflection_pb";
+import { file_health_v1_health } from "#gen/health/v1/health_pb";
+import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
+import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
+import type { Config, TokenKey } from "./config.ts";
+import { type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { createHashGate } from "./keys/hash-gate.ts";
+import { createKeyManager } from "./keys/manage.ts";
+import { createSecretKeeper, type Pepper } from "./keys/secret.ts";
+import { createKeyVerifier } from "./keys/verify.ts";
+import { createRequestHandler } from "./rpc/adapter.ts";
+import { createApiKeyService } from "./rpc/api-key-service.ts";
+import { createHealth } from "./rpc/health.ts";
+import { createInterceptors } from "./rpc/interceptors.ts";
+import { reflectionRoutes } from "./rpc/reflection.ts";
+import { createAuthenticator, type VerifyAuth } from "./rpc/tokens.ts";
+import type { StartupError } from "./startup-error.ts";
+import { connect } from "./store/connection.ts";
+import { createKeyStore } from "./store/keys.ts";
+import { startMongod } from "./store/mongod.ts";
+import { ensureSchema } from "./store/schema.ts";
+import { createMetrics, type Logger } from "./telemetry.ts";
+import { listen } from "./transport/listener.ts";
+import { listenOps } from "./transport/ops.ts";
+
+export interface ServerHooks {
+  log: Logger;
+  /** Progress for people while a database is fetched or started. */
+  say: (line: string) => void;
+  terminal?: NodeJS.WriteStream | undefined;
+  /** The service can't go on; it must be stopped. */
+  onFatal: (error: StartupError) => void;
+  clock?: () => Date;
+}
+
+export interface Server {
+  /** host:port of the public port. */
+  readonly address: string;
+  readonly opsAddress: string | undefined;
+  /** The secret that development tokens are signed with; undefined when tokens are configured. */
+  readonly devTokenSecret: string | undefined;
+  /** Not serving → in-flight calls finish → everything is released. Idempotent. */
+  stop(): Promise<void>;
+}
+
+const DRAIN_MS = 10_000;
+const DATABASE_CHECK_MS = 1_000;
+
+/** Puts the service together and starts it. What was acquired is released in reverse, at a failed start as at `stop`. */
+export async function startServer(config: Config, hooks: ServerHooks): Promise<Server> {
+  const { log, clock = () => new Date() } = hooks;
+  const cleanUps: (() => Promise<void> | void)[] = [];
+  const release = async () => {
+    for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp();
+  };
+  try {
+    const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
+    const database = await connect(uri);
+    cleanUps.push(() => database.close());
+    await ensureSchema(database.client.db(config.database));
+
+    const gate = createHashGate({ concurrency: config.hashConcurrency ?? availableParallelism(), queue: config.hashQueue });
+    const secrets = createSecretKeeper(config.peppers ?? [developmentPepper(devSecrets!)], gate);
+    const store = createKeyStore(database.client, config.database, clock);
+    const policy = { scopes: config.scopes, memberScopes: config.memberScopes, maxTtlMs: config.maxTtlMs, maxGraceMs: config.maxGraceMs };
+    const keys = createKeyManager({ store, secrets, policy, prefix: config.keyPrefix, clock, randomBytes });
+    const verify = createKeyVerifier({
+      ...{ store, secrets, prefixes: config.keyPrefixes, clock },
+      onRenewalFailed: (error) => log.warn({ event: "fingerprint_renewal_failed", err: error }, "a fingerprint could not be renewed"),
+    });
+
+    const authenticator = await createAuthenticator(
+      {
+        key: config.tokenKey ?? developmentKey(devSecrets!),
+        ...{ issuer: config.tokenIssuer, audience: config.tokenAudience, adminClaim: config.adminClaim, clock },
+      },
+      verifyAuth(config),
+    );
+    const metrics = createMetrics();
+    metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
+    metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
+    const health = createHealth([ApiKeyService.typeName]);
+    metrics.gauge("latchkey_serving", "1 while calls are served, 0 while MongoDB is away or the service drains", () => Number(health.serving));
+
+    const handler = createRequestHandler({
+      interceptors: createInterceptors({ log, metrics, authenticator }),
+      routes: (router) => {
+        router.service(ApiKeyService, createApiKeyService({ keys, verify, clock }));
+        health.routes(router);
+        reflectionRoutes(SERVED_FILES)(router);
+      },
+    });
+    const ops = config.opsListen === "off" ? undefined : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
+    cleanUps.push(() => ops?.close());
+    const listener = await listen({ ...config.listen, handler });
+    health.set(true);
+    cleanUps.push(async () => {
+      health.drain();
+      await listener.close(DRAIN_MS);
+    });
+    cleanUps.push(watchDatabase(database, (up) => {
+      log[up ? "info" : "error"]({ event: up ? "database_up" : "database_down" }, up ? "MongoDB answers again" : "MongoDB does not answer");
+      health.set(up);
+    }));
+
+    let stopping: Promise<void> | undefined;
+    return {
+      address: listener.address,
+      opsAddress: ops?.address,
+      devTokenSecret: devSecrets?.jwtSecret,
+      stop: () => {
+        stopping ??= release();
+        return stopping;
+      },
+    };
+  } catch (error) {
+    await release();
+    throw error;
+  }
+}
+
+const SERVED_FILES = [
+  file_latchkey_v1_api_key_service,
+  file_latchkey_v1_error_reason,
+  file_health_v1_health,
+  file_grpc_reflection_v1_reflection,
+  file_grpc_reflection_v1alpha_reflection,
+  file_google_rpc_error_details,
+];
+
+async function openDatabase(
+  config: Config,
+  { log, say, terminal, onFatal }: ServerHooks,
+  cleanUps: (() => Promise<void> | void)[],
+): Promise<{ uri: string; devSecrets: DevSecrets | undefined }> {
+  if (config.mongodbUri !== undefined) return { uri: config.mongodbUri, devSecrets: undefined };
+  const mongod = await startMongod({
+    ...{ dataDir: config.dataDir, cacheDir: config.cacheDir, binary: config.mongodBinary, path: config.path },
+    ...{ say, terminal, onLost: onFatal },
+  });
+  cleanUps.push(() => mongod.stop());
+  log.debug({ event: "mongod_started", pid: mongod.pid }, "embedded MongoDB started");
+  const needed = config.tokenKey === undefined || config.peppers === undefined;
+  return { uri: mongod.uri, devSecrets: needed ? ensureDevSecrets(config.dataDir) : undefined };
+}
+
+/** Asks the primary every second, and reports each change. Returns what ends it. */
+function watchDatabase(database: { reachable(timeoutMs: number): Promise<boolean> }, onChange: (up: boolean) => void): () => Promise<void> {
+  let up = true;
+  let ended = false;
+  let wake = () => {};
+  const done = (async () => {
+    while (!ended) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, DATABASE_CHECK_MS);
+        wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+      if (ended) return;
+      const reachable = await database.reachable(2 * DATABASE_CHECK_MS);
+      if (reachable !== up && !ended) onChange(reachable);
+      up = reachable;
+    }
+  })();
+  return () => {
+    ended = true;
+    wake();
+    return done;
+  };
+}
+
+function developmentPepper({ pepper }: DevSecrets): Pepper {
+  return { id: "dev", secret: Buffer.from(pepper, "base64") };
+}
+
+function developmentKey({ jwtSecret }: DevSecrets): TokenKey {
+  return { kind: "secret", secret: jwtSecret };
+}
+
+function verifyAuth(config: Config): VerifyAuth {
+  if (config.verifyAuth === "token") return { kind: "token", tokens: config.serviceTokens };
+  if (config.verifyAuth === "jwt") return { kind: "jwt", audience: config.verifyAudience! };
+  return { kind: "none" };
+}

@@ -1,0 +1,71 @@
+import { MongoClient, type MongoClientOptions } from "mongodb";
+import { StartupError } from "../startup-error.ts";
+
+export interface Connection {
+  readonly client: MongoClient;
+  /** Whether the primary answers, within `timeoutMs`. Never throws. */
+  reachable(timeoutMs: number): Promise<boolean>;
+  close(): Promise<void>;
+}
+
+/** No operation takes longer, whatever its caller would wait for. */
+export const OPERATION_TIMEOUT_MS = 5_000;
+const FIRST_CONTACT_MS = 10_000;
+
+// Set here, not in the URI, so that nothing in MONGODB_URI weakens what the store promises.
+const OPTIONS: MongoClientOptions = {
+  appName: "latchkey",
+  timeoutMS: OPERATION_TIMEOUT_MS,
+  serverSelectionTimeoutMS: 2_000,
+  connectTimeoutMS: 2_000,
+  heartbeatFrequencyMS: 2_000,
+  minPoolSize: 4,
+  readPreference: "primary",
+  readConcern: { level: "majority" },
+  writeConcern: { w: "majority" },
+  retryReads: true,
+  retryWrites: true,
+};
+
+/** Connects to a replica set or a sharded cluster; anything else is refused with a StartupError. */
+export async function connect(uri: string): Promise<Connection> {
+  const client = openClient(uri);
+  try {
+    const hello = await client.db("admin").command({ hello: 1 }, { timeoutMS: FIRST_CONTACT_MS });
+    if (hello.setName === undefined && hello.msg !== "isdbgrid") {
+      throw new StartupError(
+        "MONGODB_URI points to a standalone MongoDB server. Latchkey needs transactions and change streams, which only " +
+          'a replica set or a sharded cluster has: start mongod with --replSet rs0, run rs.initiate() once, and add "?replicaSet=rs0" to the URI.',
+      );
+    }
+  } catch (error) {
+    await client.close();
+    if (error instanceof StartupError) throw error;
+    // The driver's messages name hosts and reasons, and no credentials.
+    const why = error instanceof Error ? error.message : String(error);
+    throw new StartupError(
+      `MongoDB could not be reached (${why}). Check MONGODB_URI: hosts, user and password, and that the replica set has a primary.`,
+    );
+  }
+  return {
+    client,
+    reachable: (timeoutMs) =>
+      client
+        .db("admin")
+        .command({ ping: 1 }, { timeoutMS: timeoutMs, readPreference: "primary" })
+        .then(
+          () => true,
+          () => false,
+        ),
+    close: () => client.close(),
+  };
+}
+
+function openClient(uri: string): MongoClient {
+  try {
+    return new MongoClient(uri, OPTIONS);
+  } catch {
+    // The driver quotes parts of the URI, password included: its message is not repeated.
+    throw new StartupError("MONGODB_URI is not a valid MongoDB connection string. Expected: mongodb://host:27017/?replicaSet=rs0");
+  }
+}

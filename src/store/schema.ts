@@ -1,0 +1,78 @@
+import { type Db, type IndexDescription, MongoServerError } from "mongodb";
+import { StartupError } from "../startup-error.ts";
+
+export const COLLECTION = "api_keys";
+
+const STATES = ["active", "retiring", "revoked", "expired"];
+
+const VALIDATOR = {
+  $jsonSchema: {
+    bsonType: "object",
+    required: ["_id", "userId", "prefix", "scopes", "state", "createdAt", "secretHash", "rev"],
+    properties: {
+      _id: { bsonType: "string", pattern: "^[0-9A-Za-z]{16}$" },
+      userId: { bsonType: "string", minLength: 1, maxLength: 256 },
+      name: { bsonType: "string", minLength: 1, maxLength: 128 },
+      prefix: { bsonType: "string", minLength: 1, maxLength: 32 },
+      scopes: { bsonType: "array", minItems: 1, maxItems: 64, items: { bsonType: "string" } },
+      state: { enum: STATES },
+      createdAt: { bsonType: "date" },
+      expiresAt: { bsonType: "date" },
+      retiresAt: { bsonType: "date" },
+      revokedAt: { bsonType: "date" },
+      revocationReason: { bsonType: "string", maxLength: 512 },
+      lastUsedAt: { bsonType: "date" },
+      secretHash: { bsonType: "string", pattern: "^\\$argon2id\\$" },
+      fingerprint: {
+        bsonType: "object",
+        required: ["pepper", "mac"],
+        properties: { pepper: { bsonType: "string" }, mac: { bsonType: "binData" } },
+      },
+      rev: { bsonType: ["int", "long", "double"], minimum: 1 },
+    },
+  },
+};
+
+/** These two hold "one active key a user" and "at most one retiring key a user" under any concurrency. Nothing else does. */
+const INDEXES: (IndexDescription & { name: string })[] = [
+  { name: "one_active_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "active" } },
+  { name: "one_retiring_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "retiring" } },
+];
+
+/** Makes the collection, its validation and its indexes if they are missing. An index that conflicts is reported, never dropped. */
+export async function ensureSchema(db: Db): Promise<void> {
+  const [existing] = await db.listCollections({ name: COLLECTION }).toArray();
+  const present = existing as { options?: { validator?: unknown } } | undefined;
+  if (present === undefined) {
+    await db.createCollection(COLLECTION, { validator: VALIDATOR }).catch((error: unknown) => {
+      if (!hasCode(error, 48)) throw error; // NamespaceExists: another process was faster.
+    });
+  } else if (JSON.stringify(present.options?.validator) !== JSON.stringify(VALIDATOR)) {
+    await db.command({ collMod: COLLECTION, validator: VALIDATOR, validationLevel: "strict", validationAction: "error" });
+  }
+  for (const index of INDEXES) await ensureIndex(db, index);
+}
+
+async function ensureIndex(db: Db, { name, key, ...options }: IndexDescription & { name: string }): Promise<void> {
+  try {
+    await db.collection(COLLECTION).createIndex(key as Record<string, 1>, { name, ...options });
+  } catch (error) {
+    // IndexOptionsConflict, IndexKeySpecsConflict
+    if (hasCode(error, 85) || hasCode(error, 86)) {
+      throw new StartupError(
+        `The collection "${db.databaseName}.${COLLECTION}" has an index that conflicts with "${name}", which holds one key a user. ` +
+          `It was left alone. Look at db.${COLLECTION}.getIndexes(), drop the conflicting one, and start again.`,
+      );
+    }
+    if (hasCode(error, 11000)) {
+      throw new StartupError(
+        `The index "${name}" can't be built: some user in "${db.databaseName}.${COLLECTION}" already has two such keys. Revoke one of them and start again.`,
+      );
+    }
+    throw error;
+  }
+}
+
+export function hasCode(error: unknown, code: number): error is MongoServerError {
+  return error instanceof MongoServerError && error.code === code;
+}

@@ -1,0 +1,88 @@
+import { type Logger, pino } from "pino";
+import pretty from "pino-pretty";
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+
+export type { Logger } from "pino";
+
+export interface LogOptions {
+  level: string;
+  /** Where lines go; a terminal gets text, anything else JSON. */
+  output: NodeJS.WritableStream & { isTTY?: boolean; fd?: number };
+}
+
+// Nothing here logs a request, a header or a database command in the first place; this is the second line of defence.
+const REDACT = ["key", "secret", "token", "authorization", "secretHash", "fingerprint", "password", "uri", "pepper"];
+
+export function createLogger({ level, output }: LogOptions): Logger {
+  const options = {
+    level,
+    base: null,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    formatters: { level: (label: string) => ({ level: label }) },
+    serializers: { err: describeError },
+    redact: { paths: REDACT.flatMap((name) => [name, `*.${name}`, `*.*.${name}`]), censor: "[redacted]" },
+  };
+  return output.isTTY
+    ? pino(options, pretty({ colorize: true, translateTime: "SYS:HH:MM:ss.l", ignore: "event", sync: true, destination: output as NodeJS.WriteStream }))
+    : pino(options, output);
+}
+
+/** What the log may hold of an error: never its enumerable fields, which in driver errors include whole commands. */
+function describeError(error: unknown): Record<string, unknown> {
+  if (!(error instanceof Error)) return { message: "not an Error" };
+  const { code, codeName } = error as { code?: unknown; codeName?: unknown };
+  // "E11000 duplicate key error … dup key: { userId: … }": what comes after says nothing that is needed.
+  const message = error.message.replace(/dup key:.*/s, "dup key").slice(0, 500);
+  return {
+    type: error.name,
+    message,
+    ...((typeof code === "number" || typeof code === "string") && { code }),
+    ...(typeof codeName === "string" && { codeName }),
+    stack: error.stack?.split("\n").filter((line) => /^\s+at /.test(line)).slice(0, 12),
+    ...(error.cause !== undefined && { cause: describeError(error.cause) }),
+  };
+}
+
+export interface Metrics {
+  /** `code` is the canonical code in lower case, `ok` included. */
+  rpc(method: string, code: string, durationMs: number): void;
+  verified(outcome: string): void;
+  /** Called at each scrape. */
+  gauge(name: string, help: string, read: () => number): void;
+  contentType: string;
+  text(): Promise<string>;
+}
+
+export function createMetrics(): Metrics {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const durations = new Histogram({
+    name: "latchkey_rpc_duration_seconds",
+    help: "Time from the decoded request to the answer, by method and canonical code",
+    labelNames: ["method", "code"],
+    buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+    registers: [registry],
+  });
+  const outcomes = new Counter({
+    name: "latchkey_verify_total",
+    help: "Answers of Verify by outcome",
+    labelNames: ["outcome"],
+    registers: [registry],
+  });
+  return {
+    rpc: (method, code, durationMs) => durations.observe({ method, code }, durationMs / 1_000),
+    verified: (outcome) => outcomes.inc({ outcome }),
+    gauge: (name, help, read) => {
+      new Gauge({
+        name,
+        help,
+        registers: [registry],
+        collect() {
+          this.set(read());
+        },
+      });
+    },
+    contentType: registry.contentType,
+    text: () => registry.metrics(),
+  };
+}

@@ -1,0 +1,47 @@
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { StartupError } from "../startup-error.ts";
+
+export interface OpsParts {
+  host: string;
+  port: number;
+  /** Whether calls should be sent here. */
+  ready: () => boolean;
+  metrics: { contentType: string; text(): Promise<string> };
+}
+
+export interface OpsServer {
+  readonly address: string;
+  close(): Promise<void>;
+}
+
+/** `/livez`: the process runs. `/readyz`: it should get calls (200 or 503). `/metrics`: Prometheus text. Plain HTTP, for operators only. */
+export async function listenOps({ host, port, ready, metrics }: OpsParts): Promise<OpsServer> {
+  const server = createServer(async (request, response) => {
+    const answer = (status: number, text: string, type = "text/plain; charset=utf-8") =>
+      response.writeHead(status, { "content-type": type, "cache-control": "no-store" }).end(text);
+    if (request.method !== "GET" && request.method !== "HEAD") answer(405, "GET only\n");
+    else if (request.url === "/livez") answer(200, "ok\n");
+    else if (request.url === "/readyz") ready() ? answer(200, "ready\n") : answer(503, "not ready\n");
+    else if (request.url === "/metrics") answer(200, await metrics.text(), metrics.contentType);
+    else answer(404, "Here are /livez, /readyz and /metrics.\n");
+  });
+  server.maxConnections = 256;
+  server.requestTimeout = 10_000;
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject).listen({ host, port }, resolve);
+  }).catch((error: NodeJS.ErrnoException) => {
+    throw new StartupError(
+      `LATCHKEY_OPS_LISTEN=${host}:${port} can't be used (${error.code}). Stop what uses it, or choose another address, or "off".`,
+    );
+  });
+  const bound = server.address() as AddressInfo;
+  return {
+    address: `${bound.family === "IPv6" ? `[${bound.address}]` : bound.address}:${bound.port}`,
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+  };
+}
