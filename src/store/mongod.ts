@@ -89,13 +89,14 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
 async function launch(binary: string, dataDir: string, uri: string, port: number): Promise<{ child: ChildProcess; pid: number }> {
   for (let attempt = 1; ; attempt += 1) {
     const child = await spawnMongod(binary, dataDir, port);
-    const exited = once(child, "exit");
-    const pid = await Promise.race([becomePrimary(dataDir, uri, port), exited.then(() => undefined)]).catch(async (error: unknown) => {
+    const early = collect(child);
+    try {
+      return { child, pid: await becomePrimary(child, dataDir, uri, port) };
+    } catch (error) {
       child.stdin?.destroy();
-      throw error;
-    });
-    if (pid !== undefined) return { child, pid };
-    if (child.exitCode !== DBPATH_IN_USE || attempt > 3) throw new StartupError(await whyMongodEnded(dataDir));
+      if (child.exitCode === null) throw error;
+      if (child.exitCode !== DBPATH_IN_USE || attempt > 3) throw new StartupError(await whyMongodEnded(dataDir, early()));
+    }
     await endOrphan(dataDir);
   }
 }
@@ -108,7 +109,6 @@ async function spawnMongod(binary: string, dataDir: string, port: number): Promi
     diagnosticDataCollectionEnabled: "false",
     // There is nobody to hand over to: don't wait for it.
     shutdownTimeoutMillisForSignaledShutdown: "0",
-    waitForStepDownOnNonCommandShutdown: "false",
   };
   const args = [
     ...["--dbpath", join(dataDir, "db"), "--logpath", logFile, "--logappend"],
@@ -118,11 +118,20 @@ async function spawnMongod(binary: string, dataDir: string, port: number): Promi
     ...Object.entries(parameters).flatMap(([name, value]) => ["--setParameter", `${name}=${value}`]),
   ];
   // A session of its own: a terminal's Ctrl-C must reach the service, which still needs its database to drain.
-  return spawn("/bin/sh", ["-c", WATCHDOG, "latchkey-mongod", binary, ...args], { stdio: ["pipe", "ignore", "ignore"], detached: true });
+  return spawn("/bin/sh", ["-c", WATCHDOG, "latchkey-mongod", binary, ...args], { stdio: ["pipe", "pipe", "ignore"], detached: true });
+}
+
+/** What mongod says before it has opened its log. */
+function collect(child: ChildProcess): () => string {
+  let text = "";
+  child.stdout?.on("data", (chunk) => {
+    text = (text + chunk).slice(-8_192);
+  });
+  return () => text;
 }
 
 /** Initiates the replica set if need be, and returns mongod's pid once it takes writes. */
-async function becomePrimary(dataDir: string, uri: string, port: number): Promise<number> {
+async function becomePrimary(child: ChildProcess, dataDir: string, uri: string, port: number): Promise<number> {
   const direct = new MongoClient(uri.replace(/replicaSet=\w+/, "directConnection=true"), {
     serverSelectionTimeoutMS: START_MS,
     heartbeatFrequencyMS: 500,
@@ -130,6 +139,8 @@ async function becomePrimary(dataDir: string, uri: string, port: number): Promis
   });
   const admin = direct.db("admin");
   const giveUpMs = performance.now() + START_MS;
+  const hangUp = () => void direct.close();
+  child.once("exit", hangUp);
   try {
     const { pid } = await admin.command({ serverStatus: 1, repl: 0, metrics: 0, locks: 0 });
     // It answers, so it holds the lock on its data: only now is the directory ours.
@@ -142,6 +153,7 @@ async function becomePrimary(dataDir: string, uri: string, port: number): Promis
       await sleep(10);
     }
   } finally {
+    child.off("exit", hangUp);
     await direct.close();
   }
 }
@@ -256,11 +268,11 @@ async function freePort(port: number): Promise<number | undefined> {
 }
 
 /** The last thing mongod complained of, from its log. */
-async function whyMongodEnded(dataDir: string): Promise<string> {
+async function whyMongodEnded(dataDir: string, early = ""): Promise<string> {
   const file = join(dataDir, "mongod.log");
   const size = (await stat(file).catch(() => undefined))?.size ?? 0;
-  const lines = (await readFrom(file, Math.max(0, size - 65_536))).split("\n");
-  const complaint = lines.filter((line) => /"s":"[FE]"/.test(line)).map(complaintOf).filter(Boolean)[0];
+  const lines = `${await readFrom(file, Math.max(0, size - 65_536))}\n${early}`.split("\n");
+  const complaint = lines.filter((line) => /"s":"[FE]"/.test(line)).map(complaintOf).filter(Boolean).at(-1);
   return `The embedded mongod did not start${complaint ? `: ${complaint}` : ""}. See ${file}.`;
 }
 
