@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, type MongoClientOptions } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 
@@ -10,12 +11,13 @@ export interface Connection {
 
 /** No operation takes longer, whatever its caller would wait for. */
 export const OPERATION_TIMEOUT_MS = 5_000;
-const FIRST_CONTACT_MS = 10_000;
 
 // Set here, not in the URI, so that nothing in MONGODB_URI weakens what the store promises.
 const OPTIONS: MongoClientOptions = {
   appName: "latchkey",
-  timeoutMS: OPERATION_TIMEOUT_MS,
+  // A call's own deadline goes along as maxTimeMS, which the server keeps; these end what no server answers.
+  socketTimeoutMS: OPERATION_TIMEOUT_MS + 1_000,
+  waitQueueTimeoutMS: 2_000,
   serverSelectionTimeoutMS: 2_000,
   connectTimeoutMS: 2_000,
   heartbeatFrequencyMS: 2_000,
@@ -31,7 +33,7 @@ const OPTIONS: MongoClientOptions = {
 export async function connect(uri: string): Promise<Connection> {
   const client = openClient(uri);
   try {
-    const hello = await client.db("admin").command({ hello: 1 }, { timeoutMS: FIRST_CONTACT_MS });
+    const hello = await client.db("admin").command({ hello: 1 });
     if (hello.setName === undefined && hello.msg !== "isdbgrid") {
       throw new StartupError(
         "MONGODB_URI points to a standalone MongoDB server. Latchkey needs transactions and change streams, which only " +
@@ -49,14 +51,14 @@ export async function connect(uri: string): Promise<Connection> {
   }
   return {
     client,
-    reachable: (timeoutMs) =>
-      client
-        .db("admin")
-        .command({ ping: 1 }, { timeoutMS: timeoutMs, readPreference: "primary" })
-        .then(
-          () => true,
-          () => false,
-        ),
+    reachable: (timeoutMs) => {
+      const ping = client.db("admin").command({ ping: 1 }, { readPreference: "primary" });
+      const answered = ping.then(
+        () => true,
+        () => false,
+      );
+      return Promise.race([answered, sleep(timeoutMs, false, { ref: false })]);
+    },
     close: () => client.close(),
   };
 }

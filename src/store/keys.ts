@@ -7,7 +7,6 @@ import {
   MongoErrorLabel,
   MongoNetworkError,
   MongoNotConnectedError,
-  MongoOperationTimeoutError,
   MongoServerError,
   MongoServerSelectionError,
 } from "mongodb";
@@ -35,7 +34,7 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
 
   // A linearizable read proves that the primary still is one: a cut-off primary can't answer it.
   async function readOne(filter: object, deadlineMs: number): Promise<KeyRecord | undefined> {
-    const found = await keys.findOne(filter, { readConcern: { level: "linearizable" }, timeoutMS: remainingMs(deadlineMs) });
+    const found = await keys.findOne(filter, { readConcern: { level: "linearizable" }, maxTimeMS: remainingMs(deadlineMs) });
     return found ? toRecord(found) : undefined;
   }
 
@@ -52,13 +51,16 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
     userId: string,
     deadlineMs: number,
     decide: (current: CurrentKeys, now: Date) => Change<T>,
-    tried: { conflict?: unknown; inserted?: { id: string; answer: T } },
+    tried: { started?: boolean; conflict?: unknown; inserted?: { id: string; answer: T } },
   ): Promise<Attempt<T>> {
-    return client.withSession({ defaultTimeoutMS: remainingMs(deadlineMs) }, (session) =>
+    return client.withSession((session) =>
       session.withTransaction(
         async (): Promise<Attempt<T>> => {
+          // The driver tries a transaction again for two minutes; the call's deadline is what ends it.
+          if (performance.now() >= deadlineMs) throw tried.started ? conflict(undefined) : deadlineExceeded();
+          tried.started = true;
           const now = clock();
-          const current = await readInTransaction(userId, session);
+          const current = await readInTransaction(userId, session, remainingMs(deadlineMs));
           if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted.answer };
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
@@ -66,7 +68,7 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
             const { matchedCount } = await keys.updateOne(
               { _id: record.id, userId, rev: record.rev },
               { ...assignments(record), $inc: { rev: 1 } },
-              { session },
+              { session, maxTimeMS: remainingMs(deadlineMs) },
             );
             if (matchedCount === 0) return abandon(session, "again");
           }
@@ -78,13 +80,13 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
           return { done: change.answer };
         },
-        { readConcern: { level: "majority" }, writeConcern: { w: "majority" }, readPreference: "primary" },
+        { readConcern: { level: "majority" }, writeConcern: { w: "majority" }, readPreference: "primary", maxCommitTimeMS: OPERATION_TIMEOUT_MS },
       ),
     );
   }
 
-  async function readInTransaction(userId: string, session: ClientSession): Promise<CurrentKeys> {
-    const found = await keys.find({ userId, state: { $in: ["active", "retiring"] } }, { session }).toArray();
+  async function readInTransaction(userId: string, session: ClientSession, maxTimeMS: number): Promise<CurrentKeys> {
+    const found = await keys.find({ userId, state: { $in: ["active", "retiring"] } }, { session, maxTimeMS }).toArray();
     const records = found.map(toRecord);
     return {
       active: records.find((record) => record.state === "active"),
@@ -126,7 +128,7 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
         await keys.updateOne(
           { _id: record.id, userId: record.userId, rev: record.rev },
           { $set: { fingerprint: { pepper, mac: new Binary(mac) } }, $inc: { rev: 1 } },
-          { timeoutMS: remainingMs(deadlineMs) },
+          { maxTimeMS: remainingMs(deadlineMs) },
         );
       }),
   };
@@ -144,7 +146,7 @@ async function guarded<T>(deadlineMs: number, operation: () => Promise<T>): Prom
 function toKeyError(error: unknown, deadlineMs: number): KeyError {
   if (error instanceof KeyError) return error;
   if (isConflict(error)) return conflict(error);
-  if (error instanceof MongoOperationTimeoutError && performance.now() >= deadlineMs) {
+  if (hasCode(error, MAX_TIME_EXPIRED) && performance.now() >= deadlineMs - 5) {
     return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed while the database worked.", { cause: error });
   }
   if (isUnavailable(error)) {
@@ -157,6 +159,8 @@ function toKeyError(error: unknown, deadlineMs: number): KeyError {
   return new KeyError("DB_ERROR", "The database refused the operation.", { cause: error });
 }
 
+const MAX_TIME_EXPIRED = 50;
+
 /** The server's own words for "not now": no primary, stepping down, shutting down, interrupted by that, time is up. */
 const UNAVAILABLE_CODES = new Set([6, 7, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 317, 134]);
 
@@ -164,8 +168,8 @@ function isUnavailable(error: unknown): boolean {
   return (
     error instanceof MongoNetworkError ||
     error instanceof MongoServerSelectionError ||
-    error instanceof MongoOperationTimeoutError ||
     error instanceof MongoNotConnectedError ||
+    (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError") ||
     (error instanceof MongoServerError && typeof error.code === "number" && UNAVAILABLE_CODES.has(error.code)) ||
     (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.RetryableWriteError)) ||
     (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.UnknownTransactionCommitResult))
