@@ -1,3 +1,214 @@
 #!/usr/bin/env node
+import { createHash, randomBytes } from "node:crypto";
+import { type DescMessage, type MessageShape, toJsonString } from "@bufbuild/protobuf";
+import { type Client, ConnectError } from "@connectrpc/connect";
+import { Command, InvalidArgumentError } from "commander";
+import {
+  type ApiKeyService,
+  CreateResponseSchema,
+  createLatchkeyClient,
+  describeError,
+  GetResponseSchema,
+  Outcome,
+  RefreshResponseSchema,
+  RevokeResponseSchema,
+  VerifyResponseSchema,
+} from "./client/index.ts";
+import { parseDuration, readClientConfig, readConfig } from "./config.ts";
+import { mintDevToken, readDevSecrets } from "./dev-secrets.ts";
+import { runDoctor } from "./doctor.ts";
 import { serve } from "./main.ts";
-process.exitCode = await serve();
+import { StartupError } from "./startup-error.ts";
+
+/** Exit codes: 0 done (verify: the key is good), 1 refused or failed, 2 wrong usage, 3 verify: the key is not good. */
+const NOT_GOOD = 3;
+
+interface CallOptions {
+  url?: string;
+  token?: string;
+  user?: string;
+  json?: boolean;
+}
+
+interface KeyOptions extends CallOptions {
+  name?: string;
+  scope?: string[];
+  ttl?: number;
+  grace?: number;
+}
+
+const program = new Command("latchkey")
+  .description("API keys on MongoDB: one active key per user.")
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
+
+program
+  .command("serve")
+  .description("run the service until SIGINT or SIGTERM; configured by environment variables, see the README")
+  .action(async () => {
+    process.exitCode = await serve();
+  });
+
+program
+  .command("token")
+  .description("make a development user token (embedded mode), or a service token for callers of Verify")
+  .option("--user <id>", "the user the token is for")
+  .option("--admin", "mark the user as an admin")
+  .option("--ttl <duration>", "how long it is good: 90s, 15m, 24h", duration, 86_400_000)
+  .option("--service <name>", "make a service token, and the entry for LATCHKEY_SERVICE_TOKENS")
+  .option("--json", "print JSON")
+  .action(async ({ user, admin = false, ttl, service, json }) => {
+    if (service !== undefined) {
+      const token = randomBytes(32).toString("base64url");
+      const entry = `${service}:sha256:${createHash("sha256").update(token).digest("hex")}`;
+      print(
+        json
+          ? JSON.stringify({ token, entry })
+          : `token, for the caller:              ${token}\nentry, for LATCHKEY_SERVICE_TOKENS: ${entry}`,
+      );
+      return;
+    }
+    if (user === undefined) throw new StartupError("Say for whom: latchkey token --user alice");
+    const token = await mintDevToken(devSecret(), { user, admin, ttlS: Math.floor(ttl / 1_000), now: new Date() });
+    print(json ? JSON.stringify({ token }) : token);
+  });
+
+keyCommand("create", "create a key; it is printed once")
+  .requiredOption("--scope <scope...>", "what the key may do")
+  .option("--name <name>", "a label for people")
+  .option("--ttl <duration>", "how long it lives", duration)
+  .action(async (options: KeyOptions) => {
+    const answer = await (await clientFor(options)).create({ ...keyFields(options), scopes: options.scope ?? [] });
+    show(CreateResponseSchema, answer, options, `${answer.key}`);
+  });
+
+keyCommand("get", "show the active key, without its secret").action(async (options: CallOptions) => {
+  const answer = await (await clientFor(options)).get(owner(options));
+  show(GetResponseSchema, answer, options, `${answer.apiKey?.prefix}  ${answer.apiKey?.scopes.join(" ")}`);
+});
+
+keyCommand("refresh", "replace the key by a new one; it is printed once")
+  .option("--scope <scope...>", "what the new key may do; default: as before")
+  .option("--name <name>", "a label for people; default: as before")
+  .option("--ttl <duration>", "how long it lives; default: as before", duration)
+  .option("--grace <duration>", "how long the old key goes on working; default: not at all", duration)
+  .action(async (options: KeyOptions) => {
+    const gracePeriod = options.grace === undefined ? {} : { gracePeriod: span(options.grace) };
+    const answer = await (await clientFor(options)).refresh({
+      ...keyFields(options),
+      scopes: options.scope ?? [],
+      ...gracePeriod,
+    });
+    show(RefreshResponseSchema, answer, options, `${answer.key}`);
+  });
+
+keyCommand("revoke", "revoke the key, and one in its grace period")
+  .option("--reason <text>", "why, for the record")
+  .action(async (options: CallOptions & { reason?: string }) => {
+    const answer = await (await clientFor(options)).revoke({ ...owner(options), reason: options.reason ?? "" });
+    show(RevokeResponseSchema, answer, options, `${answer.message} ${answer.revokedKeyPrefix}`);
+  });
+
+keyCommand(
+  "verify",
+  "ask whether a key is good; the key is read from standard input, so that it stands in no process list",
+)
+  .option("--scope <scope...>", "scopes it must have")
+  .action(async (options: KeyOptions) => {
+    let key = "";
+    for await (const chunk of process.stdin) key += chunk;
+    const answer = await (await clientFor(options, false)).verify({
+      key: key.trim(),
+      requiredScopes: options.scope ?? [],
+    });
+    show(VerifyResponseSchema, answer, options, Outcome[answer.outcome] ?? "");
+    if (answer.outcome !== Outcome.VALID) process.exitCode = NOT_GOOD;
+  });
+
+program
+  .command("doctor")
+  .description("look at the configuration, the database and the service, and say what is wrong")
+  .option("--json", "print JSON")
+  .action(async ({ json }) => {
+    const findings = await runDoctor();
+    const lines = findings.map(({ what, ok, detail }) => `${ok ? "ok  " : "FAIL"}  ${what}: ${detail}`);
+    print(json ? JSON.stringify(findings) : lines.join("\n"));
+    if (findings.some(({ ok }) => !ok)) process.exitCode = 1;
+  });
+
+function keyCommand(name: string, description: string): Command {
+  return program
+    .command(name)
+    .description(description)
+    .option("--user <id>", "whose key; without a token: the user to make a development token for")
+    .option("--url <url>", "the service; default: LATCHKEY_URL, or http://127.0.0.1:8080")
+    .option("--token <token>", "the bearer token; default: LATCHKEY_TOKEN, or a development token for --user")
+    .option("--json", "print the whole answer as JSON");
+}
+
+/** Without a token and beside an embedded service's data, the caller becomes `--user` by a development token. */
+async function clientFor(options: CallOptions, tokenNeeded = true): Promise<Client<typeof ApiKeyService>> {
+  const config = readClientConfig();
+  let token = options.token ?? config.token;
+  if (token === undefined && tokenNeeded) {
+    if (options.user === undefined)
+      throw new StartupError("No token: set LATCHKEY_TOKEN, or say --user for a development token.");
+    token = await mintDevToken(devSecret(), { user: options.user, admin: false, ttlS: 60, now: new Date() });
+    delete options.user;
+  }
+  return createLatchkeyClient({ baseUrl: options.url ?? config.url, ...(token !== undefined && { token }) });
+}
+
+function devSecret(): string {
+  const { dataDir } = readConfig();
+  const secrets = readDevSecrets(dataDir);
+  if (secrets !== undefined) return secrets.jwtSecret;
+  throw new StartupError(
+    `There are no development secrets in ${dataDir}. Start the service there once, or send a real token.`,
+  );
+}
+
+function owner(options: CallOptions): { userId?: string } {
+  return options.user === undefined ? {} : { userId: options.user };
+}
+
+function keyFields(options: KeyOptions) {
+  return {
+    ...owner(options),
+    ...(options.name !== undefined && { name: options.name }),
+    ...(options.ttl !== undefined && { lifetime: { case: "ttl" as const, value: span(options.ttl) } }),
+  };
+}
+
+function span(ms: number): { seconds: bigint; nanos: number } {
+  return { seconds: BigInt(Math.floor(ms / 1_000)), nanos: (ms % 1_000) * 1_000_000 };
+}
+
+function duration(text: string): number {
+  const ms = parseDuration(text);
+  if (ms === undefined) throw new InvalidArgumentError("It must be a number with a unit: 90s, 15m, 24h or 7d.");
+  return ms;
+}
+
+function show<Desc extends DescMessage>(
+  schema: Desc,
+  answer: MessageShape<Desc>,
+  { json }: CallOptions,
+  text: string,
+): void {
+  print(json ? toJsonString(schema, answer) : text);
+}
+
+function print(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = 1;
+  if (error instanceof StartupError) process.stderr.write(`latchkey: ${error.message}\n`);
+  else if (error instanceof ConnectError) {
+    const { reason, code, message } = describeError(error);
+    process.stderr.write(`latchkey: ${message} (${reason ?? code})\n`);
+  } else throw error;
+}

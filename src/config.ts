@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
-import { homedir } from "node:os";
 import { isIP } from "node:net";
+import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { z } from "zod";
 import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
@@ -31,8 +31,7 @@ const address = z.string().transform((text, context): Address => {
 });
 
 const duration = z.string().transform((text, context): number => {
-  const match = /^(\d{1,12})(ms|s|m|h|d)$/.exec(text);
-  return match ? Number(match[1]) * UNIT_MS[match[2]!]! : fail(context, "must be a number with a unit: 200ms, 1s, 15m, 24h or 7d");
+  return parseDuration(text) ?? fail(context, "must be a number with a unit: 200ms, 1s, 15m, 24h or 7d");
 });
 
 const count = z.string().transform((text, context): number => {
@@ -40,12 +39,22 @@ const count = z.string().transform((text, context): number => {
   return /^\d{1,9}$/.test(text) && value > 0 ? value : fail(context, "must be a whole number above 0");
 });
 
-const list = z.string().transform((text) => text.split(",").map((item) => item.trim()).filter(Boolean));
+const list = z.string().transform((text) =>
+  text
+    .split(",")
+    .map((item) => item.trim())
+    .filter(Boolean),
+);
 
-const keyPrefix = z.string().regex(KEY_PREFIX_PATTERN, "must have 1 to 32 letters, digits and _, with no _ at either end");
+const keyPrefix = z
+  .string()
+  .regex(KEY_PREFIX_PATTERN, "must have 1 to 32 letters, digits and _, with no _ at either end");
 
 const scopePatterns = list.transform((patterns, context): ScopePatterns => {
-  return parseScopePatterns(patterns) ?? fail(context, "must be scope patterns such as billing:*, !admin:* separated by commas");
+  return (
+    parseScopePatterns(patterns) ??
+    fail(context, "must be scope patterns such as billing:*, !admin:* separated by commas")
+  );
 });
 
 const peppers = list.transform((items, context): Pepper[] => {
@@ -54,7 +63,10 @@ const peppers = list.transform((items, context): Pepper[] => {
     return { id: id ?? "", secret: Buffer.from(secret ?? "", "base64") };
   });
   if (ring.length === 0 || ring.some(({ id, secret }) => id === "" || secret.length < 32)) {
-    return fail(context, 'must be id:base64,id:base64, newest first, of at least 32 bytes each; make one: echo "p1:$(openssl rand -base64 32)"');
+    return fail(
+      context,
+      'must be id:base64,id:base64, newest first, of at least 32 bytes each; make one: echo "p1:$(openssl rand -base64 32)"',
+    );
   }
   if (new Set(ring.map(({ id }) => id)).size < ring.length) return fail(context, "must not use an id twice");
   return ring;
@@ -63,7 +75,10 @@ const peppers = list.transform((items, context): Pepper[] => {
 const serviceTokens = list.transform((items, context): ServiceToken[] => {
   const tokens = items.map((item) => /^([0-9A-Za-z._-]{1,64}):sha256:([0-9a-f]{64})$/.exec(item));
   if (tokens.length === 0 || tokens.includes(null)) {
-    return fail(context, "must be name:sha256:<64 hex digits>, separated by commas; make one: latchkey token --service gateway");
+    return fail(
+      context,
+      "must be name:sha256:<64 hex digits>, separated by commas; make one: latchkey token --service gateway",
+    );
   }
   return tokens.map((match) => ({ name: match![1]!, sha256: Buffer.from(match![2]!, "hex") }));
 });
@@ -77,32 +92,85 @@ const url = z.string().refine((text) => URL.canParse(text) && /^https?:/.test(te
 
 /** Every variable there is. `describe` is what the README's table says of its effect; `meta.shown` its default there. */
 export const VARIABLES = {
-  LATCHKEY_LISTEN: address.prefault("127.0.0.1:8080").describe("address of the one public port (port 0: any, printed in the ready line)"),
-  LATCHKEY_OPS_LISTEN: z.union([z.literal("off"), address]).prefault("127.0.0.1:9090").describe("metrics, liveness and readiness over plain HTTP; `off`"),
+  LATCHKEY_LISTEN: address
+    .prefault("127.0.0.1:8080")
+    .describe("address of the one public port (port 0: any, printed in the ready line)"),
+  LATCHKEY_OPS_LISTEN: z
+    .union([z.literal("off"), address])
+    .prefault("127.0.0.1:9090")
+    .describe("metrics, liveness and readiness over plain HTTP; `off`"),
   LATCHKEY_DATA_DIR: z.string().prefault(".latchkey").describe("embedded database and development secrets"),
-  MONGODB_URI: z.string().optional().meta({ secret: true, shown: "embedded" }).describe("where records live: a replica set or a sharded cluster"),
-  MONGODB_DATABASE: z.string().regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, "is not a MongoDB database name").prefault("latchkey").describe("the database in it"),
-  MONGOD_BINARY: z.string().optional().meta({ shown: "found or fetched" }).describe("the `mongod` to run when embedded"),
+  MONGODB_URI: z
+    .string()
+    .optional()
+    .meta({ secret: true, shown: "embedded" })
+    .describe("where records live: a replica set or a sharded cluster"),
+  MONGODB_DATABASE: z
+    .string()
+    .regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, "is not a MongoDB database name")
+    .prefault("latchkey")
+    .describe("the database in it"),
+  MONGOD_BINARY: z
+    .string()
+    .optional()
+    .meta({ shown: "found or fetched" })
+    .describe("the `mongod` to run when embedded"),
   LATCHKEY_KEY_PREFIX: keyPrefix.prefault("lk").describe("what new keys begin with"),
-  LATCHKEY_KEY_PREFIX_ALSO: list.pipe(z.array(keyPrefix)).prefault("").describe("earlier prefixes whose keys go on working, comma-separated"),
-  LATCHKEY_PEPPERS: peppers.optional().meta({ secret: true, shown: "made once when embedded" }).describe("`id:base64,id:base64`, newest first: keys of the fingerprints"),
-  LATCHKEY_JWT_SECRET: z.string().refine((text) => Buffer.byteLength(text) >= 32, "must have at least 32 bytes; make one: openssl rand -base64 48").optional().meta({ secret: true, shown: "made once when embedded" }).describe("HS256 secret of user tokens, its UTF-8 bytes. Exactly one of this and the next two"),
-  LATCHKEY_JWT_PUBLIC_KEY: z.string().optional().meta({ secret: true }).describe("public key of user tokens, PEM (SPKI)"),
+  LATCHKEY_KEY_PREFIX_ALSO: list
+    .pipe(z.array(keyPrefix))
+    .prefault("")
+    .describe("earlier prefixes whose keys go on working, comma-separated"),
+  LATCHKEY_PEPPERS: peppers
+    .optional()
+    .meta({ secret: true, shown: "made once when embedded" })
+    .describe("`id:base64,id:base64`, newest first: keys of the fingerprints"),
+  LATCHKEY_JWT_SECRET: z
+    .string()
+    .refine((text) => Buffer.byteLength(text) >= 32, "must have at least 32 bytes; make one: openssl rand -base64 48")
+    .optional()
+    .meta({ secret: true, shown: "made once when embedded" })
+    .describe("HS256 secret of user tokens, its UTF-8 bytes. Exactly one of this and the next two"),
+  LATCHKEY_JWT_PUBLIC_KEY: z
+    .string()
+    .optional()
+    .meta({ secret: true })
+    .describe("public key of user tokens, PEM (SPKI)"),
   LATCHKEY_JWKS_URL: url.optional().describe("key set of user tokens"),
   LATCHKEY_JWT_ISSUER: z.string().optional().describe("`iss` that user tokens must carry"),
   LATCHKEY_JWT_AUDIENCE: z.string().optional().describe("`aud` that user tokens must carry"),
-  LATCHKEY_ADMIN_CLAIM: adminClaim.prefault("role=admin").describe("claim and value that mark an admin; the claim may be a string or an array holding the value"),
-  LATCHKEY_VERIFY_AUTH: z.enum(["none", "token", "jwt"], "must be none, token or jwt").optional().meta({ shown: "`none` on loopback" }).describe("who may call Verify: anyone, holders of a service token, holders of a JWT. Off loopback it must be said"),
-  LATCHKEY_VERIFY_OPEN: z.literal("yes", "must be yes, or be left out").optional().describe("`yes`: said a second time, that `none` is meant off loopback"),
+  LATCHKEY_ADMIN_CLAIM: adminClaim
+    .prefault("role=admin")
+    .describe("claim and value that mark an admin; the claim may be a string or an array holding the value"),
+  LATCHKEY_VERIFY_AUTH: z
+    .enum(["none", "token", "jwt"], "must be none, token or jwt")
+    .optional()
+    .meta({ shown: "`none` on loopback" })
+    .describe(
+      "who may call Verify: anyone, holders of a service token, holders of a JWT. Off loopback it must be said",
+    ),
+  LATCHKEY_VERIFY_OPEN: z
+    .literal("yes", "must be yes, or be left out")
+    .optional()
+    .describe("`yes`: said a second time, that `none` is meant off loopback"),
   LATCHKEY_VERIFY_AUDIENCE: z.string().optional().describe("`aud` of the JWTs of callers of Verify, needed for `jwt`"),
-  LATCHKEY_SERVICE_TOKENS: serviceTokens.optional().meta({ secret: true }).describe("`name:sha256:hex,…`, needed for `token`; `latchkey token --service NAME` makes one"),
-  LATCHKEY_SCOPES: scopePatterns.prefault("*").describe("scopes that exist: patterns, comma-separated; `*` matches anything, `!pattern` takes away"),
-  LATCHKEY_MEMBER_SCOPES: scopePatterns.prefault("!admin,!admin:*").describe("scopes that callers other than admins may grant"),
+  LATCHKEY_SERVICE_TOKENS: serviceTokens
+    .optional()
+    .meta({ secret: true })
+    .describe("`name:sha256:hex,…`, needed for `token`; `latchkey token --service NAME` makes one"),
+  LATCHKEY_SCOPES: scopePatterns
+    .prefault("*")
+    .describe("scopes that exist: patterns, comma-separated; `*` matches anything, `!pattern` takes away"),
+  LATCHKEY_MEMBER_SCOPES: scopePatterns
+    .prefault("!admin,!admin:*")
+    .describe("scopes that callers other than admins may grant"),
   LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
   LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
   LATCHKEY_HASH_CONCURRENCY: count.optional().meta({ shown: "cores" }).describe("argon2 runs at once"),
   LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one"),
-  LATCHKEY_LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "silent"], "must be trace, debug, info, warn, error or silent").prefault("info").describe("`debug` also logs each Verify"),
+  LATCHKEY_LOG_LEVEL: z
+    .enum(["trace", "debug", "info", "warn", "error", "silent"], "must be trace, debug, info, warn, error or silent")
+    .prefault("info")
+    .describe("`debug` also logs each Verify"),
 };
 
 /** What the CLI's client commands read. */
@@ -116,7 +184,10 @@ const clientSchema = z.object(CLIENT_VARIABLES);
 type Settings = z.output<typeof schema>;
 
 /** User tokens are checked against exactly one of these; undefined: a development secret of the embedded mode. */
-export type TokenKey = { kind: "secret"; secret: string } | { kind: "publicKey"; pem: string } | { kind: "jwks"; url: string };
+export type TokenKey =
+  | { kind: "secret"; secret: string }
+  | { kind: "publicKey"; pem: string }
+  | { kind: "jwks"; url: string };
 
 export interface Config {
   readonly listen: Address;
@@ -151,15 +222,20 @@ export interface Config {
 export function readConfig(environment: Environment = process.env): Config {
   const problems: string[] = [];
   const parsed = schema.safeParse(withFiles(environment, problems));
-  const known = new Set([...Object.keys(VARIABLES), ...Object.keys(CLIENT_VARIABLES)].flatMap((name) => [name, `${name}_FILE`]));
+  const known = new Set(
+    [...Object.keys(VARIABLES), ...Object.keys(CLIENT_VARIABLES)].flatMap((name) => [name, `${name}_FILE`]),
+  );
   for (const name of Object.keys(environment)) {
     // A typo must not silently leave a limit unset.
-    if (name.startsWith("LATCHKEY_") && !known.has(name)) problems.push(`${name} is not a variable of Latchkey; see the README's table`);
+    if (name.startsWith("LATCHKEY_") && !known.has(name))
+      problems.push(`${name} is not a variable of Latchkey; see the README's table`);
   }
   for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
   if (parsed.success) problems.push(...contradictions(parsed.data));
   if (problems.length > 0 || !parsed.success) {
-    throw new StartupError(`The configuration has ${problems.length} problem(s):\n${problems.map((problem) => `  - ${problem}`).join("\n")}`);
+    throw new StartupError(
+      `The configuration has ${problems.length} problem(s):\n${problems.map((problem) => `  - ${problem}`).join("\n")}`,
+    );
   }
   return Object.freeze(toConfig(parsed.data, environment));
 }
@@ -171,6 +247,12 @@ export function readClientConfig(environment: Environment = process.env): { url:
   for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
   if (problems.length > 0 || !parsed.success) throw new StartupError(problems.join("\n"));
   return { url: parsed.data.LATCHKEY_URL, token: parsed.data.LATCHKEY_TOKEN };
+}
+
+/** `200ms`, `1s`, `15m`, `24h` or `7d` in milliseconds; undefined when `text` is none of these. */
+export function parseDuration(text: string): number | undefined {
+  const match = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text);
+  return match ? Number(match[1]) * UNIT_MS[match[2]!]! : undefined;
 }
 
 /** Only a literal loopback address counts: a name may come to mean something else. */
@@ -185,7 +267,9 @@ function contradictions(settings: Settings): string[] {
     (value) => value !== undefined,
   );
   if (tokenKeys.length > 1) {
-    problems.push("LATCHKEY_JWT_SECRET, LATCHKEY_JWT_PUBLIC_KEY and LATCHKEY_JWKS_URL exclude each other: set exactly one");
+    problems.push(
+      "LATCHKEY_JWT_SECRET, LATCHKEY_JWT_PUBLIC_KEY and LATCHKEY_JWKS_URL exclude each other: set exactly one",
+    );
   }
   if (uri !== undefined && tokenKeys.length === 0) {
     problems.push(
@@ -197,16 +281,24 @@ function contradictions(settings: Settings): string[] {
   }
   const { host } = settings.LATCHKEY_LISTEN;
   if (!isLoopback(host) && verifyAuth === undefined) {
-    problems.push(`LATCHKEY_VERIFY_AUTH must be set when LATCHKEY_LISTEN is not a loopback address (it is ${host}): token, jwt or none`);
+    problems.push(
+      `LATCHKEY_VERIFY_AUTH must be set when LATCHKEY_LISTEN is not a loopback address (it is ${host}): token, jwt or none`,
+    );
   }
   if (!isLoopback(host) && verifyAuth === "none" && settings.LATCHKEY_VERIFY_OPEN !== "yes") {
-    problems.push(`LATCHKEY_VERIFY_AUTH=none lets anyone who reaches ${host} call Verify; if that is meant, also set LATCHKEY_VERIFY_OPEN=yes`);
+    problems.push(
+      `LATCHKEY_VERIFY_AUTH=none lets anyone who reaches ${host} call Verify; if that is meant, also set LATCHKEY_VERIFY_OPEN=yes`,
+    );
   }
   if (verifyAuth === "token" && settings.LATCHKEY_SERVICE_TOKENS === undefined) {
-    problems.push("LATCHKEY_SERVICE_TOKENS must be set when LATCHKEY_VERIFY_AUTH is token; make one: latchkey token --service gateway");
+    problems.push(
+      "LATCHKEY_SERVICE_TOKENS must be set when LATCHKEY_VERIFY_AUTH is token; make one: latchkey token --service gateway",
+    );
   }
   if (verifyAuth === "jwt" && settings.LATCHKEY_VERIFY_AUDIENCE === undefined) {
-    problems.push("LATCHKEY_VERIFY_AUDIENCE must be set when LATCHKEY_VERIFY_AUTH is jwt: the audience of service callers' tokens");
+    problems.push(
+      "LATCHKEY_VERIFY_AUDIENCE must be set when LATCHKEY_VERIFY_AUTH is jwt: the audience of service callers' tokens",
+    );
   }
   if (verifyAuth === "jwt" && settings.LATCHKEY_VERIFY_AUDIENCE === settings.LATCHKEY_JWT_AUDIENCE) {
     problems.push("LATCHKEY_VERIFY_AUDIENCE must differ from LATCHKEY_JWT_AUDIENCE, or any user could call Verify");
@@ -246,7 +338,8 @@ function toConfig(settings: Settings, environment: Environment): Config {
 
 function tokenKey(settings: Settings): TokenKey | undefined {
   if (settings.LATCHKEY_JWT_SECRET !== undefined) return { kind: "secret", secret: settings.LATCHKEY_JWT_SECRET };
-  if (settings.LATCHKEY_JWT_PUBLIC_KEY !== undefined) return { kind: "publicKey", pem: settings.LATCHKEY_JWT_PUBLIC_KEY };
+  if (settings.LATCHKEY_JWT_PUBLIC_KEY !== undefined)
+    return { kind: "publicKey", pem: settings.LATCHKEY_JWT_PUBLIC_KEY };
   if (settings.LATCHKEY_JWKS_URL !== undefined) return { kind: "jwks", url: settings.LATCHKEY_JWKS_URL };
   return undefined;
 }

@@ -21,7 +21,9 @@ export function readDevSecrets(dataDir: string): DevSecrets | undefined {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
     if (error instanceof SyntaxError) throw damaged(file);
-    throw new StartupError(`${file} can't be read (${(error as Error).message}). Run as the user who owns the data directory.`);
+    throw new StartupError(
+      `${file} can't be read (${(error as Error).message}). Run as the user who owns the data directory.`,
+    );
   }
   throw damaged(file);
 }
@@ -30,7 +32,10 @@ export function readDevSecrets(dataDir: string): DevSecrets | undefined {
 export function ensureDevSecrets(dataDir: string): DevSecrets {
   const present = readDevSecrets(dataDir);
   if (present !== undefined) return present;
-  const made: DevSecrets = { jwtSecret: randomBytes(48).toString("base64url"), pepper: randomBytes(32).toString("base64") };
+  const made: DevSecrets = {
+    jwtSecret: randomBytes(48).toString("base64url"),
+    pepper: randomBytes(32).toString("base64"),
+  };
   const file = join(dataDir, FILE);
   // Written aside and renamed, so that a crash leaves the whole file or none.
   writeFileSync(`${file}.new`, `${JSON.stringify(made, null, 2)}\n`, { mode: 0o600 });
@@ -53,5 +58,7 @@ export async function mintDevToken(
 }
 
 function damaged(file: string): StartupError {
-  return new StartupError(`${file} is damaged. Restore it, or delete it: user tokens are then void, and each key costs one argon2 to verify again.`);
+  return new StartupError(
+    `${file} is damaged. Restore it, or delete it: user tokens are then void, and each key costs one argon2 to verify again.`,
+  );
 }

@@ -63,14 +63,23 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     cleanUps.push(() => database.close());
     await ensureSchema(database.client.db(config.database));
 
-    const gate = createHashGate({ concurrency: config.hashConcurrency ?? availableParallelism(), queue: config.hashQueue });
+    const gate = createHashGate({
+      concurrency: config.hashConcurrency ?? availableParallelism(),
+      queue: config.hashQueue,
+    });
     const secrets = createSecretKeeper(config.peppers ?? [developmentPepper(devSecrets!)], gate);
     const store = createKeyStore(database.client, config.database, clock);
-    const policy = { scopes: config.scopes, memberScopes: config.memberScopes, maxTtlMs: config.maxTtlMs, maxGraceMs: config.maxGraceMs };
+    const policy = {
+      scopes: config.scopes,
+      memberScopes: config.memberScopes,
+      maxTtlMs: config.maxTtlMs,
+      maxGraceMs: config.maxGraceMs,
+    };
     const keys = createKeyManager({ store, secrets, policy, prefix: config.keyPrefix, clock, randomBytes });
     const verify = createKeyVerifier({
       ...{ store, secrets, prefixes: config.keyPrefixes, clock },
-      onRenewalFailed: (error) => log.warn({ event: "fingerprint_renewal_failed", err: error }, "a fingerprint could not be renewed"),
+      onRenewalFailed: (error) =>
+        log.warn({ event: "fingerprint_renewal_failed", err: error }, "a fingerprint could not be renewed"),
     });
 
     const authenticator = await createAuthenticator(
@@ -84,7 +93,9 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
     const health = createHealth([ApiKeyService.typeName]);
-    metrics.gauge("latchkey_serving", "1 while calls are served, 0 while MongoDB is away or the service drains", () => Number(health.serving));
+    metrics.gauge("latchkey_serving", "1 while calls are served, 0 while MongoDB is away or the service drains", () =>
+      Number(health.serving),
+    );
 
     const handler = createRequestHandler({
       interceptors: createInterceptors({ log, metrics, authenticator }),
@@ -94,7 +105,10 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         reflectionRoutes(SERVED_FILES)(router);
       },
     });
-    const ops = config.opsListen === "off" ? undefined : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
+    const ops =
+      config.opsListen === "off"
+        ? undefined
+        : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
     cleanUps.push(() => ops?.close());
     const listener = await listen({ ...config.listen, handler });
     health.set(true);
@@ -102,10 +116,15 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       health.drain();
       await listener.close(DRAIN_MS);
     });
-    cleanUps.push(watchDatabase(database, (up) => {
-      log[up ? "info" : "error"]({ event: up ? "database_up" : "database_down" }, up ? "MongoDB answers again" : "MongoDB does not answer");
-      health.set(up);
-    }));
+    cleanUps.push(
+      watchDatabase(database, (up) => {
+        log[up ? "info" : "error"](
+          { event: up ? "database_up" : "database_down" },
+          up ? "MongoDB answers again" : "MongoDB does not answer",
+        );
+        health.set(up);
+      }),
+    );
 
     let stopping: Promise<void> | undefined;
     return {
@@ -149,7 +168,10 @@ async function openDatabase(
 }
 
 /** Asks the primary every second, and reports each change. Returns what ends it. */
-function watchDatabase(database: { reachable(timeoutMs: number): Promise<boolean> }, onChange: (up: boolean) => void): () => Promise<void> {
+function watchDatabase(
+  database: { reachable(timeoutMs: number): Promise<boolean> },
+  onChange: (up: boolean) => void,
+): () => Promise<void> {
   let up = true;
   let ended = false;
   let wake = () => {};

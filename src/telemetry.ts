@@ -1,6 +1,6 @@
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 export type { Logger } from "pino";
 
@@ -23,7 +23,16 @@ export function createLogger({ level, output }: LogOptions): Logger {
     redact: { paths: REDACT.flatMap((name) => [name, `*.${name}`, `*.*.${name}`]), censor: "[redacted]" },
   };
   return output.isTTY
-    ? pino(options, pretty({ colorize: true, translateTime: "SYS:HH:MM:ss.l", ignore: "event", sync: true, destination: output as NodeJS.WriteStream }))
+    ? pino(
+        options,
+        pretty({
+          colorize: true,
+          translateTime: "SYS:HH:MM:ss.l",
+          ignore: "event",
+          sync: true,
+          destination: output as NodeJS.WriteStream,
+        }),
+      )
     : pino(options, output);
 }
 
@@ -38,7 +47,10 @@ function describeError(error: unknown): Record<string, unknown> {
     message,
     ...((typeof code === "number" || typeof code === "string") && { code }),
     ...(typeof codeName === "string" && { codeName }),
-    stack: error.stack?.split("\n").filter((line) => /^\s+at /.test(line)).slice(0, 12),
+    stack: error.stack
+      ?.split("\n")
+      .filter((line) => /^\s+at /.test(line))
+      .slice(0, 12),
     ...(error.cause !== undefined && { cause: describeError(error.cause) }),
   };
 }

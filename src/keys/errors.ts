@@ -55,5 +55,8 @@ export function invalid(violations: FieldViolation[]): KeyError {
 }
 
 export function deadlineExceeded(): KeyError {
-  return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed before the change was made. Nothing was written.");
+  return new KeyError(
+    "DEADLINE_EXCEEDED",
+    "The call's deadline passed before the change was made. Nothing was written.",
+  );
 }

@@ -12,7 +12,9 @@ export const CHECKSUM_LENGTH = 6;
 
 const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const TAIL_LENGTH = 1 + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
-const TAIL = new RegExp(`^_([0-9A-Za-z]{${ID_LENGTH}})_([0-9A-Za-z]{${SECRET_LENGTH}})[0-9A-Za-z]{${CHECKSUM_LENGTH}}$`);
+const TAIL = new RegExp(
+  `^_([0-9A-Za-z]{${ID_LENGTH}})_([0-9A-Za-z]{${SECRET_LENGTH}})[0-9A-Za-z]{${CHECKSUM_LENGTH}}$`,
+);
 
 /** What `LATCHKEY_KEY_PREFIX` may be: 1 to 32 letters, digits and `_`, with no `_` at either end. */
 export const KEY_PREFIX_PATTERN = /^(?=.{1,32}$)[0-9A-Za-z]+(?:_+[0-9A-Za-z]+)*$/;

@@ -1,6 +1,6 @@
 import { type FieldViolation, invalid, KeyError } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
-import { isLive, type KeyRecord, statusAt, SUPERSEDED } from "./key.ts";
+import { isLive, type KeyRecord, SUPERSEDED, statusAt } from "./key.ts";
 import type { CurrentKeys, KeyStore } from "./key-store.ts";
 import {
   checkGracePeriod,

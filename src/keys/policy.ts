@@ -56,7 +56,10 @@ export function isUserId(text: string): boolean {
 
 export function checkUserId(userId: string | undefined, violations: FieldViolation[]): void {
   if (userId === undefined || isUserId(userId)) return;
-  violations.push({ field: "user_id", description: `must have 1 to ${MAX_USER_ID} characters, and has ${length(userId)}` });
+  violations.push({
+    field: "user_id",
+    description: `must have 1 to ${MAX_USER_ID} characters, and has ${length(userId)}`,
+  });
 }
 
 /** The name, trimmed. */
@@ -157,7 +160,12 @@ function toMilliseconds({ seconds, nanos }: TimeSpan): number | undefined {
 }
 
 function glob(pattern: string): RegExp {
-  return new RegExp(`^${pattern.split("*").map((part) => part.replace(/[.]/g, "\\$&")).join(".*")}$`);
+  return new RegExp(
+    `^${pattern
+      .split("*")
+      .map((part) => part.replace(/[.]/g, "\\$&"))
+      .join(".*")}$`,
+  );
 }
 
 /** Characters as people count them: code points, not UTF-16 units. */

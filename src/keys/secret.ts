@@ -1,5 +1,5 @@
 import { createHash, createHmac, timingSafeEqual } from "node:crypto";
-import { argon2id, hash as argon2Hash, verify as argon2Verify } from "argon2";
+import { hash as argon2Hash, argon2id, verify as argon2Verify } from "argon2";
 import type { HashGate } from "./hash-gate.ts";
 import type { Fingerprint, KeyRecord } from "./key.ts";
 
@@ -17,9 +17,17 @@ export interface Proof {
 
 export interface SecretKeeper {
   /** The two digests of a new secret. Costs one argon2. */
-  digest(id: string, secret: string, deadlineMs: number): Promise<Pick<KeyRecord, "secretHash"> & { fingerprint: Fingerprint }>;
+  digest(
+    id: string,
+    secret: string,
+    deadlineMs: number,
+  ): Promise<Pick<KeyRecord, "secretHash"> & { fingerprint: Fingerprint }>;
   /** Whether `secret` belongs to `record`. Costs an argon2 only where there is no fingerprint under a known pepper. */
-  prove(record: Pick<KeyRecord, "id" | "secretHash" | "fingerprint">, secret: string, deadlineMs: number): Promise<Proof>;
+  prove(
+    record: Pick<KeyRecord, "id" | "secretHash" | "fingerprint">,
+    secret: string,
+    deadlineMs: number,
+  ): Promise<Proof>;
 }
 
 /** The OWASP minimum for argon2id. The secret has 256 random bits: more would only cost more. */
@@ -39,7 +47,11 @@ export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): 
 
   // One run a key at a time: callers with the same secret share it, others wait their turn, so that a flood on one
   // key can't fill the gate.
-  async function slowProof(record: Pick<KeyRecord, "id" | "secretHash">, secret: string, deadlineMs: number): Promise<boolean> {
+  async function slowProof(
+    record: Pick<KeyRecord, "id" | "secretHash">,
+    secret: string,
+    deadlineMs: number,
+  ): Promise<boolean> {
     const secretDigest = createHash("sha256").update(secret).digest("base64");
     for (let other = underWay.get(record.id); other !== undefined; other = underWay.get(record.id)) {
       if (other.secretDigest === secretDigest) return other.result;

@@ -40,7 +40,8 @@ export function createKeyVerifier({ store, secrets, prefixes, clock, onRenewalFa
     if (parsed === undefined) return { outcome: "malformed", missingScopes: [], asOf };
 
     const record = await store.findById(parsed.id, deadlineMs);
-    if (record === undefined || record.prefix !== parsed.prefix) return { outcome: "not_found", missingScopes: [], asOf };
+    if (record === undefined || record.prefix !== parsed.prefix)
+      return { outcome: "not_found", missingScopes: [], asOf };
 
     const { proven, newFingerprint } = await secrets.prove(record, parsed.secret, deadlineMs);
     if (!proven) return { outcome: "not_found", missingScopes: [], asOf };

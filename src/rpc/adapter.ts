@@ -33,7 +33,11 @@ function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): 
   request.resume();
   if (contentType.startsWith("application/grpc")) {
     // Trailers-only: the gRPC way to refuse a call without an answer.
-    response.writeHead(200, { "content-type": contentType, "grpc-status": String(Code.Unimplemented), "grpc-message": message });
+    response.writeHead(200, {
+      "content-type": contentType,
+      "grpc-status": String(Code.Unimplemented),
+      "grpc-message": message,
+    });
     response.end();
     return;
   }

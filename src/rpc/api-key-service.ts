@@ -62,7 +62,12 @@ export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts)
     },
 
     async revoke(request, context) {
-      const { active, retiring } = await keys.revoke(callerOf(context), request.userId, request.reason, deadlineOf(context));
+      const { active, retiring } = await keys.revoke(
+        callerOf(context),
+        request.userId,
+        request.reason,
+        deadlineOf(context),
+      );
       const first = (active ?? retiring)!;
       note(context, { keyId: first.id });
       return {
@@ -77,7 +82,11 @@ export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts)
       if (Consistency[request.consistency] === undefined) {
         throw invalid([{ field: "consistency", description: `${request.consistency} is not a consistency` }]);
       }
-      const { outcome, record, missingScopes, asOf } = await verify(request.key, request.requiredScopes, deadlineOf(context));
+      const { outcome, record, missingScopes, asOf } = await verify(
+        request.key,
+        request.requiredScopes,
+        deadlineOf(context),
+      );
       note(context, { outcome, ...(record && { keyId: record.id }) });
       const answer: MessageInitShape<typeof VerifyResponseSchema> = {
         outcome: OUTCOMES[outcome],
@@ -121,6 +130,8 @@ function note(context: HandlerContext, fields: { keyId?: string; outcome?: strin
   Object.assign(context.values.get(logged), fields);
 }
 
-function lifetimeOf(lifetime: { case: "ttl" | "expiresAt"; value: Lifetime["value"] } | { case: undefined; value?: undefined }) {
+function lifetimeOf(
+  lifetime: { case: "ttl" | "expiresAt"; value: Lifetime["value"] } | { case: undefined; value?: undefined },
+) {
   return lifetime.case === undefined ? undefined : ({ case: lifetime.case, value: lifetime.value } satisfies Lifetime);
 }

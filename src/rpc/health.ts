@@ -28,7 +28,8 @@ export function createHealth(services: readonly string[]): HealthService {
   };
 
   async function* watch(service: string, signal: AbortSignal): AsyncGenerator<{ status: Status }> {
-    if (watchers.size >= MAX_WATCHERS) throw new ConnectError("Too many health watches are open.", Code.ResourceExhausted);
+    if (watchers.size >= MAX_WATCHERS)
+      throw new ConnectError("Too many health watches are open.", Code.ResourceExhausted);
     let wake = () => {};
     const onChange = () => wake();
     watchers.add(onChange);
@@ -62,7 +63,9 @@ export function createHealth(services: readonly string[]): HealthService {
           return { status: status(service) };
         },
         watch: ({ service }, { signal }) => watch(service, signal),
-        list: () => ({ statuses: Object.fromEntries([...known].map((service) => [service, { status: status(service) }])) }),
+        list: () => ({
+          statuses: Object.fromEntries([...known].map((service) => [service, { status: status(service) }])),
+        }),
       });
     },
     set(value) {

@@ -8,10 +8,14 @@ import {
 } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code, type ConnectRouter } from "@connectrpc/connect";
-import { ServerReflection, type ServerReflectionRequest, type ServerReflectionResponseSchema } from "#gen/grpc/reflection/v1/reflection_pb";
 import {
-  ServerReflection as ServerReflectionAlpha,
+  ServerReflection,
+  type ServerReflectionRequest,
+  type ServerReflectionResponseSchema,
+} from "#gen/grpc/reflection/v1/reflection_pb";
+import {
   type ServerReflectionResponseSchema as AlphaResponseSchema,
+  ServerReflection as ServerReflectionAlpha,
 } from "#gen/grpc/reflection/v1alpha/reflection_pb";
 
 type Question = ServerReflectionRequest["messageRequest"];
@@ -49,7 +53,9 @@ export function reflectionRoutes(files: readonly DescFile[]): (router: ConnectRo
         const baseTypeName = question.value;
         if (registry.getMessage(baseTypeName) === undefined) return notFound(baseTypeName);
         const extensions = [...registry].filter((one) => one.kind === "extension");
-        const extensionNumber = extensions.filter((one) => one.extendee.typeName === baseTypeName).map((one) => one.number);
+        const extensionNumber = extensions
+          .filter((one) => one.extendee.typeName === baseTypeName)
+          .map((one) => one.number);
         return { case: "allExtensionNumbersResponse", value: { baseTypeName, extensionNumber } };
       }
       default:
@@ -100,7 +106,10 @@ function symbolTable(files: Iterable<DescFile>): Map<string, DescFile> {
 
 function fileAnswer(file: DescFile | undefined, asked: string): Answer {
   if (file === undefined) return notFound(asked);
-  return { case: "fileDescriptorResponse", value: { fileDescriptorProto: [toBinary(FileDescriptorProtoSchema, file.proto)] } };
+  return {
+    case: "fileDescriptorResponse",
+    value: { fileDescriptorProto: [toBinary(FileDescriptorProtoSchema, file.proto)] },
+  };
 }
 
 function notFound(asked: string): Answer {

@@ -1,9 +1,9 @@
+import { type DescMessage, fromBinary, fromJsonString } from "@bufbuild/protobuf";
+import { base64Decode } from "@bufbuild/protobuf/wire";
 import type { ContextKey } from "@connectrpc/connect";
 import { createContextKey, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
-import { fromBinary, fromJsonString, type DescMessage } from "@bufbuild/protobuf";
-import { base64Decode } from "@bufbuild/protobuf/wire";
 import { invalid, type KeyError } from "../keys/errors.ts";
 
 /** Set on a request whose message can't be decoded: the interceptors refuse it before the handler runs. */
@@ -38,7 +38,11 @@ interface Message {
 }
 
 /** The message's bytes, or undefined where Connect is to say what is wrong (size, framing, compression, content type). */
-async function messageOf(request: UniversalServerRequest, body: Uint8Array | undefined, maxBytes: number): Promise<Message | undefined> {
+async function messageOf(
+  request: UniversalServerRequest,
+  body: Uint8Array | undefined,
+  maxBytes: number,
+): Promise<Message | undefined> {
   if (request.method === "GET") return messageOfQuery(request, maxBytes);
   const type = request.header.get("content-type") ?? "";
   const match = /^application\/(grpc-web|grpc|)(?:\+?(proto|json))?(?:$|[ ;])/i.exec(type);
@@ -63,7 +67,12 @@ async function messageOfQuery(request: UniversalServerRequest, maxBytes: number)
   }
 }
 
-async function unpack(bytes: Uint8Array, encoding: string | null, json: boolean, maxBytes: number): Promise<Message | undefined> {
+async function unpack(
+  bytes: Uint8Array,
+  encoding: string | null,
+  json: boolean,
+  maxBytes: number,
+): Promise<Message | undefined> {
   if (encoding === null || encoding === "identity") return { bytes, json };
   try {
     const unpacked = await DECOMPRESSORS.get(encoding)?.decompress(bytes, maxBytes);
@@ -92,9 +101,15 @@ function describe(error: unknown, input: DescMessage, json: boolean) {
   if (field !== undefined) return { field, description: "does not hold a value of its type" };
   const oneof = input.oneofs.find(({ name }) => text.includes(`oneof ${input.typeName}.${name}`));
   if (oneof !== undefined) {
-    return { field: oneof.name, description: `takes only one of ${oneof.fields.map(({ name }) => name).join(" and ")}` };
+    return {
+      field: oneof.name,
+      description: `takes only one of ${oneof.fields.map(({ name }) => name).join(" and ")}`,
+    };
   }
-  return { field: "", description: `the message is not a well-formed ${input.typeName} in ${json ? "JSON" : "protobuf"}` };
+  return {
+    field: "",
+    description: `the message is not a well-formed ${input.typeName} in ${json ? "JSON" : "protobuf"}`,
+  };
 }
 
 /** Reads up to `maxBytes`; `values` is undefined beyond. `replay` yields the same body again in either case. */

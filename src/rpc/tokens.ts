@@ -29,13 +29,26 @@ export interface Authenticator {
 const CLOCK_TOLERANCE_S = 30;
 const MAX_TOKEN_LENGTH = 8_192;
 // Pinned by the kind of key, so that no token chooses how it is checked (alg: none; HS256 keyed with a public key).
-const ASYMMETRIC = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"];
+const ASYMMETRIC = [
+  "RS256",
+  "RS384",
+  "RS512",
+  "PS256",
+  "PS384",
+  "PS512",
+  "ES256",
+  "ES384",
+  "ES512",
+  "EdDSA",
+  "Ed25519",
+];
 
 export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyAuth): Promise<Authenticator> {
   const { getKey, algorithms } = await openKey(rules.key);
 
   async function claims(token: string, audience: string | undefined): Promise<JWTPayload> {
-    if (token.length > MAX_TOKEN_LENGTH) throw unauthenticated(`The token is longer than ${MAX_TOKEN_LENGTH} characters.`);
+    if (token.length > MAX_TOKEN_LENGTH)
+      throw unauthenticated(`The token is longer than ${MAX_TOKEN_LENGTH} characters.`);
     try {
       const { payload } = await jwtVerify(token, getKey, {
         algorithms,
@@ -59,7 +72,8 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
         throw new KeyError("API_KEY_NOT_ALLOWED", "API keys can't manage API keys. Send a user token.");
       }
       const payload = await claims(token, rules.audience);
-      if (typeof payload.sub !== "string" || !isUserId(payload.sub)) throw unauthenticated("The token's sub must have 1 to 256 characters.");
+      if (typeof payload.sub !== "string" || !isUserId(payload.sub))
+        throw unauthenticated("The token's sub must have 1 to 256 characters.");
       return { userId: payload.sub, admin: holds(payload[rules.adminClaim.name], rules.adminClaim.value) };
     },
     async service(authorization) {
@@ -83,7 +97,8 @@ async function openKey(key: TokenKey): Promise<{ getKey: JWTVerifyGetKey; algori
     const bytes = new TextEncoder().encode(key.secret);
     return { getKey: async () => bytes, algorithms: ["HS256"] };
   }
-  if (key.kind === "jwks") return { getKey: createRemoteJWKSet(new URL(key.url), { timeoutDuration: 3_000 }), algorithms: ASYMMETRIC };
+  if (key.kind === "jwks")
+    return { getKey: createRemoteJWKSet(new URL(key.url), { timeoutDuration: 3_000 }), algorithms: ASYMMETRIC };
   const imported = new Map<string, ReturnType<typeof importSPKI>>();
   const getKey: JWTVerifyGetKey = ({ alg }) => {
     const algorithm = alg ?? "";
@@ -97,7 +112,11 @@ async function openKey(key: TokenKey): Promise<{ getKey: JWTVerifyGetKey; algori
 function bearer(authorization: string | null): string {
   const match = /^bearer +([^\s]+)$/i.exec(authorization ?? "");
   if (match) return match[1]!;
-  throw unauthenticated(authorization ? "The authorization header must be: Bearer <token>." : "No token was sent. Send authorization: Bearer <token>.");
+  throw unauthenticated(
+    authorization
+      ? "The authorization header must be: Bearer <token>."
+      : "No token was sent. Send authorization: Bearer <token>.",
+  );
 }
 
 function holds(claim: unknown, value: string): boolean {
@@ -106,8 +125,10 @@ function holds(claim: unknown, value: string): boolean {
 
 function whyRefused(error: unknown): string {
   if (error instanceof errors.JWTExpired) return "The token has expired.";
-  if (error instanceof errors.JWTClaimValidationFailed) return `The token's ${error.claim} claim is missing or not accepted here.`;
-  if (error instanceof errors.JOSEAlgNotAllowed) return "The token is signed with an algorithm that is not accepted here.";
+  if (error instanceof errors.JWTClaimValidationFailed)
+    return `The token's ${error.claim} claim is missing or not accepted here.`;
+  if (error instanceof errors.JOSEAlgNotAllowed)
+    return "The token is signed with an algorithm that is not accepted here.";
   if (error instanceof errors.JWKSTimeout) return "The key set could not be fetched in time. Try again.";
   return "The token is not valid here.";
 }

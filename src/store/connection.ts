@@ -68,6 +68,8 @@ function openClient(uri: string): MongoClient {
     return new MongoClient(uri, OPTIONS);
   } catch {
     // The driver quotes parts of the URI, password included: its message is not repeated.
-    throw new StartupError("MONGODB_URI is not a valid MongoDB connection string. Expected: mongodb://host:27017/?replicaSet=rs0");
+    throw new StartupError(
+      "MONGODB_URI is not a valid MongoDB connection string. Expected: mongodb://host:27017/?replicaSet=rs0",
+    );
   }
 }

@@ -14,8 +14,8 @@ import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
 import type { Change, CurrentKeys, KeyStore } from "../keys/key-store.ts";
 import { OPERATION_TIMEOUT_MS } from "./connection.ts";
-import { createTurns } from "./turns.ts";
 import { COLLECTION, hasCode } from "./schema.ts";
+import { createTurns } from "./turns.ts";
 
 /** A record as it is stored: absent fields are absent, the fingerprint's MAC is binary. */
 interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
@@ -34,7 +34,10 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
 
   // A linearizable read proves that the primary still is one: a cut-off primary can't answer it.
   async function readOne(filter: object, deadlineMs: number): Promise<KeyRecord | undefined> {
-    const found = await keys.findOne(filter, { readConcern: { level: "linearizable" }, maxTimeMS: remainingMs(deadlineMs) });
+    const found = await keys.findOne(filter, {
+      readConcern: { level: "linearizable" },
+      maxTimeMS: remainingMs(deadlineMs),
+    });
     return found ? toRecord(found) : undefined;
   }
 
@@ -61,7 +64,8 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
           tried.started = true;
           const now = clock();
           const current = await readInTransaction(userId, session, remainingMs(deadlineMs));
-          if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted.answer };
+          if (tried.inserted !== undefined && current.active?.id === tried.inserted.id)
+            return { done: tried.inserted.answer };
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
           for (const record of change.update) {
@@ -80,7 +84,12 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
           return { done: change.answer };
         },
-        { readConcern: { level: "majority" }, writeConcern: { w: "majority" }, readPreference: "primary", maxCommitTimeMS: OPERATION_TIMEOUT_MS },
+        {
+          readConcern: { level: "majority" },
+          writeConcern: { w: "majority" },
+          readPreference: "primary",
+          maxCommitTimeMS: OPERATION_TIMEOUT_MS,
+        },
       ),
     );
   }
@@ -162,7 +171,9 @@ function toKeyError(error: unknown, deadlineMs: number): KeyError {
 const MAX_TIME_EXPIRED = 50;
 
 /** The server's own words for "not now": no primary, stepping down, shutting down, interrupted by that, time is up. */
-const UNAVAILABLE_CODES = new Set([6, 7, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 317, 134]);
+const UNAVAILABLE_CODES = new Set([
+  6, 7, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 317, 134,
+]);
 
 function isUnavailable(error: unknown): boolean {
   return (
@@ -182,10 +193,14 @@ function isConflict(error: unknown): boolean {
 }
 
 function conflict(cause: unknown): KeyError {
-  return new KeyError("CONFLICT", "Other changes to this user's key kept coming between. Nothing was written. Try again.", {
-    retryAfterMs: 100,
-    cause,
-  });
+  return new KeyError(
+    "CONFLICT",
+    "Other changes to this user's key kept coming between. Nothing was written. Try again.",
+    {
+      retryAfterMs: 100,
+      cause,
+    },
+  );
 }
 
 async function abandon<T>(session: ClientSession, answer: T): Promise<T> {
@@ -193,7 +208,11 @@ async function abandon<T>(session: ClientSession, answer: T): Promise<T> {
   return answer;
 }
 
-function decideOrRefuse<T>(current: CurrentKeys, now: Date, decide: (current: CurrentKeys, now: Date) => T): T | KeyError {
+function decideOrRefuse<T>(
+  current: CurrentKeys,
+  now: Date,
+  decide: (current: CurrentKeys, now: Date) => T,
+): T | KeyError {
   try {
     return decide(current, now);
   } catch (error) {
@@ -227,5 +246,9 @@ function toDocument({ id, fingerprint, ...fields }: KeyRecord): KeyDocument {
 }
 
 function toRecord({ _id, fingerprint, ...fields }: KeyDocument): KeyRecord {
-  return { id: _id, ...fields, fingerprint: fingerprint && { pepper: fingerprint.pepper, mac: fingerprint.mac.buffer } };
+  return {
+    id: _id,
+    ...fields,
+    fingerprint: fingerprint && { pepper: fingerprint.pepper, mac: fingerprint.mac.buffer },
+  };
 }

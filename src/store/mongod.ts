@@ -35,7 +35,8 @@ const DBPATH_IN_USE = 100;
 
 // Ends mongod when the service is gone, even by kill -9: the service holds the other end of this shell's standard
 // input, and a pipe closes with its last holder. The shell's exit code is mongod's.
-const WATCHDOG = 'exec 3<&0; "$@" </dev/null 3<&- & child=$!; { cat <&3 >/dev/null; kill -TERM $child; } 2>/dev/null & wait $child';
+const WATCHDOG =
+  'exec 3<&0; "$@" </dev/null 3<&- & child=$!; { cat <&3 >/dev/null; kill -TERM $child; } 2>/dev/null & wait $child';
 
 /** Runs a private mongod as a one-member replica set on loopback, with a password of its own: any local user could reach the port. */
 export async function startMongod(options: MongodOptions): Promise<EmbeddedMongod> {
@@ -64,7 +65,12 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
           // The next attempt, or the report below.
         }
       }
-      if (!stopping) onLost(new StartupError(`The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`));
+      if (!stopping)
+        onLost(
+          new StartupError(
+            `The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`,
+          ),
+        );
     });
   watch();
 
@@ -86,7 +92,12 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
 }
 
 /** Starts mongod and waits until it takes writes. Where its data is in use, by nobody who lives, what holds it is ended first. */
-async function launch(binary: string, dataDir: string, uri: string, port: number): Promise<{ child: ChildProcess; pid: number }> {
+async function launch(
+  binary: string,
+  dataDir: string,
+  uri: string,
+  port: number,
+): Promise<{ child: ChildProcess; pid: number }> {
   for (let attempt = 1; ; attempt += 1) {
     const child = await spawnMongod(binary, dataDir, port);
     const early = collect(child);
@@ -95,7 +106,8 @@ async function launch(binary: string, dataDir: string, uri: string, port: number
     } catch (error) {
       child.stdin?.destroy();
       if (child.exitCode === null) throw error;
-      if (child.exitCode !== DBPATH_IN_USE || attempt > 3) throw new StartupError(await whyMongodEnded(dataDir, early()));
+      if (child.exitCode !== DBPATH_IN_USE || attempt > 3)
+        throw new StartupError(await whyMongodEnded(dataDir, early()));
     }
     await endOrphan(dataDir);
   }
@@ -113,12 +125,17 @@ async function spawnMongod(binary: string, dataDir: string, port: number): Promi
   const args = [
     ...["--dbpath", join(dataDir, "db"), "--logpath", logFile, "--logappend"],
     ...["--bind_ip", "127.0.0.1", "--port", String(port), "--nounixsocket"],
+    // One member's majority is its own journal: by default a linearizable read waits 100 ms for the next flush.
+    ...["--journalCommitInterval", "2"],
     ...["--replSet", REPLICA_SET, "--oplogSize", "128", "--wiredTigerCacheSizeGB", "0.25"],
     ...["--auth", "--keyFile", keyFile(dataDir)],
     ...Object.entries(parameters).flatMap(([name, value]) => ["--setParameter", `${name}=${value}`]),
   ];
   // A session of its own: a terminal's Ctrl-C must reach the service, which still needs its database to drain.
-  return spawn("/bin/sh", ["-c", WATCHDOG, "latchkey-mongod", binary, ...args], { stdio: ["pipe", "pipe", "ignore"], detached: true });
+  return spawn("/bin/sh", ["-c", WATCHDOG, "latchkey-mongod", binary, ...args], {
+    stdio: ["pipe", "pipe", "ignore"],
+    detached: true,
+  });
 }
 
 /** What mongod says before it has opened its log. */
@@ -169,7 +186,10 @@ async function configure(admin: ReturnType<MongoClient["db"]>, host: string): Pr
     if (code !== 23) throw error; // AlreadyInitialized
     const found = await admin.command({ replSetGetConfig: 1 }).catch(() => undefined);
     if (found === undefined || found.config.members[0].host === host) return;
-    await admin.command({ replSetReconfig: { ...found.config, members, version: found.config.version + 1 }, force: true });
+    await admin.command({
+      replSetReconfig: { ...found.config, members, version: found.config.version + 1 },
+      force: true,
+    });
   }
 }
 
@@ -231,17 +251,26 @@ async function makeDataDir(dataDir: string): Promise<void> {
     await rm(probe);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    const why = code === "ENOSPC" ? "the disk is full" : code === "EEXIST" || code === "ENOTDIR" ? "it is not a directory" : `it is not writable: ${code}`;
-    throw new StartupError(`The data directory ${dataDir} can't be used (${why}). Set LATCHKEY_DATA_DIR to a directory of yours.`);
+    const why =
+      code === "ENOSPC"
+        ? "the disk is full"
+        : code === "EEXIST" || code === "ENOTDIR"
+          ? "it is not a directory"
+          : `it is not writable: ${code}`;
+    throw new StartupError(
+      `The data directory ${dataDir} can't be used (${why}). Set LATCHKEY_DATA_DIR to a directory of yours.`,
+    );
   }
 }
 
 /** The password of mongod's own user `__system`, who may do everything: there is no user to create and no moment without a password. */
 async function ensureKeyFile(dataDir: string): Promise<string> {
   const file = keyFile(dataDir);
-  await writeFile(file, randomBytes(48).toString("base64"), { mode: 0o600, flag: "wx" }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "EEXIST") throw error;
-  });
+  await writeFile(file, randomBytes(48).toString("base64"), { mode: 0o600, flag: "wx" }).catch(
+    (error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST") throw error;
+    },
+  );
   return readFile(file, "utf8");
 }
 
@@ -272,7 +301,11 @@ async function whyMongodEnded(dataDir: string, early = ""): Promise<string> {
   const file = join(dataDir, "mongod.log");
   const size = (await stat(file).catch(() => undefined))?.size ?? 0;
   const lines = `${await readFrom(file, Math.max(0, size - 65_536))}\n${early}`.split("\n");
-  const complaint = lines.filter((line) => /"s":"[FE]"/.test(line)).map(complaintOf).filter(Boolean).at(-1);
+  const complaint = lines
+    .filter((line) => /"s":"[FE]"/.test(line))
+    .map(complaintOf)
+    .filter(Boolean)
+    .at(-1);
   return `The embedded mongod did not start${complaint ? `: ${complaint}` : ""}. See ${file}.`;
 }
 
@@ -280,7 +313,9 @@ function complaintOf(line: string): string {
   try {
     const { msg, attr } = JSON.parse(line) as { msg: string; attr?: { error?: unknown } };
     const { error } = attr ?? {};
-    return error === undefined ? msg : `${msg} (${typeof error === "string" ? error : JSON.stringify(error)})`.slice(0, 300);
+    return error === undefined
+      ? msg
+      : `${msg} (${typeof error === "string" ? error : JSON.stringify(error)})`.slice(0, 300);
   } catch {
     return "";
   }

@@ -15,7 +15,11 @@ const LINE_EVERY = 0.1;
 const BAR_WIDTH = 24;
 
 /** Shows how a download goes: bytes, rate and time left. A bar on a terminal; elsewhere a line at every tenth of the way. */
-export function showProgress(what: string, { say, terminal }: ProgressOutput, clockMs = () => performance.now()): Progress {
+export function showProgress(
+  what: string,
+  { say, terminal }: ProgressOutput,
+  clockMs = () => performance.now(),
+): Progress {
   const startedMs = clockMs();
   let drawnMs = Number.NEGATIVE_INFINITY;
   let nextLine = 0;

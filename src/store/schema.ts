@@ -36,7 +36,12 @@ const VALIDATOR = {
 /** These two hold "one active key a user" and "at most one retiring key a user" under any concurrency. Nothing else does. */
 const INDEXES: (IndexDescription & { name: string })[] = [
   { name: "one_active_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "active" } },
-  { name: "one_retiring_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "retiring" } },
+  {
+    name: "one_retiring_key_per_user",
+    key: { userId: 1 },
+    unique: true,
+    partialFilterExpression: { state: "retiring" },
+  },
 ];
 
 /** Makes the collection, its validation and its indexes if they are missing. An index that conflicts is reported, never dropped. */
@@ -48,7 +53,12 @@ export async function ensureSchema(db: Db): Promise<void> {
       if (!hasCode(error, 48)) throw error; // NamespaceExists: another process was faster.
     });
   } else if (JSON.stringify(present.options?.validator) !== JSON.stringify(VALIDATOR)) {
-    await db.command({ collMod: COLLECTION, validator: VALIDATOR, validationLevel: "strict", validationAction: "error" });
+    await db.command({
+      collMod: COLLECTION,
+      validator: VALIDATOR,
+      validationLevel: "strict",
+      validationAction: "error",
+    });
   }
   for (const index of INDEXES) await ensureIndex(db, index);
 }

@@ -1,5 +1,10 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
-import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse, type ServerHttp2Session } from "node:http2";
+import {
+  createServer as createHttp2Server,
+  type Http2ServerRequest,
+  type Http2ServerResponse,
+  type ServerHttp2Session,
+} from "node:http2";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { StartupError } from "../startup-error.ts";
 
@@ -59,7 +64,12 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
   const sessions = new Map<ServerHttp2Session, number>();
 
   const http1 = createHttp1Server(
-    { maxHeaderSize: limits.maxHeaderBytes, headersTimeout: limits.headersTimeoutMs, requestTimeout: limits.requestTimeoutMs, keepAliveTimeout: limits.idleTimeoutMs },
+    {
+      maxHeaderSize: limits.maxHeaderBytes,
+      headersTimeout: limits.headersTimeoutMs,
+      requestTimeout: limits.requestTimeoutMs,
+      keepAliveTimeout: limits.idleTimeoutMs,
+    },
     handler,
   );
   const http2 = createHttp2Server(
@@ -68,7 +78,11 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
       maxSessionInvalidFrames: 100,
       maxSessionRejectedStreams: 100,
       maxHeaderListPairs: 128,
-      settings: { maxConcurrentStreams: limits.maxConcurrentStreams, maxHeaderListSize: limits.maxHeaderBytes, enablePush: false },
+      settings: {
+        maxConcurrentStreams: limits.maxConcurrentStreams,
+        maxHeaderListSize: limits.maxHeaderBytes,
+        enablePush: false,
+      },
     },
     handler,
   );
@@ -153,8 +167,10 @@ function sniff(socket: Socket, timeoutMs: number, decide: (isHttp2: boolean) => 
 }
 
 function whyNot(address: string, error: NodeJS.ErrnoException): string {
-  if (error.code === "EADDRINUSE") return `${address} is in use by another program. Stop it, or set LATCHKEY_LISTEN to a free address.`;
-  if (error.code === "EACCES") return `${address} may not be used by this user. Set LATCHKEY_LISTEN to a port above 1023.`;
+  if (error.code === "EADDRINUSE")
+    return `${address} is in use by another program. Stop it, or set LATCHKEY_LISTEN to a free address.`;
+  if (error.code === "EACCES")
+    return `${address} may not be used by this user. Set LATCHKEY_LISTEN to a port above 1023.`;
   return `${address} can't be listened on (${error.code ?? error.message}). Set LATCHKEY_LISTEN to an address of this machine.`;
 }
 

@@ -13,7 +13,9 @@ export interface Refusal {
 export async function refusalOf(call: Promise<unknown>): Promise<Refusal> {
   const error = await call.then(
     (answer) => {
-      throw new Error(`was not refused: ${JSON.stringify(answer, (_, value) => (typeof value === "bigint" ? String(value) : value))}`);
+      throw new Error(
+        `was not refused: ${JSON.stringify(answer, (_, value) => (typeof value === "bigint" ? String(value) : value))}`,
+      );
     },
     (thrown: unknown) => thrown,
   );

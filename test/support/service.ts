@@ -67,7 +67,8 @@ export async function startService({ env = {}, clock }: TestServiceOptions = {})
         baseUrl,
         interceptors: [
           (next: (request: never) => Promise<never>) => async (request: { header: Headers }) => {
-            if (!request.header.has("authorization")) request.header.set("authorization", `Bearer ${await userToken(user, { admin })}`);
+            if (!request.header.has("authorization"))
+              request.header.set("authorization", `Bearer ${await userToken(user, { admin })}`);
             return next(request as never);
           },
         ] as never[],
@@ -83,7 +84,12 @@ export async function startService({ env = {}, clock }: TestServiceOptions = {})
 
 export async function userToken(
   user: string,
-  { admin = false, secret = JWT_SECRET, claims = {}, ttlS = 600 }: { admin?: boolean; secret?: string; claims?: object; ttlS?: number | null } = {},
+  {
+    admin = false,
+    secret = JWT_SECRET,
+    claims = {},
+    ttlS = 600,
+  }: { admin?: boolean; secret?: string; claims?: object; ttlS?: number | null } = {},
 ): Promise<string> {
   const now = Math.floor(Date.now() / 1_000);
   const exp = ttlS === null ? {} : { exp: now + ttlS };

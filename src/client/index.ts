@@ -1,0 +1,60 @@
+import { type Client, Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
+import { createConnectTransport, createGrpcTransport } from "@connectrpc/connect-node";
+import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
+import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
+
+export * from "#gen/latchkey/v1/api_key_service_pb";
+export { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+
+export interface LatchkeyClientOptions {
+  /** For example `http://127.0.0.1:8080`. */
+  baseUrl: string;
+  /** The bearer token: a user token, or a service token for Verify. A function is asked at each call. */
+  token?: string | (() => string | Promise<string>);
+  /** Default: `grpc`. */
+  protocol?: "grpc" | "connect";
+  /** Default: 5,000. A call may override it. */
+  timeoutMs?: number;
+}
+
+/** A typed client of `latchkey.v1.ApiKeyService`. Calls fail with a ConnectError; `describeError` tells the reason. */
+export function createLatchkeyClient(options: LatchkeyClientOptions): Client<typeof ApiKeyService> {
+  const { baseUrl, token, protocol = "grpc", timeoutMs = 5_000 } = options;
+  const authorize: Interceptor = (next) => async (request) => {
+    const value = typeof token === "function" ? await token() : token;
+    if (value !== undefined) request.header.set("authorization", `Bearer ${value}`);
+    return next(request);
+  };
+  const common = { baseUrl, interceptors: [authorize], defaultTimeoutMs: timeoutMs };
+  return createClient(
+    ApiKeyService,
+    protocol === "grpc" ? createGrpcTransport(common) : createConnectTransport({ ...common, httpVersion: "1.1" }),
+  );
+}
+
+export interface LatchkeyError {
+  /** The word of `ErrorReason`, for example `KEY_EXISTS`; undefined when the service was not reached. */
+  reason: string | undefined;
+  /** The canonical code, for example `AlreadyExists`. */
+  code: string;
+  message: string;
+  fields: { field: string; description: string }[];
+  /** Set when the call may be repeated, after this time. */
+  retryAfterMs: number | undefined;
+}
+
+/** What a failed call says. */
+export function describeError(error: unknown): LatchkeyError {
+  const failure = ConnectError.from(error);
+  const [info] = failure.findDetails(ErrorInfoSchema);
+  const [bad] = failure.findDetails(BadRequestSchema);
+  const [retry] = failure.findDetails(RetryInfoSchema);
+  const delay = retry?.retryDelay;
+  return {
+    reason: info?.reason,
+    code: Code[failure.code] ?? "Unknown",
+    message: failure.rawMessage,
+    fields: (bad?.fieldViolations ?? []).map(({ field, description }) => ({ field, description })),
+    retryAfterMs: retry && (delay ? Number(delay.seconds) * 1_000 + delay.nanos / 1_000_000 : 0),
+  };
+}

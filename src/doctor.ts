@@ -1,0 +1,57 @@
+import { type Config, readClientConfig, readConfig } from "./config.ts";
+import { StartupError } from "./startup-error.ts";
+import { connect } from "./store/connection.ts";
+import { findMongod } from "./store/mongod-binary.ts";
+
+export interface Finding {
+  what: string;
+  ok: boolean;
+  detail: string;
+}
+
+/** Looks, and changes nothing. */
+export async function runDoctor(): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  const check = async <T>(what: string, look: () => Promise<{ detail: string; value?: T }>): Promise<T | undefined> => {
+    try {
+      const { detail, value } = await look();
+      findings.push({ what, ok: true, detail });
+      return value;
+    } catch (error) {
+      if (!(error instanceof StartupError)) throw error;
+      findings.push({ what, ok: false, detail: error.message });
+      return undefined;
+    }
+  };
+  const config = await check<Config>("configuration", async () => ({ detail: "complete", value: readConfig() }));
+  if (config?.mongodbUri !== undefined) await check("MongoDB", () => checkDatabase(config.mongodbUri!));
+  else if (config !== undefined) await check("mongod", () => checkMongod(config));
+  await check("service", checkService);
+  return findings;
+}
+
+async function checkDatabase(uri: string): Promise<{ detail: string }> {
+  const connection = await connect(uri);
+  await connection.close();
+  return { detail: "a replica set or sharded cluster, and it answers" };
+}
+
+async function checkMongod({ cacheDir, mongodBinary: binary, path }: Config): Promise<{ detail: string }> {
+  return { detail: await findMongod({ cacheDir, binary, path, download: false, say: () => {} }) };
+}
+
+async function checkService(): Promise<{ detail: string }> {
+  const { url } = readClientConfig();
+  const answer = await fetch(`${url}/grpc.health.v1.Health/Check`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: "{}",
+    signal: AbortSignal.timeout(3_000),
+  })
+    .then((response) => response.json() as Promise<{ status?: string }>)
+    .catch(() => undefined);
+  if (answer?.status === "SERVING") return { detail: `${url} serves` };
+  throw new StartupError(
+    `${url} ${answer === undefined ? "does not answer; start it: npm start" : "answers, but does not serve at the moment"}`,
+  );
+}
