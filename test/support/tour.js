@@ -19,7 +19,11 @@ try {
     service.once("exit", (code) => reject(new Error(`npm start ended with ${code}`)));
   });
   const script = blocks.filter((block) => !block.includes("npm start")).join("\n");
-  const { status } = spawnSync("bash", ["-euxo", "pipefail"], { input: script, env, stdio: ["pipe", "inherit", "inherit"] });
+  const { status } = spawnSync("bash", ["-euxo", "pipefail"], {
+    input: script,
+    env,
+    stdio: ["pipe", "inherit", "inherit"],
+  });
   process.exitCode = status ?? 1;
 } finally {
   process.kill(-service.pid, "SIGTERM");

@@ -1,0 +1,110 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "@jest/globals";
+import { z } from "zod";
+import { CLIENT_VARIABLES, isSecret, parseDuration, readConfig, VARIABLES } from "../../src/config.ts";
+
+const problemsOf = (environment: Record<string, string>): string => {
+  try {
+    readConfig(environment);
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return "";
+};
+
+test("an empty environment is a complete configuration for one machine", () => {
+  const config = readConfig({});
+  expect(config).toMatchObject({
+    listen: { host: "127.0.0.1", port: 8080 },
+    opsListen: { host: "127.0.0.1", port: 9090 },
+    keyPrefix: "lk",
+    verifyAuth: "none",
+    maxGraceMs: 604_800_000,
+    hashQueue: 64,
+  });
+  expect(Object.isFrozen(config)).toBe(true);
+});
+
+test("every problem is reported at once, with what to do", () => {
+  const problems = problemsOf({
+    LATCHKEY_LISTEN: "nowhere",
+    LATCHKEY_MAX_GRACE: "7",
+    LATCHKEY_MAX_TLL: "1d",
+    LATCHKEY_KEY_PREFIX: "_",
+  });
+  for (const name of ["LATCHKEY_LISTEN", "LATCHKEY_MAX_GRACE", "LATCHKEY_MAX_TLL", "LATCHKEY_KEY_PREFIX"])
+    expect(problems).toContain(name);
+  expect(problems).toContain("4 problem(s)");
+});
+
+test("with MONGODB_URI, missing secrets are listed with the commands that make them", () => {
+  const problems = problemsOf({ MONGODB_URI: "mongodb://db/?replicaSet=rs0" });
+  expect(problems).toContain("openssl rand -base64 48");
+  expect(problems).toContain('echo "p1:$(openssl rand -base64 32)"');
+});
+
+test("off loopback, LATCHKEY_VERIFY_AUTH must be said, and `none` twice", () => {
+  const listen = { LATCHKEY_LISTEN: "0.0.0.0:8080" };
+  expect(problemsOf(listen)).toContain("LATCHKEY_VERIFY_AUTH must be set");
+  expect(problemsOf({ ...listen, LATCHKEY_VERIFY_AUTH: "none" })).toContain("LATCHKEY_VERIFY_OPEN=yes");
+  expect(problemsOf({ ...listen, LATCHKEY_VERIFY_AUTH: "none", LATCHKEY_VERIFY_OPEN: "yes" })).toBe("");
+});
+
+test("each way to admit callers of Verify needs what it checks against", () => {
+  expect(problemsOf({ LATCHKEY_VERIFY_AUTH: "token" })).toContain("LATCHKEY_SERVICE_TOKENS");
+  expect(problemsOf({ LATCHKEY_VERIFY_AUTH: "jwt" })).toContain("LATCHKEY_VERIFY_AUDIENCE");
+  const same = { LATCHKEY_VERIFY_AUTH: "jwt", LATCHKEY_VERIFY_AUDIENCE: "a", LATCHKEY_JWT_AUDIENCE: "a" };
+  expect(problemsOf(same)).toContain("must differ");
+});
+
+test("exactly one way to check user tokens may be set", () => {
+  const two = { LATCHKEY_JWT_SECRET: "x".repeat(32), LATCHKEY_JWKS_URL: "https://id.example/jwks" };
+  expect(problemsOf(two)).toContain("exclude each other");
+  expect(readConfig({ LATCHKEY_JWT_PUBLIC_KEY: "pem" }).tokenKey).toEqual({ kind: "publicKey", pem: "pem" });
+});
+
+test("a secret is also read from a file, without its last line break, and a problem never quotes it", () => {
+  const file = join(tmpdir(), `latchkey-secret-${process.pid}`);
+  writeFileSync(file, `${"s".repeat(40)}\n`);
+  expect(readConfig({ LATCHKEY_JWT_SECRET_FILE: file }).tokenKey).toEqual({ kind: "secret", secret: "s".repeat(40) });
+  expect(problemsOf({ LATCHKEY_JWT_SECRET_FILE: "/does/not/exist" })).toContain(
+    "LATCHKEY_JWT_SECRET_FILE can't be read",
+  );
+  const short = problemsOf({
+    LATCHKEY_JWT_SECRET: "canary",
+    LATCHKEY_PEPPERS: "canary",
+    LATCHKEY_SERVICE_TOKENS: "canary",
+  });
+  expect(short).toContain("3 problem(s)");
+  expect(short).not.toContain("canary");
+});
+
+test("a pepper has at least 32 bytes and an id of its own", () => {
+  const good = Buffer.alloc(32).toString("base64");
+  expect(readConfig({ LATCHKEY_PEPPERS: `b:${good},a:${good}` }).peppers?.map(({ id }) => id)).toEqual(["b", "a"]);
+  expect(problemsOf({ LATCHKEY_PEPPERS: "a:c2hvcnQ=" })).toContain("at least 32 bytes");
+  expect(problemsOf({ LATCHKEY_PEPPERS: `a:${good},a:${good}` })).toContain("twice");
+});
+
+test("durations carry their unit", () => {
+  expect(["200ms", "1s", "15m", "24h", "7d"].map(parseDuration)).toEqual([
+    200, 1_000, 900_000, 86_400_000, 604_800_000,
+  ]);
+  expect(["", "7", "1.5s", "-1s", "1w", "s"].map(parseDuration)).toEqual(Array(6).fill(undefined));
+});
+
+test("the README's tables show every variable, its default and its effect as config.ts has them", () => {
+  const readme = readFileSync("README.md", "utf8");
+  const documented = [...readme.matchAll(/^\| `((?:LATCHKEY|MONGO)\w+)`( °)? \| (.*?) \| (.*) \|$/gm)].map((match) =>
+    match.slice(1, 5),
+  );
+  const defined = Object.entries({ ...VARIABLES, ...CLIENT_VARIABLES }).map(([name, type]) => {
+    const meta = z.globalRegistry.get(type as z.ZodType) as { shown?: string; description?: string };
+    const prefault = (type as { def: { defaultValue?: unknown } }).def.defaultValue;
+    const shown = meta.shown ?? (prefault ? `\`${prefault}\`` : "–");
+    return [name, isSecret(type as z.ZodType) ? " °" : undefined, shown, meta.description];
+  });
+  expect(documented).toEqual(defined);
+});

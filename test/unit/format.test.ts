@@ -1,0 +1,89 @@
+import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { describe, expect, test } from "@jest/globals";
+import fc from "fast-check";
+import { base62, formatKey, KEY_PREFIX_PATTERN, parseAnyKey, parseKey, randomBase62 } from "../../src/keys/format.ts";
+
+const base62Text = (length: number) => fc.stringMatching(new RegExp(`^[0-9A-Za-z]{${length}}$`));
+const prefix = fc.stringMatching(/^[0-9A-Za-z]{1,8}(_[0-9A-Za-z]{1,8}){0,2}$/);
+const parts = fc.record({ prefix, id: base62Text(16), secret: base62Text(43) });
+
+describe("the key grammar", () => {
+  test("what is formatted is parsed back, whatever the prefix", () => {
+    fc.assert(fc.property(parts, (key) => expect(parseKey(formatKey(key), [key.prefix])).toEqual(key)));
+  });
+
+  test("any change of one character makes a key malformed", () => {
+    fc.assert(
+      fc.property(parts, fc.nat(), fc.constantFrom(..."09AZaz_-é "), (key, position, character) => {
+        const text = formatKey(key);
+        const at = position % text.length;
+        fc.pre(text[at] !== character);
+        expect(parseAnyKey(text.slice(0, at) + character + text.slice(at + 1))).toBeUndefined();
+      }),
+    );
+  });
+
+  test("no string makes the parser throw, and only a formatted key is taken", () => {
+    const anything = fc.oneof(fc.string({ unit: "binary" }), fc.string(), parts.map(formatKey));
+    fc.assert(
+      fc.property(anything, (text) => {
+        const parsed = parseAnyKey(text);
+        if (parsed !== undefined) expect(formatKey(parsed)).toBe(text);
+      }),
+    );
+  });
+
+  test("padded, foreign and cut keys are malformed", () => {
+    const key = formatKey({ prefix: "lk", id: "0".repeat(16), secret: "z".repeat(43) });
+    for (const bad of [
+      "",
+      " ",
+      `${key} `,
+      ` ${key}`,
+      `${key}\n`,
+      key.slice(1),
+      key.slice(0, -1),
+      `${key}0`,
+      key.replace("lk_", "_"),
+    ]) {
+      expect(parseKey(bad, ["lk"])).toBeUndefined();
+    }
+    expect(parseKey(key, ["acme"])).toBeUndefined();
+  });
+
+  test("the README's test vectors are well-formed", () => {
+    const readme = readFileSync("README.md", "utf8");
+    const vectors = /Test vectors[^`]*```\n([\s\S]*?)```/.exec(readme)![1]!.trim().split("\n");
+    expect(vectors).toHaveLength(3);
+    for (const vector of vectors) expect(parseAnyKey(vector)).toBeDefined();
+  });
+
+  test("a prefix has no _ at either end, and at most 32 characters", () => {
+    for (const good of ["lk", "acme_live", "A1", "x".repeat(32)]) expect(good).toMatch(KEY_PREFIX_PATTERN);
+    for (const bad of ["", "_", "lk_", "_lk", "l k", "é", "x".repeat(33)]) expect(bad).not.toMatch(KEY_PREFIX_PATTERN);
+  });
+
+  test("base62 puts the most significant digit first and pads with 0", () => {
+    expect([base62(0, 3), base62(61, 3), base62(62, 3), base62(0xffffffff, 6)]).toEqual([
+      "000",
+      "00z",
+      "010",
+      "4gfFC3",
+    ]);
+  });
+});
+
+test("random characters are drawn without modulo bias: bytes from 248 up are drawn again", () => {
+  const source = [[255, 248, 0, 61], [62, 247, 250], [5]].map((bytes) => Uint8Array.from(bytes));
+  expect(randomBase62(5, () => source.shift()!)).toBe("0z0z5");
+});
+
+test("random characters are uniform over the alphabet", () => {
+  const counts = new Map<string, number>();
+  for (const character of randomBase62(124_000, randomBytes)) counts.set(character, (counts.get(character) ?? 0) + 1);
+  const chiSquared = [...counts.values()].reduce((sum, count) => sum + (count - 2_000) ** 2 / 2_000, 0);
+  expect(counts.size).toBe(62);
+  // 61 degrees of freedom: above 150 once in 10^9 runs.
+  expect(chiSquared).toBeLessThan(150);
+});

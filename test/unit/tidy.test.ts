@@ -1,0 +1,69 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { expect, test } from "@jest/globals";
+import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+
+const sources = readdirSync("src", { recursive: true, encoding: "utf8" })
+  .filter((file) => file.endsWith(".ts"))
+  .map((file) => join("src", file));
+
+const importsOf = (file: string): string[] =>
+  [...readFileSync(file, "utf8").matchAll(/^(?:import|export)\s[^;]*?from\s+"([^"]+)"/gms)].map((match) =>
+    match[1]!.startsWith(".") ? relative("", join(dirname(file), match[1]!)) : match[1]!,
+  );
+
+/** What each room may import: its own files, these rooms and files, and these packages. */
+const ROOMS: Record<string, string[]> = {
+  "src/keys/": ["src/keys/", "node:", "argon2"],
+  "src/store/": ["src/store/", "src/keys/", "src/startup-error.ts", "node:", "mongodb", "mongodb-memory-server-core/"],
+  "src/rpc/": [
+    "src/rpc/",
+    "src/keys/",
+    "src/telemetry.ts",
+    "src/config.ts",
+    "#gen/",
+    "node:",
+    "@connectrpc/",
+    "@bufbuild/",
+    "jose",
+  ],
+  "src/transport/": ["src/transport/", "src/keys/", "src/startup-error.ts", "node:"],
+  "src/client/": ["src/client/", "#gen/", "@connectrpc/", "@bufbuild/"],
+};
+
+test.each(Object.entries(ROOMS))("%s imports only what lies below it", (room, allowed) => {
+  const files = sources.filter((file) => file.startsWith(room));
+  expect(files.length).toBeGreaterThan(0);
+  const strays = files.flatMap((file) =>
+    importsOf(file)
+      .filter((target) => !allowed.some((prefix) => target.startsWith(prefix)))
+      .map((target) => `${file} imports ${target}`),
+  );
+  expect(strays).toEqual([]);
+});
+
+test("keys imports neither http nor the network", () => {
+  const network = sources
+    .filter((file) => file.startsWith("src/keys/"))
+    .filter((file) => importsOf(file).some((name) => /^node:(http|net|tls)/.test(name)));
+  expect(network).toEqual([]);
+});
+
+test("process.env is read in config.ts alone", () => {
+  const readers = sources.filter((file) => readFileSync(file, "utf8").includes("process.env"));
+  // pip runs with the environment of the service, and its own TMPDIR.
+  expect(readers.sort()).toEqual(["src/config.ts", "src/store/mongod-binary.ts"]);
+});
+
+test("every error reason stands in the README's table", () => {
+  const readme = readFileSync("README.md", "utf8");
+  const reasons = Object.keys(ErrorReason).filter((name) => /^[A-Z]/.test(name) && name !== "UNSPECIFIED");
+  expect(reasons.length).toBeGreaterThan(10);
+  for (const reason of reasons) expect(readme).toContain(`| \`${reason}\` |`);
+});
+
+test("every error reason of the domain is in the proto, and the other way round", async () => {
+  const { CODES } = await import("../../src/rpc/error-map.ts");
+  const reasons = Object.keys(ErrorReason).filter((name) => /^[A-Z]/.test(name) && name !== "UNSPECIFIED");
+  expect(Object.keys(CODES).sort()).toEqual(reasons.sort());
+});
