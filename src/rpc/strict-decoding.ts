@@ -1,10 +1,10 @@
-import { type DescMessage, fromBinary, fromJsonString } from "@bufbuild/protobuf";
+import { type DescMessage, fromBinary, fromJson, fromJsonString, type JsonValue } from "@bufbuild/protobuf";
 import { base64Decode } from "@bufbuild/protobuf/wire";
 import type { ContextKey } from "@connectrpc/connect";
 import { createContextKey, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
-import { invalid, type KeyError } from "../keys/errors.ts";
+import { type FieldViolation, invalid, type KeyError } from "../keys/errors.ts";
 
 /** Set on a request whose message can't be decoded: the interceptors refuse it before the handler runs. */
 export const undecodable: ContextKey<KeyError | undefined> = createContextKey<KeyError | undefined>(undefined);
@@ -83,33 +83,52 @@ async function unpack(
 }
 
 function decodingFault(input: DescMessage, { bytes, json }: Message): KeyError | undefined {
+  let text = "";
   try {
-    if (json) fromJsonString(input, new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-    else fromBinary(input, bytes);
+    if (json) {
+      text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+      fromJsonString(input, text);
+    } else fromBinary(input, bytes);
     return undefined;
-  } catch (error) {
-    return invalid([describe(error, input, json)]);
+  } catch {
+    const found = json ? jsonFaults(input, text) : [];
+    const whole = `the message is not a well-formed ${input.typeName} in ${json ? "JSON" : "protobuf"}`;
+    return invalid(found.length > 0 ? found : [{ field: "", description: whole }]);
   }
 }
 
-/** Names the field at fault where protobuf-es does, and never a value: it could be a key. */
-function describe(error: unknown, input: DescMessage, json: boolean) {
-  const text = error instanceof Error ? error.message : "";
-  const unknown = /key "([A-Za-z_][0-9A-Za-z_]{0,63})" is unknown$/.exec(text)?.[1];
-  if (unknown !== undefined) return { field: unknown, description: `is not a field of ${input.typeName}` };
-  const field = input.fields.find(({ name }) => text.includes(`field ${input.typeName}.${name} `))?.name;
-  if (field !== undefined) return { field, description: "does not hold a value of its type" };
-  const oneof = input.oneofs.find(({ name }) => text.includes(`oneof ${input.typeName}.${name}`));
-  if (oneof !== undefined) {
-    return {
-      field: oneof.name,
-      description: `takes only one of ${oneof.fields.map(({ name }) => name).join(" and ")}`,
-    };
+/** Names the members that can't be decoded, each tried by itself, and never a value: it could be a key. */
+function jsonFaults(input: DescMessage, text: string): FieldViolation[] {
+  const members = membersOf(text);
+  const fieldOf = (name: string) => input.fields.find((field) => field.jsonName === name || field.name === name);
+  const faults = Object.entries(members).flatMap(([name, value]) => {
+    try {
+      fromJson(input, { [name]: value });
+      return [];
+    } catch {
+      const field = fieldOf(name);
+      if (field !== undefined) return [{ field: field.name, description: "does not hold a value of its type" }];
+      const shown = /^[A-Za-z_]\w{0,63}$/.test(name) ? name : "";
+      return [{ field: shown, description: `is not a field of ${input.typeName}` }];
+    }
+  });
+  const present = Object.keys(members).map(fieldOf);
+  const crowded = input.oneofs.filter((oneof) => present.filter((field) => field?.oneof === oneof).length > 1);
+  return faults.concat(
+    crowded.map(({ name, fields }) => ({
+      field: name,
+      description: `takes only one of ${fields.map((field) => field.name).join(" and ")}`,
+    })),
+  );
+}
+
+function membersOf(text: string): Record<string, JsonValue> {
+  try {
+    const value = JSON.parse(text) as JsonValue;
+    return typeof value === "object" && value !== null && !Array.isArray(value) ? value : {};
+  } catch {
+    return {};
   }
-  return {
-    field: "",
-    description: `the message is not a well-formed ${input.typeName} in ${json ? "JSON" : "protobuf"}`,
-  };
 }
 
 /** Reads up to `maxBytes`; `values` is undefined beyond. `replay` yields the same body again in either case. */

@@ -1,0 +1,249 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, readFileSync, statSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterEach, expect, test } from "@jest/globals";
+import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
+import { SERVICE_TOKEN, sha256 } from "../support/service.ts";
+
+/** The service as its users run it: a process of its own, from the build, with an embedded MongoDB. */
+interface Running {
+  child: ChildProcess;
+  url: string;
+  output(): string;
+}
+
+const running: ChildProcess[] = [];
+const directories: string[] = [];
+afterEach(async () => {
+  for (const child of running.splice(0)) {
+    if (child.exitCode !== null || child.signalCode !== null) continue;
+    child.kill("SIGTERM");
+    await once(child, "exit");
+  }
+  for (const directory of directories.splice(0)) await rm(directory, { recursive: true, force: true });
+});
+
+const newDirectory = () => {
+  const directory = mkdtempSync(join(tmpdir(), "latchkey process "));
+  directories.push(directory);
+  return directory;
+};
+
+const launch = (args: string[], env: Record<string, string>) => {
+  const child = spawn(process.execPath, ["dist/src/cli.js", ...args], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: process.env.HOME,
+      LATCHKEY_LISTEN: "127.0.0.1:0",
+      LATCHKEY_OPS_LISTEN: "127.0.0.1:0",
+      ...env,
+    },
+    stdio: ["pipe", "pipe", "pipe"],
+  });
+  running.push(child);
+  let text = "";
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.on("data", (chunk) => {
+      text += chunk;
+    });
+  }
+  return { child, output: () => text };
+};
+
+async function serve(dataDir: string, env: Record<string, string> = {}): Promise<Running> {
+  const { child, output } = launch(["serve"], { LATCHKEY_DATA_DIR: dataDir, ...env });
+  while (!/"event":"ready","listen":"([^"]+)"/.test(output())) {
+    if (child.exitCode !== null) throw new Error(`the service ended: ${output()}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  return { child, output, url: `http://${/"event":"ready","listen":"([^"]+)"/.exec(output())![1]}` };
+}
+
+async function runToEnd(
+  args: string[],
+  env: Record<string, string>,
+  input = "",
+): Promise<{ code: number | null; output: string }> {
+  const { child, output } = launch(args, env);
+  child.stdin!.end(input);
+  const [code] = await once(child, "close");
+  return { code: code as number | null, output: output().trim() };
+}
+
+const tokenFor = async (dataDir: string, user: string) =>
+  (await runToEnd(["token", "--user", user], { LATCHKEY_DATA_DIR: dataDir })).output;
+
+test("SIGTERM stops service and mongod with exit code 0, and the data is there at the next start", async () => {
+  const dataDir = newDirectory();
+  const first = await serve(dataDir);
+  const token = await tokenFor(dataDir, "alice");
+  const { key } = await createLatchkeyClient({ baseUrl: first.url, token }).create({ scopes: ["read"] });
+  const mongod = Number(readFileSync(join(dataDir, "db", "mongod.lock"), "utf8"));
+  first.child.kill("SIGTERM");
+  expect(await once(first.child, "exit")).toEqual([0, null]);
+  expect(() => process.kill(mongod, 0)).toThrow();
+  const second = await serve(dataDir);
+  expect((await createLatchkeyClient({ baseUrl: second.url }).verify({ key })).outcome).toBe(Outcome.VALID);
+});
+
+test("the secrets it made are readable by their owner alone", async () => {
+  const dataDir = newDirectory();
+  await serve(dataDir);
+  for (const file of ["secrets.json", "mongod.key"]) expect(statSync(join(dataDir, file)).mode & 0o777).toBe(0o600);
+});
+
+test("after kill -9 during refreshes, the next start works without help and each user has exactly one active key", async () => {
+  const dataDir = newDirectory();
+  const first = await serve(dataDir);
+  const users = Array.from({ length: 20 }, (_, index) => `user-${index}`);
+  const tokens = new Map<string, string>();
+  const { mintDevToken, readDevSecrets } = await import("../../src/dev-secrets.ts");
+  for (const user of users) {
+    const secret = readDevSecrets(dataDir)!.jwtSecret;
+    tokens.set(user, await mintDevToken(secret, { user, admin: false, ttlS: 600, now: new Date() }));
+  }
+  const clients = (url: string) =>
+    users.map((user) => createLatchkeyClient({ baseUrl: url, token: tokens.get(user)!, protocol: "connect" }));
+  const before = clients(first.url);
+  await Promise.all(before.map((client) => client.create({ scopes: ["read"] })));
+  const known = new Map<number, Set<string>>(users.map((_, index) => [index, new Set()]));
+  let answered = 0;
+  const rotateTenTimes = async (client: (typeof before)[number], index: number) => {
+    for (let round = 0; round < 10; round += 1) {
+      const { key } = await client.refresh({});
+      known.get(index)!.add(key);
+      answered += 1;
+      if (answered === 60) first.child.kill("SIGKILL");
+    }
+  };
+  await Promise.allSettled(before.map(rotateTenTimes));
+  expect(first.child.signalCode).toBe("SIGKILL");
+  const second = await serve(dataDir);
+  const after = clients(second.url);
+  for (const [index, client] of after.entries()) {
+    const { apiKey } = await client.get({});
+    expect(apiKey?.userId).toBe(users[index]);
+    const outcomes = await Promise.all(
+      [...known.get(index)!].map(async (key) => (await client.verify({ key })).outcome),
+    );
+    expect(outcomes.filter((outcome) => outcome === Outcome.VALID).length).toBeLessThanOrEqual(1);
+  }
+}, 60_000);
+
+test("a second service on the same data directory says so and exits 1, and the first goes on", async () => {
+  const dataDir = newDirectory();
+  const first = await serve(dataDir);
+  const second = await runToEnd(["serve"], { LATCHKEY_DATA_DIR: dataDir });
+  expect(second).toMatchObject({
+    code: 1,
+    output: expect.stringContaining(`in use by another Latchkey (pid ${first.child.pid})`),
+  });
+  expect((await createLatchkeyClient({ baseUrl: first.url }).verify({ key: "" })).outcome).toBe(Outcome.MALFORMED);
+});
+
+test("a taken port, a bad directory, a missing mongod and a bad setting are one clear sentence and exit code 1", async () => {
+  const blocker = createServer().listen(0, "127.0.0.1");
+  await once(blocker, "listening");
+  const taken = `127.0.0.1:${(blocker.address() as { port: number }).port}`;
+  const cases: [Record<string, string>, string][] = [
+    [{ LATCHKEY_DATA_DIR: newDirectory(), LATCHKEY_LISTEN: taken }, `${taken} is in use`],
+    [{ LATCHKEY_DATA_DIR: "/dev/null/x" }, "can't be used"],
+    [{ LATCHKEY_DATA_DIR: newDirectory(), MONGOD_BINARY: "/does/not/exist" }, "MONGOD_BINARY"],
+    [{ LATCHKEY_HASH_QUEUE: "none" }, "LATCHKEY_HASH_QUEUE must be a whole number"],
+    [{ MONGODB_URI: "mongodb://user:canary@nowhere", LATCHKEY_LISTEN: "0.0.0.0:1" }, "LATCHKEY_PEPPERS must be set"],
+  ];
+  for (const [env, sentence] of cases) {
+    const { code, output } = await runToEnd(["serve"], env);
+    expect({ code, output }).toEqual({ code: 1, output: expect.stringContaining(sentence) });
+    expect(output).not.toMatch(/\n\s+at |canary/);
+  }
+  blocker.close();
+}, 60_000);
+
+test("no key, token, pepper or hash reaches the output, whatever is asked", async () => {
+  const dataDir = newDirectory();
+  const pepper = Buffer.alloc(32, "canary-pepper").toString("base64");
+  const jwtSecret = "canary-jwt-secret-canary-jwt-secret";
+  const service = await serve(dataDir, {
+    LATCHKEY_LOG_LEVEL: "trace",
+    LATCHKEY_PEPPERS: `p:${pepper}`,
+    LATCHKEY_JWT_SECRET: jwtSecret,
+    LATCHKEY_VERIFY_AUTH: "token",
+    LATCHKEY_SERVICE_TOKENS: `gateway:sha256:${sha256(SERVICE_TOKEN)}`,
+  });
+  const { mintDevToken } = await import("../../src/dev-secrets.ts");
+  const token = await mintDevToken(jwtSecret, { user: "alice", admin: false, ttlS: 60, now: new Date() });
+  const client = createLatchkeyClient({ baseUrl: service.url, token });
+  const verifier = createLatchkeyClient({ baseUrl: service.url, token: SERVICE_TOKEN });
+  const first = await client.create({ scopes: ["read"] });
+  const second = await client.refresh({});
+  for (const key of [first.key, second.key, `${second.key}x`]) await verifier.verify({ key });
+  const ask = (path: string, body: string, bearer: string) =>
+    fetch(`${service.url}${path}`, {
+      method: "POST",
+      body,
+      headers: { "content-type": "application/json", authorization: `Bearer ${bearer}` },
+    });
+  await ask("/latchkey.v1.ApiKeyService/Verify", `{"key":"${second.key}"`, SERVICE_TOKEN);
+  await ask("/latchkey.v1.ApiKeyService/Verify", `{"${second.key}":"x"}`, SERVICE_TOKEN);
+  await ask("/latchkey.v1.ApiKeyService/Get", "{}", second.key);
+  await ask("/latchkey.v1.ApiKeyService/Get", "{}", `${token}x`);
+  await ask(`/${second.key}`, second.key, second.key);
+  const bomb = await fetch(`${service.url}/latchkey.v1.ApiKeyService/Verify`, {
+    method: "POST",
+    headers: {
+      "content-type": "application/json",
+      "content-encoding": "gzip",
+      authorization: `Bearer ${SERVICE_TOKEN}`,
+    },
+    body: gzipSync(Buffer.alloc(8 << 20, " ")),
+  });
+  expect(await bomb.json()).toMatchObject({ code: "resource_exhausted" });
+  await client.revoke({ reason: "done" });
+  service.child.kill("SIGTERM");
+  await once(service.child, "close");
+  const output = service.output();
+  expect(output).toContain(`"keyId":"${second.apiKey?.id}"`);
+  const parts = (key: string) => key.slice(-49, -6);
+  for (const secret of [
+    parts(first.key),
+    parts(second.key),
+    token,
+    SERVICE_TOKEN,
+    sha256(SERVICE_TOKEN),
+    pepper,
+    jwtSecret,
+    "$argon2id$",
+  ]) {
+    expect(output).not.toContain(secret);
+  }
+});
+
+test("the CLI creates, shows, rotates, verifies and revokes, with exit codes that scripts can use", async () => {
+  const dataDir = newDirectory();
+  const { url } = await serve(dataDir);
+  const env = { LATCHKEY_DATA_DIR: dataDir, LATCHKEY_URL: url };
+  const created = await runToEnd(["create", "--user", "bob", "--scope", "read", "write"], env);
+  expect(created).toEqual({ code: 0, output: expect.stringMatching(/^lk_\w+$/) });
+  expect(await runToEnd(["verify", "--scope", "read"], env, created.output)).toEqual({ code: 0, output: "VALID" });
+  expect(await runToEnd(["verify", "--scope", "admin"], env, created.output)).toEqual({
+    code: 3,
+    output: "INSUFFICIENT_SCOPE",
+  });
+  expect(await runToEnd(["create", "--user", "bob", "--scope", "read"], env)).toEqual({
+    code: 1,
+    output: expect.stringContaining("(KEY_EXISTS)"),
+  });
+  expect(JSON.parse((await runToEnd(["get", "--user", "bob", "--json"], env)).output)).toMatchObject({
+    apiKey: { userId: "bob" },
+  });
+  expect((await runToEnd(["refresh", "--user", "bob", "--grace", "1m"], env)).code).toBe(0);
+  expect((await runToEnd(["revoke", "--user", "bob"], env)).code).toBe(0);
+  expect((await runToEnd(["nonsense"], env)).code).toBe(2);
+  expect((await runToEnd(["doctor"], env)).code).toBe(0);
+}, 60_000);
