@@ -8,7 +8,7 @@ import { createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect
 import { credentials, loadPackageDefinition, Metadata, type ServiceError } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { ServerReflection } from "#gen/grpc/reflection/v1/reflection_pb";
+import { ServerReflection, type ServerReflectionResponse } from "#gen/grpc/reflection/v1/reflection_pb";
 import { ServerReflection as ServerReflectionAlpha } from "#gen/grpc/reflection/v1alpha/reflection_pb";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
 import { ApiKeyService, Outcome } from "#gen/latchkey/v1/api_key_service_pb";
@@ -81,7 +81,7 @@ test.each([
       yield { messageRequest: { case: "fileByFilename" as const, value: "google/protobuf/duration.proto" } };
       yield { messageRequest: { case: "fileContainingSymbol" as const, value: "no.Such" } };
     }
-    const answers = [];
+    const answers: ServerReflectionResponse["messageResponse"][] = [];
     for await (const { messageResponse } of client.serverReflectionInfo(questions())) answers.push(messageResponse);
     const names = answers[0]?.case === "listServicesResponse" ? answers[0].value.service.map(({ name }) => name) : [];
     expect(names).toEqual(

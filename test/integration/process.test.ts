@@ -121,7 +121,9 @@ test("after kill -9 during refreshes, the next start works without help and each
       if (answered === 60) first.child.kill("SIGKILL");
     }
   };
+  const ended = once(first.child, "exit");
   await Promise.allSettled(before.map(rotateTenTimes));
+  await ended;
   expect(first.child.signalCode).toBe("SIGKILL");
   const second = await serve(dataDir);
   const after = clients(second.url);
