@@ -30,7 +30,7 @@ test("an independent client, @grpc/grpc-js with the proto files, creates and ver
   const proto = fileURLToPath(new URL("../../proto/latchkey/v1/api_key_service.proto", import.meta.url));
   const definition = loadPackageDefinition(loadSync(proto, { includeDirs: ["proto"], enums: String, defaults: true }));
   const { ApiKeyService: Service } = (
-    definition.latchkey as { v1: Record<string, new (...args: unknown[]) => unknown> }
+    definition.latchkey as unknown as { v1: Record<string, new (...args: unknown[]) => unknown> }
   ).v1;
   const client = new Service!(service.server.address, credentials.createInsecure()) as LooseClient & { close(): void };
   const call = async (method: string, request: object) => {
