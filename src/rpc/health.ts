@@ -8,9 +8,12 @@ export interface HealthService {
   /** Not serving, for good: watchers are told, and their streams end. */
   drain(): void;
   readonly serving: boolean;
+  /** Open Watch streams. */
+  readonly watchers: number;
 }
 
-const MAX_WATCHERS = 1_000;
+/** As many as the listener takes connections: clients with health checking open one watch on each. */
+const MAX_WATCHERS = 10_000;
 
 /** `grpc.health.v1.Health` for `services` and, under the empty name, for the whole process. Starts as not serving. */
 export function createHealth(services: readonly string[]): HealthService {
@@ -80,6 +83,9 @@ export function createHealth(services: readonly string[]): HealthService {
     },
     get serving() {
       return serving;
+    },
+    get watchers() {
+      return watchers.size;
     },
   };
 }

@@ -1,12 +1,9 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
-import {
-  createServer as createHttp2Server,
-  type Http2ServerRequest,
-  type Http2ServerResponse,
-  type ServerHttp2Session,
-} from "node:http2";
-import { type AddressInfo, createServer, type Socket } from "node:net";
+import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
+import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { StartupError } from "../startup-error.ts";
+import { trackSessions } from "./http2-sessions.ts";
+import { sniff } from "./sniff.ts";
 
 export interface ListenerOptions {
   host: string;
@@ -20,31 +17,43 @@ export interface ListenerOptions {
 export interface ListenerLimits {
   /** Connections at once; more are closed unanswered. */
   maxConnections: number;
-  /** HTTP/2 streams at once on a connection. */
+  /** HTTP/2 streams at once on a connection; more are refused. */
   maxConcurrentStreams: number;
-  /** Bytes of all request headers together. */
+  /** Bytes of all headers of a request together: HTTP/1.1 answers 431, HTTP/2 resets the stream. */
   maxHeaderBytes: number;
-  /** MiB of memory that an HTTP/2 session may hold. */
+  /** Headers of an HTTP/2 request, pseudo-headers included. */
+  maxHeaderPairs: number;
+  /** MiB that an HTTP/2 session may hold, what its streams have yet to send or read included. */
   maxSessionMemoryMiB: number;
-  /** Time for the first byte of a connection. */
+  /** Invalid HTTP/2 frames after which a session is ended. */
+  maxSessionInvalidFrames: number;
+  /** Streams refused to one HTTP/2 session after which it is ended. */
+  maxSessionRejectedStreams: number;
+  /** Time in which a connection must have said which protocol it speaks. */
   firstBytesTimeoutMs: number;
   /** Time for the headers of an HTTP/1.1 request. */
   headersTimeoutMs: number;
-  /** Time for a whole HTTP/1.1 request. */
+  /** Time for a whole request; over HTTP/2 also for the client to take an answer that has ended. An answer itself may take for ever. */
   requestTimeoutMs: number;
-  /** Time without a byte after which a connection without open requests, or an HTTP/1.1 one, is closed. */
+  /** Time without a request (HTTP/1.1) or an open stream (HTTP/2) after which a connection is closed. */
   idleTimeoutMs: number;
+  /** Silence after which TCP probes whether the peer is still there. */
+  keepAliveProbeMs: number;
 }
 
 export const defaultListenerLimits: ListenerLimits = {
   maxConnections: 10_000,
   maxConcurrentStreams: 250,
   maxHeaderBytes: 16 * 1024,
-  maxSessionMemoryMiB: 4,
+  maxHeaderPairs: 128,
+  maxSessionMemoryMiB: 10,
+  maxSessionInvalidFrames: 100,
+  maxSessionRejectedStreams: 1_000,
   firstBytesTimeoutMs: 10_000,
   headersTimeoutMs: 10_000,
   requestTimeoutMs: 30_000,
   idleTimeoutMs: 120_000,
+  keepAliveProbeMs: 60_000,
 };
 
 export interface Listener {
@@ -54,14 +63,18 @@ export interface Listener {
   close(graceMs: number): Promise<void>;
 }
 
-const HTTP2_PREFACE = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "latin1");
-
-/** One port for HTTP/1.1 and HTTP/2 in cleartext: the first bytes tell which it is. */
+/**
+ * One port for HTTP/1.1 and HTTP/2 in cleartext: the first bytes tell which it is. Neither of Node's two servers listens
+ * itself; each is handed sockets that are known to speak its protocol.
+ */
 export async function listen({ host, port, handler, limits: given }: ListenerOptions): Promise<Listener> {
   const limits = { ...defaultListenerLimits, ...given };
+  let closing: Promise<void> | undefined;
   const sockets = new Set<Socket>();
-  /** Open streams by session. */
-  const sessions = new Map<ServerHttp2Session, number>();
+  const undecided = new Set<Socket>();
+  /** Answers under way, by HTTP/1.1 connection. */
+  const answers = new Map<Socket, Set<ServerResponse>>();
+  const sessions = trackSessions(limits);
 
   const http1 = createHttp1Server(
     {
@@ -69,15 +82,30 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
       headersTimeout: limits.headersTimeoutMs,
       requestTimeout: limits.requestTimeoutMs,
       keepAliveTimeout: limits.idleTimeoutMs,
+      connectionsCheckingInterval: Math.min(1_000, limits.headersTimeoutMs),
     },
-    handler,
+    (request, response) => {
+      const { socket } = request;
+      const open = answers.get(socket);
+      open?.add(response);
+      response.once("close", () => {
+        open?.delete(response);
+        if (closing !== undefined && open?.size === 0) socket.destroySoon();
+      });
+      if (closing !== undefined) response.setHeader("connection", "close");
+      handler(request, response);
+    },
   );
+  // Node checks headersTimeout and requestTimeout only from this event on, and a server that is handed its sockets never
+  // has it: without this line a client could hold a connection for ever with half a header.
+  http1.emit("listening");
+
   const http2 = createHttp2Server(
     {
       maxSessionMemory: limits.maxSessionMemoryMiB,
-      maxSessionInvalidFrames: 100,
-      maxSessionRejectedStreams: 100,
-      maxHeaderListPairs: 128,
+      maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
+      maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
+      maxHeaderListPairs: limits.maxHeaderPairs,
       settings: {
         maxConcurrentStreams: limits.maxConcurrentStreams,
         maxHeaderListSize: limits.maxHeaderBytes,
@@ -86,40 +114,64 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
     },
     handler,
   );
-  http2.on("session", (session) => {
-    sessions.set(session, 0);
-    session.once("close", () => sessions.delete(session));
-    session.on("stream", (stream) => {
-      sessions.set(session, (sessions.get(session) ?? 0) + 1);
-      stream.once("close", () => sessions.has(session) && sessions.set(session, sessions.get(session)! - 1));
-    });
-    session.setTimeout(limits.idleTimeoutMs, () => {
-      // A stream may rightly be silent for long (a health watch); only a session without any is idle.
-      if (sessions.get(session) === 0) session.close();
-    });
-  });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
-  http1.on("clientError", (_error, socket) => socket.destroy());
 
-  const server = createServer({ noDelay: true, pauseOnConnect: false }, (socket) => {
-    sockets.add(socket);
-    socket.once("close", () => sockets.delete(socket));
-    socket.on("error", () => socket.destroy());
-    sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => (isHttp2 ? http2 : http1).emit("connection", socket));
-  });
+  const serveHttp1 = (socket: Socket) => {
+    answers.set(socket, new Set());
+    socket.once("close", () => answers.delete(socket));
+    http1.emit("connection", socket);
+  };
+  const serveHttp2 = (socket: Socket) => {
+    // A peer that has ended its side can neither ask nor acknowledge: there is no half-closed HTTP/2.
+    socket.allowHalfOpen = false;
+    http2.once("session", (session) => sessions.add(session, socket));
+    http2.emit("connection", socket);
+  };
+
+  // An HTTP/1.1 client may end its side after the request and still wait for the answer. Keep-alive probes find peers that
+  // vanished without a word while an answer was streamed to them.
+  const server = createServer(
+    { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: limits.keepAliveProbeMs },
+    (socket) => {
+      sockets.add(socket);
+      undecided.add(socket);
+      socket.once("close", () => {
+        sockets.delete(socket);
+        undecided.delete(socket);
+      });
+      socket.on("error", () => socket.destroy());
+      sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => {
+        undecided.delete(socket);
+        isHttp2 ? serveHttp2(socket) : serveHttp1(socket);
+      });
+    },
+  );
   server.maxConnections = limits.maxConnections;
 
+  const release = () => {
+    sessions.stop();
+    http1.close();
+  };
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject).listen({ host, port }, resolve);
   }).catch((error: NodeJS.ErrnoException) => {
-    throw new StartupError(whyNot(`${host}:${port}`, error));
+    release();
+    throw new StartupError(whyNot(formatAddress(host, port), error));
   });
   server.on("error", () => {});
+  const bound = server.address() as AddressInfo;
 
-  let closing: Promise<void> | undefined;
+  const drain = () => {
+    for (const socket of undecided) socket.destroy();
+    sessions.drain();
+    for (const [socket, open] of answers) {
+      if (open.size === 0) socket.destroySoon();
+      for (const response of open) if (!response.headersSent) response.setHeader("connection", "close");
+    }
+  };
   return {
-    address: formatAddress(server.address() as AddressInfo),
+    address: formatAddress(bound.address, bound.port),
     close(graceMs) {
       closing ??= new Promise((resolve) => {
         const cut = setTimeout(() => {
@@ -127,43 +179,14 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
         }, graceMs);
         server.close(() => {
           clearTimeout(cut);
+          release();
           resolve();
         });
-        // HTTP/2: GOAWAY, open streams go on. HTTP/1.1: idle connections close, busy ones after their answer.
-        for (const session of sessions.keys()) session.close();
-        http1.close();
-        http1.closeIdleConnections();
-        for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+        drain();
       });
       return closing;
     },
   };
-}
-
-/** Decides by the first bytes and gives them back to the socket. They may come one by one. */
-function sniff(socket: Socket, timeoutMs: number, decide: (isHttp2: boolean) => void): void {
-  let seen = Buffer.alloc(0);
-  const timer = setTimeout(() => socket.destroy(), timeoutMs);
-  const onEnd = () => socket.destroy();
-  const onReadable = () => {
-    const chunk: Buffer | null = socket.read();
-    if (chunk === null) return;
-    seen = Buffer.concat([seen, chunk]);
-    const length = Math.min(seen.length, HTTP2_PREFACE.length);
-    const matches = HTTP2_PREFACE.subarray(0, length).equals(seen.subarray(0, length));
-    if (matches && length < HTTP2_PREFACE.length) return;
-    stop();
-    socket.unshift(seen);
-    decide(matches);
-  };
-  const stop = () => {
-    clearTimeout(timer);
-    socket.off("readable", onReadable);
-    socket.off("end", onEnd);
-  };
-  socket.on("readable", onReadable);
-  socket.on("end", onEnd);
-  socket.once("close", stop);
 }
 
 function whyNot(address: string, error: NodeJS.ErrnoException): string {
@@ -174,6 +197,6 @@ function whyNot(address: string, error: NodeJS.ErrnoException): string {
   return `${address} can't be listened on (${error.code ?? error.message}). Set LATCHKEY_LISTEN to an address of this machine.`;
 }
 
-function formatAddress({ address, family, port }: AddressInfo): string {
-  return family === "IPv6" ? `[${address}]:${port}` : `${address}:${port}`;
+function formatAddress(host: string, port: number): string {
+  return isIPv6(host) ? `[${host}]:${port}` : `${host}:${port}`;
 }
