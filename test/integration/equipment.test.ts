@@ -152,6 +152,7 @@ test("the HTTP/2 preface is recognised byte by byte, and garbage ends only its o
 
   const garbage = connectTcp({ host, port });
   garbage.on("error", () => {});
+  garbage.resume();
   garbage.write(Buffer.from([0xff, 0xfe, 0, 1, 13, 10, 13, 10]));
   await new Promise((resolve) => garbage.once("close", resolve));
   expect((await service.client().verify({ key: "x" })).outcome).toBe(Outcome.MALFORMED);
