@@ -47,10 +47,11 @@ export function createHealth(services: readonly string[]): HealthService {
         if (current !== told) {
           told = current;
           yield { status: current };
+          // It may have changed while that was written, and with a drain for the last time: look again before waiting.
+          continue;
         }
         if (draining) return;
-        // A change that came while the last answer was written is still seen: `status` is read anew first.
-        if (status(service) === told) await changed;
+        await changed;
       }
     } finally {
       watchers.delete(onChange);

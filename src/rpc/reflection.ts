@@ -1,8 +1,8 @@
 import {
   createRegistry,
+  type DescEnum,
   type DescFile,
   type DescMessage,
-  type DescService,
   type MessageInitShape,
   toBinary,
 } from "@bufbuild/protobuf";
@@ -22,18 +22,26 @@ type Question = ServerReflectionRequest["messageRequest"];
 type Answer = NonNullable<MessageInitShape<typeof ServerReflectionResponseSchema>["messageResponse"]>;
 type AlphaAnswer = NonNullable<MessageInitShape<typeof AlphaResponseSchema>["messageResponse"]>;
 
-/** Server reflection, v1 and v1alpha, over `files` and all that they import. */
+/**
+ * Server reflection, v1 and v1alpha: lists the services of `files`, and describes these files and all that they import.
+ * A file that no service mentions can be given too: error details, so that clients can decode them.
+ */
 export function reflectionRoutes(files: readonly DescFile[]): (router: ConnectRouter) => void {
-  const byName = new Map<string, DescFile>();
-  const collect = (file: DescFile) => {
-    if (byName.has(file.proto.name)) return;
-    byName.set(file.proto.name, file);
-    file.dependencies.forEach(collect);
-  };
-  files.forEach(collect);
-  const symbols = symbolTable(byName.values());
-  const services = files.flatMap((file) => file.services).map(({ typeName }) => ({ name: typeName }));
-  const registry = createRegistry(...byName.values());
+  const served = withImports(files);
+  const byName = new Map(served.map((file) => [file.proto.name, file]));
+  const symbols = symbolTable(served);
+  const encoded = new Map(served.map((file) => [file, withImports([file]).map(encodeFile)]));
+  const services = files
+    .flatMap((file) => file.services.map(({ typeName }) => ({ name: typeName })))
+    .sort((a, b) => (a.name < b.name ? -1 : 1));
+  const registry = createRegistry(...served);
+
+  /** The file comes first, its imports after it: many clients never ask for those. */
+  function fileAnswer(file: DescFile | undefined, asked: string): Answer {
+    const fileDescriptorProto = file && encoded.get(file);
+    if (fileDescriptorProto === undefined) return notFound(asked);
+    return { case: "fileDescriptorResponse", value: { fileDescriptorProto } };
+  }
 
   function answer(question: Question): Answer {
     switch (question.case) {
@@ -83,33 +91,45 @@ export function reflectionRoutes(files: readonly DescFile[]): (router: ConnectRo
   };
 }
 
-/** Full names of all that a client may ask for: messages, enums, services, methods, fields and extensions. */
-function symbolTable(files: Iterable<DescFile>): Map<string, DescFile> {
-  const symbols = new Map<string, DescFile>();
-  for (const file of files) {
-    const addMessage = (message: DescMessage) => {
-      symbols.set(message.typeName, file);
-      for (const field of message.fields) symbols.set(`${message.typeName}.${field.name}`, file);
-      for (const { typeName } of message.nestedEnums) symbols.set(typeName, file);
-      message.nestedMessages.forEach(addMessage);
-    };
-    const addService = (service: DescService) => {
-      symbols.set(service.typeName, file);
-      for (const { name } of service.methods) symbols.set(`${service.typeName}.${name}`, file);
-    };
-    file.messages.forEach(addMessage);
-    file.services.forEach(addService);
-    for (const { typeName } of [...file.enums, ...file.extensions]) symbols.set(typeName, file);
-  }
-  return symbols;
+/** `files` and what they import, each once, importers first. */
+function withImports(files: readonly DescFile[]): DescFile[] {
+  const found = new Set(files);
+  // A Set's iteration reaches what is added on the way.
+  for (const file of found) for (const imported of file.dependencies) found.add(imported);
+  return [...found];
 }
 
-function fileAnswer(file: DescFile | undefined, asked: string): Answer {
-  if (file === undefined) return notFound(asked);
-  return {
-    case: "fileDescriptorResponse",
-    value: { fileDescriptorProto: [toBinary(FileDescriptorProtoSchema, file.proto)] },
-  };
+function encodeFile(file: DescFile): Uint8Array {
+  return toBinary(FileDescriptorProtoSchema, file.proto);
+}
+
+/** Full names of all that a client may ask for, and the file that declares it. */
+function symbolTable(files: readonly DescFile[]): Map<string, DescFile> {
+  const symbols = new Map<string, DescFile>();
+  for (const file of files) {
+    const addEnum = ({ typeName, name, values }: DescEnum) => {
+      symbols.set(typeName, file);
+      // An enum's values are its siblings, not its children.
+      const scope = typeName.slice(0, -name.length);
+      for (const value of values) symbols.set(scope + value.name, file);
+    };
+    const addMessage = (message: DescMessage) => {
+      const { typeName } = message;
+      symbols.set(typeName, file);
+      for (const { name } of [...message.fields, ...message.oneofs]) symbols.set(`${typeName}.${name}`, file);
+      for (const extension of message.nestedExtensions) symbols.set(extension.typeName, file);
+      message.nestedEnums.forEach(addEnum);
+      message.nestedMessages.forEach(addMessage);
+    };
+    file.messages.forEach(addMessage);
+    file.enums.forEach(addEnum);
+    for (const { typeName } of file.extensions) symbols.set(typeName, file);
+    for (const { typeName, methods } of file.services) {
+      symbols.set(typeName, file);
+      for (const { name } of methods) symbols.set(`${typeName}.${name}`, file);
+    }
+  }
+  return symbols;
 }
 
 function notFound(asked: string): Answer {

@@ -8,7 +8,10 @@ export interface SessionLimits {
 
 export interface Http2Sessions {
   add(session: ServerHttp2Session, socket: Socket): void;
-  /** Tells every peer to open no more streams; each session ends with its last one. */
+  /**
+   * Tells every peer by GOAWAY which stream was the last to be served; each session ends when its open streams have.
+   * There is one GOAWAY, not RFC 9113's two: node:http2 stops reading an idle session once any was sent.
+   */
   drain(): void;
   stop(): void;
 }
@@ -21,7 +24,6 @@ interface Tracked {
   idleSinceMs: number;
 }
 
-const MAX_STREAM_ID = 2 ** 31 - 1;
 /** For a peer that was told to go, and stays. */
 const LINGER_MS = 5_000;
 
@@ -53,7 +55,7 @@ export function trackSessions({ requestTimeoutMs, idleTimeoutMs }: SessionLimits
       }
       if (streams.size > 0 || nowMs - idleSinceMs < idleTimeoutMs) continue;
       if (nowMs - idleSinceMs >= idleTimeoutMs + LINGER_MS) socket.destroy();
-      else drainSession(session);
+      else session.close();
     }
   };
   const timer = setInterval(sweep, Math.min(1_000, requestTimeoutMs, idleTimeoutMs)).unref();
@@ -72,19 +74,8 @@ export function trackSessions({ requestTimeoutMs, idleTimeoutMs }: SessionLimits
       });
     },
     drain() {
-      for (const session of sessions.keys()) drainSession(session);
+      for (const session of sessions.keys()) session.close();
     },
     stop: () => clearInterval(timer),
   };
-}
-
-/**
- * RFC 9113, 6.8: a first GOAWAY that refuses nothing, and the real one a round trip later, so that a request which
- * crossed the first on its way is still answered.
- */
-function drainSession(session: ServerHttp2Session): void {
-  if (session.closed || session.destroyed) return;
-  session.goaway(constants.NGHTTP2_NO_ERROR, MAX_STREAM_ID);
-  const sent = session.ping(() => session.close());
-  if (!sent) session.close();
 }

@@ -46,7 +46,7 @@ export const defaultListenerLimits: ListenerLimits = {
   maxConcurrentStreams: 250,
   maxHeaderBytes: 16 * 1024,
   maxHeaderPairs: 128,
-  maxSessionMemoryMiB: 10,
+  maxSessionMemoryMiB: 4,
   maxSessionInvalidFrames: 100,
   maxSessionRejectedStreams: 1_000,
   firstBytesTimeoutMs: 10_000,
@@ -79,7 +79,7 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
   const http1 = createHttp1Server(
     {
       maxHeaderSize: limits.maxHeaderBytes,
-      headersTimeout: limits.headersTimeoutMs,
+      headersTimeout: Math.min(limits.headersTimeoutMs, limits.requestTimeoutMs),
       requestTimeout: limits.requestTimeoutMs,
       keepAliveTimeout: limits.idleTimeoutMs,
       connectionsCheckingInterval: Math.min(1_000, limits.headersTimeoutMs),
@@ -123,16 +123,13 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
     http1.emit("connection", socket);
   };
   const serveHttp2 = (socket: Socket) => {
-    // A peer that has ended its side can neither ask nor acknowledge: there is no half-closed HTTP/2.
-    socket.allowHalfOpen = false;
     http2.once("session", (session) => sessions.add(session, socket));
     http2.emit("connection", socket);
   };
 
-  // An HTTP/1.1 client may end its side after the request and still wait for the answer. Keep-alive probes find peers that
-  // vanished without a word while an answer was streamed to them.
+  // Keep-alive probes find peers that vanished without a word while an answer was streamed to them.
   const server = createServer(
-    { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: limits.keepAliveProbeMs },
+    { noDelay: true, keepAlive: true, keepAliveInitialDelay: limits.keepAliveProbeMs },
     (socket) => {
       sockets.add(socket);
       undecided.add(socket);

@@ -1,0 +1,188 @@
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { Code, ConnectError, type ConnectRouter, createClient } from "@connectrpc/connect";
+import { connectNodeAdapter, createConnectTransport } from "@connectrpc/connect-node";
+import { type ClientReadableStream, credentials, loadPackageDefinition, type ServiceError } from "@grpc/grpc-js";
+import { loadSync } from "@grpc/proto-loader";
+import { afterEach, expect, jest, test } from "@jest/globals";
+import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
+import { createHealth, type HealthService } from "../../src/rpc/health.ts";
+import { listen } from "../../src/transport/listener.ts";
+
+type Answer = { status: string };
+type Callback<A> = (error: ServiceError | null, answer: A) => void;
+interface HealthClient {
+  check(request: { service: string }, callback: Callback<Answer>): void;
+  list(request: object, callback: Callback<{ statuses: Record<string, Answer> }>): void;
+  watch(request: { service: string }): ClientReadableStream<Answer>;
+  close(): void;
+}
+
+const packageFile = createRequire(import.meta.url).resolve("grpc-health-check/package.json");
+const proto = join(dirname(packageFile), "proto/health/v1/health.proto");
+const definition = loadPackageDefinition(loadSync(proto, { enums: String, defaults: true })) as unknown as {
+  grpc: { health: { v1: { Health: new (address: string, credentials: unknown) => HealthClient } } };
+};
+
+const cleanUps: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+async function start(services = ["test.A", "test.B"]) {
+  const health = createHealth(services);
+  const handler = connectNodeAdapter({ routes: (router) => health.routes(router) });
+  const listener = await listen({ host: "127.0.0.1", port: 0, handler });
+  cleanUps.push(() => listener.close(0));
+  const openClient = () => {
+    const client = new definition.grpc.health.v1.Health(listener.address, credentials.createInsecure());
+    cleanUps.push(() => client.close());
+    return client;
+  };
+  return { health, listener, openClient, client: openClient() };
+}
+
+async function call<A>(start: (callback: Callback<A>) => void): Promise<A> {
+  return new Promise((resolve, reject) => {
+    start((error, answer) => (error ? reject(error) : resolve(answer)));
+  });
+}
+
+/** What a watch says, one by one; undefined when it has ended well. */
+function reader(stream: ClientReadableStream<Answer>): () => Promise<string | undefined> {
+  const answers = stream[Symbol.asyncIterator]();
+  return async () => (await answers.next()).value?.status;
+}
+
+/** For what the server learns from the network in its own time. */
+async function untilNobodyWatches(health: HealthService): Promise<void> {
+  while (health.watchers > 0) await new Promise((resolve) => setTimeout(resolve, 5));
+}
+
+/** The implementation itself, for a reader that takes its answers when the test says so. */
+function watchDirectly(health: HealthService) {
+  let implementation: { watch(request: object, context: object): AsyncGenerator<{ status: Status }> } | undefined;
+  health.routes({
+    service: (_service: unknown, given: never) => {
+      implementation = given;
+    },
+  } as unknown as ConnectRouter);
+  return (service: string) => implementation!.watch({ service }, { signal: new AbortController().signal });
+}
+
+test("Check and List tell the state of the whole and of each service", async () => {
+  const { health, client } = await start();
+  for (const [serving, status] of [
+    [false, "NOT_SERVING"],
+    [true, "SERVING"],
+  ] as const) {
+    health.set(serving);
+    for (const service of ["", "test.A", "test.B"])
+      expect(await call<Answer>((done) => client.check({ service }, done))).toEqual({ status });
+    expect(await call((done) => client.list({}, done))).toEqual({
+      statuses: { "": { status }, "test.A": { status }, "test.B": { status } },
+    });
+  }
+});
+
+test("Check of an unknown service is NOT_FOUND", async () => {
+  const { health, client } = await start();
+  health.set(true);
+  await expect(call((done) => client.check({ service: "no.Such" }, done))).rejects.toMatchObject({ code: 5 });
+});
+
+test("Watch tells the state at once, then each change, and nothing twice", async () => {
+  const { health, client } = await start();
+  const next = reader(client.watch({ service: "test.A" }));
+  expect(await next()).toBe("NOT_SERVING");
+  health.set(false);
+  health.set(true);
+  expect(await next()).toBe("SERVING");
+  health.set(true);
+  health.set(false);
+  expect(await next()).toBe("NOT_SERVING");
+});
+
+test("Watch of an unknown service says SERVICE_UNKNOWN, and stays open until the drain", async () => {
+  const { health, client } = await start();
+  const [unknown, known] = [reader(client.watch({ service: "no.Such" })), reader(client.watch({ service: "" }))];
+  expect(await unknown()).toBe("SERVICE_UNKNOWN");
+  expect(await known()).toBe("NOT_SERVING");
+  health.set(true);
+  expect(await known()).toBe("SERVING");
+  expect(health.watchers).toBe(2);
+  health.drain();
+  expect(await unknown()).toBeUndefined();
+});
+
+test("a drain is NOT_SERVING for good, and ends every watch", async () => {
+  const { health, client } = await start();
+  health.set(true);
+  const watches = ["", "test.A"].map((service) => reader(client.watch({ service })));
+  for (const next of watches) expect(await next()).toBe("SERVING");
+  health.drain();
+  health.set(true);
+  for (const next of watches) {
+    expect(await next()).toBe("NOT_SERVING");
+    expect(await next()).toBeUndefined();
+  }
+  expect(health.serving).toBe(false);
+  expect(await call<Answer>((done) => client.check({ service: "" }, done))).toEqual({ status: "NOT_SERVING" });
+  const late = reader(client.watch({ service: "" }));
+  expect([await late(), await late()]).toEqual(["NOT_SERVING", undefined]);
+  await untilNobodyWatches(health);
+});
+
+test("a reader that is slow to take one state gets the latest next, and the drain before the end", async () => {
+  const health = createHealth([]);
+  const watch = watchDirectly(health)("");
+  expect((await watch.next()).value).toEqual({ status: Status.NOT_SERVING });
+  for (const serving of [true, false, true]) health.set(serving);
+  expect((await watch.next()).value).toEqual({ status: Status.SERVING });
+  health.drain();
+  expect((await watch.next()).value).toEqual({ status: Status.NOT_SERVING });
+  expect((await watch.next()).done).toBe(true);
+  expect(health.watchers).toBe(0);
+});
+
+test("a watch is forgotten when its client cancels it, ends its connection, or asks over HTTP/1.1 and goes", async () => {
+  const { health, listener, client } = await start();
+  const cancelled = client.watch({ service: "" }).on("error", () => {});
+  await reader(cancelled)();
+  expect(health.watchers).toBe(1);
+  cancelled.cancel();
+  await untilNobodyWatches(health);
+
+  // Connect keeps quiet about a client that left, but does not recognise Node's errors in jest's realm as errors.
+  const logged = jest.spyOn(console, "error").mockImplementation(() => {});
+  cleanUps.push(() => logged.mockRestore());
+  const transport = createConnectTransport({ baseUrl: `http://${listener.address}`, httpVersion: "1.1" });
+  const leave = new AbortController();
+  const overHttp1 = createClient(Health, transport).watch({ service: "" }, { signal: leave.signal });
+  const answers = overHttp1[Symbol.asyncIterator]();
+  expect((await answers.next()).value?.status).toBe(Status.NOT_SERVING);
+  expect(health.watchers).toBe(1);
+  leave.abort();
+  await expect(answers.next()).rejects.toThrow();
+  await untilNobodyWatches(health);
+
+  const cut = client.watch({ service: "" }).on("error", () => {});
+  await reader(cut)();
+  await listener.close(0);
+  await untilNobodyWatches(health);
+});
+
+test("watches are bounded; one more is RESOURCE_EXHAUSTED until another ends", async () => {
+  const health = createHealth([]);
+  const watch = watchDirectly(health);
+  const first = watch("");
+  await first.next();
+  for (let count = 1; count < 10_000; count++) await watch("").next();
+  const refusal = await watch("")
+    .next()
+    .catch((error: unknown) => error);
+  expect(refusal).toBeInstanceOf(ConnectError);
+  expect((refusal as ConnectError).code).toBe(Code.ResourceExhausted);
+  await first.return(undefined);
+  expect((await watch("").next()).value).toEqual({ status: Status.NOT_SERVING });
+});
