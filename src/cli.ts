@@ -77,12 +77,14 @@ keyCommand("create", "create a key; it is printed once")
   .option("--name <name>", "a label for people")
   .option("--ttl <duration>", "how long it lives", duration)
   .action(async (options: KeyOptions) => {
-    const answer = await (await clientFor(options)).create({ ...keyFields(options), scopes: options.scope ?? [] });
+    const { client, owner } = await sessionFor(options);
+    const answer = await client.create({ ...owner, ...keyFields(options) });
     show(CreateResponseSchema, answer, options, `${answer.key}`);
   });
 
 keyCommand("get", "show the active key, without its secret").action(async (options: CallOptions) => {
-  const answer = await (await clientFor(options)).get(owner(options));
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.get(owner);
   show(GetResponseSchema, answer, options, `${answer.apiKey?.prefix}  ${answer.apiKey?.scopes.join(" ")}`);
 });
 
@@ -93,18 +95,16 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
   .option("--grace <duration>", "how long the old key goes on working; default: not at all", duration)
   .action(async (options: KeyOptions) => {
     const gracePeriod = options.grace === undefined ? {} : { gracePeriod: span(options.grace) };
-    const answer = await (await clientFor(options)).refresh({
-      ...keyFields(options),
-      scopes: options.scope ?? [],
-      ...gracePeriod,
-    });
+    const { client, owner } = await sessionFor(options);
+    const answer = await client.refresh({ ...owner, ...keyFields(options), ...gracePeriod });
     show(RefreshResponseSchema, answer, options, `${answer.key}`);
   });
 
 keyCommand("revoke", "revoke the key, and one in its grace period")
   .option("--reason <text>", "why, for the record")
   .action(async (options: CallOptions & { reason?: string }) => {
-    const answer = await (await clientFor(options)).revoke({ ...owner(options), reason: options.reason ?? "" });
+    const { client, owner } = await sessionFor(options);
+    const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
     show(RevokeResponseSchema, answer, options, `${answer.message} ${answer.revokedKeyPrefix}`);
   });
 
@@ -116,10 +116,10 @@ keyCommand(
   .action(async (options: KeyOptions) => {
     let key = "";
     for await (const chunk of process.stdin) key += chunk;
-    const answer = await (await clientFor(options, false)).verify({
-      key: key.trim(),
-      requiredScopes: options.scope ?? [],
-    });
+    const config = readClientConfig();
+    const token = options.token ?? config.token;
+    const client = createLatchkeyClient({ baseUrl: options.url ?? config.url, ...(token !== undefined && { token }) });
+    const answer = await client.verify({ key: key.trim(), requiredScopes: options.scope ?? [] });
     show(VerifyResponseSchema, answer, options, Outcome[answer.outcome] ?? "");
     if (answer.outcome !== Outcome.VALID) process.exitCode = NOT_GOOD;
   });
@@ -145,17 +145,27 @@ function keyCommand(name: string, description: string): Command {
     .option("--json", "print the whole answer as JSON");
 }
 
+interface Session {
+  client: Client<typeof ApiKeyService>;
+  /** Whose key is meant, where that is not the caller's own. */
+  owner: { userId?: string };
+}
+
 /** Without a token and beside an embedded service's data, the caller becomes `--user` by a development token. */
-async function clientFor(options: CallOptions, tokenNeeded = true): Promise<Client<typeof ApiKeyService>> {
+async function sessionFor({ url, token, user }: CallOptions): Promise<Session> {
   const config = readClientConfig();
-  let token = options.token ?? config.token;
-  if (token === undefined && tokenNeeded) {
-    if (options.user === undefined)
-      throw new StartupError("No token: set LATCHKEY_TOKEN, or say --user for a development token.");
-    token = await mintDevToken(devSecret(), { user: options.user, admin: false, ttlS: 60, now: new Date() });
-    delete options.user;
+  const baseUrl = url ?? config.url;
+  const given = token ?? config.token;
+  if (given !== undefined) {
+    return {
+      client: createLatchkeyClient({ baseUrl, token: given }),
+      owner: user === undefined ? {} : { userId: user },
+    };
   }
-  return createLatchkeyClient({ baseUrl: options.url ?? config.url, ...(token !== undefined && { token }) });
+  if (user === undefined)
+    throw new StartupError("No token: set LATCHKEY_TOKEN, or say --user for a development token.");
+  const minted = await mintDevToken(devSecret(), { user, admin: false, ttlS: 60, now: new Date() });
+  return { client: createLatchkeyClient({ baseUrl, token: minted }), owner: {} };
 }
 
 function devSecret(): string {
@@ -167,13 +177,9 @@ function devSecret(): string {
   );
 }
 
-function owner(options: CallOptions): { userId?: string } {
-  return options.user === undefined ? {} : { userId: options.user };
-}
-
 function keyFields(options: KeyOptions) {
   return {
-    ...owner(options),
+    scopes: options.scope ?? [],
     ...(options.name !== undefined && { name: options.name }),
     ...(options.ttl !== undefined && { lifetime: { case: "ttl" as const, value: span(options.ttl) } }),
   };

@@ -221,7 +221,7 @@ export interface Config {
 /** The environment as a frozen configuration. Throws a StartupError that lists every problem at once. */
 export function readConfig(environment: Environment = process.env): Config {
   const problems: string[] = [];
-  const parsed = schema.safeParse(withFiles(environment, problems));
+  const parsed = parse(schema, environment, problems);
   const known = new Set(
     [...Object.keys(VARIABLES), ...Object.keys(CLIENT_VARIABLES)].flatMap((name) => [name, `${name}_FILE`]),
   );
@@ -230,7 +230,6 @@ export function readConfig(environment: Environment = process.env): Config {
     if (name.startsWith("LATCHKEY_") && !known.has(name))
       problems.push(`${name} is not a variable of Latchkey; see the README's table`);
   }
-  for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
   if (parsed.success) problems.push(...contradictions(parsed.data));
   if (problems.length > 0 || !parsed.success) {
     throw new StartupError(
@@ -243,8 +242,7 @@ export function readConfig(environment: Environment = process.env): Config {
 /** The settings of the CLI's client commands. */
 export function readClientConfig(environment: Environment = process.env): { url: string; token: string | undefined } {
   const problems: string[] = [];
-  const parsed = clientSchema.safeParse(withFiles(environment, problems));
-  for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
+  const parsed = parse(clientSchema, environment, problems);
   if (problems.length > 0 || !parsed.success) throw new StartupError(problems.join("\n"));
   return { url: parsed.data.LATCHKEY_URL, token: parsed.data.LATCHKEY_TOKEN };
 }
@@ -256,7 +254,7 @@ export function parseDuration(text: string): number | undefined {
 }
 
 /** Only a literal loopback address counts: a name may come to mean something else. */
-export function isLoopback(host: string): boolean {
+function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 }
 
@@ -345,15 +343,17 @@ function tokenKey(settings: Settings): TokenKey | undefined {
 }
 
 /** Secrets may also come from files, so that they need not stand in an environment. Empty values count as unset. */
-function withFiles(environment: Environment, problems: string[]): Environment {
+function parse<Shape extends z.ZodRawShape>(schema: z.ZodObject<Shape>, environment: Environment, problems: string[]) {
   const values: Environment = {};
-  for (const [name, type] of Object.entries({ ...VARIABLES, ...CLIENT_VARIABLES })) {
+  for (const [name, type] of Object.entries(schema.shape)) {
     const value = environment[name] || undefined;
-    const file = isSecret(type) ? environment[`${name}_FILE`] : undefined;
+    const file = isSecret(type as z.ZodType) ? environment[`${name}_FILE`] : undefined;
     if (value !== undefined && file) problems.push(`${name} and ${name}_FILE exclude each other`);
     values[name] = file ? readSecret(name, file, problems) : value;
   }
-  return values;
+  const parsed = schema.safeParse(values);
+  for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
+  return parsed;
 }
 
 function readSecret(name: string, file: string, problems: string[]): string | undefined {

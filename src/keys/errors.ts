@@ -49,6 +49,14 @@ export class KeyError extends Error {
   }
 }
 
+/** What `check` returns; INVALID_ARGUMENT with all that it reported, if it reported anything. */
+export function checked<T>(check: (violations: FieldViolation[]) => T): T {
+  const violations: FieldViolation[] = [];
+  const result = check(violations);
+  if (violations.length > 0) throw invalid(violations);
+  return result;
+}
+
 export function invalid(violations: FieldViolation[]): KeyError {
   const message = violations.map((v) => `${v.field}: ${v.description}`).join("; ");
   return new KeyError("INVALID_ARGUMENT", message, { violations });

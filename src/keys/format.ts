@@ -8,7 +8,7 @@ import { crc32 } from "node:zlib";
 export const ID_LENGTH = 16;
 /** 43 base62 characters carry 256 bits. */
 export const SECRET_LENGTH = 43;
-export const CHECKSUM_LENGTH = 6;
+const CHECKSUM_LENGTH = 6;
 
 const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const TAIL_LENGTH = 1 + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;

@@ -1,4 +1,4 @@
-import { type FieldViolation, invalid, KeyError } from "./errors.ts";
+import { checked, KeyError } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
 import { isLive, type KeyRecord, SUPERSEDED, statusAt } from "./key.ts";
 import type { CurrentKeys, KeyStore } from "./key-store.ts";
@@ -82,14 +82,29 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
     };
   }
 
-  function endOf(lifetimeMs: number | undefined, now: Date): Date | undefined {
-    const boundedMs = Math.min(lifetimeMs ?? Number.POSITIVE_INFINITY, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
-    return boundedMs === Number.POSITIVE_INFINITY ? undefined : new Date(now.getTime() + boundedMs);
-  }
+  /** What Create and Refresh accept alike. The order of refusals: rights, all fields at once, scope policy. */
+  function accept(caller: Caller, input: RefreshInput, { scopesNeeded }: { scopesNeeded: boolean }) {
+    const userId = ownerFor(caller, input.userId);
+    const now = clock();
+    const fields = checked((violations) => {
+      checkUserId(userId, violations);
+      const name = checkName(input.name, violations);
+      const scopes = checkScopes(input.scopes, policy, violations);
+      if (scopesNeeded && scopes.length === 0) scopesMissing(violations);
+      const lifetimeMs = checkLifetime(input.lifetime, policy, now, violations);
+      const graceMs = checkGracePeriod(input.gracePeriod, policy, violations);
+      return { name, scopes, lifetimeMs, graceMs };
+    });
+    mayGrant(caller, fields.scopes);
 
-  /** An explicit `expires_at` is kept to the millisecond; everything else is a span from the moment of creation. */
-  function explicitEnd(lifetime: Lifetime | undefined, lifetimeMs: number | undefined, checkedAt: Date) {
-    return lifetime?.case === "expiresAt" ? new Date(checkedAt.getTime() + lifetimeMs!) : undefined;
+    /** An explicit `expires_at` is kept to the millisecond; everything else is a span from the moment of creation. */
+    const endOf = (createdAt: Date, inheritedMs?: number): Date | undefined => {
+      if (input.lifetime?.case === "expiresAt") return new Date(now.getTime() + fields.lifetimeMs!);
+      const lifetimeMs = fields.lifetimeMs ?? inheritedMs ?? Number.POSITIVE_INFINITY;
+      const boundedMs = Math.min(lifetimeMs, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
+      return boundedMs === Number.POSITIVE_INFINITY ? undefined : new Date(createdAt.getTime() + boundedMs);
+    };
+    return { userId, now, endOf, ...fields };
   }
 
   function mayGrant(caller: Caller, scopes: readonly string[]): void {
@@ -103,24 +118,13 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
 
   return {
     async create(caller, input, deadlineMs) {
-      const userId = ownerFor(caller, input.userId);
-      const now = clock();
-      const violations: FieldViolation[] = [];
-      checkUserId(userId, violations);
-      const name = checkName(input.name, violations);
-      const scopes = checkScopes(input.scopes, policy, violations);
-      if (scopes.length === 0) scopesMissing(violations);
-      const lifetimeMs = checkLifetime(input.lifetime, policy, now, violations);
-      if (violations.length > 0) throw invalid(violations);
-      mayGrant(caller, scopes);
-
+      const { userId, now, name, scopes, endOf } = accept(caller, input, { scopesNeeded: true });
       // A cheap look before the costly hash; the index still decides.
       refuseIfActive(await store.findCurrent(userId, deadlineMs), now);
       const { key, record } = await mint(userId, deadlineMs);
-      const expiresAt = explicitEnd(input.lifetime, lifetimeMs, now);
       return store.change(userId, deadlineMs, (current, at) => {
         refuseIfActive(current, at);
-        const created = record({ name, scopes, createdAt: at, expiresAt: expiresAt ?? endOf(lifetimeMs, at) });
+        const created = record({ name, scopes, createdAt: at, expiresAt: endOf(at) });
         const expired = current.active && settled(current.active, at);
         return { update: expired ? [expired] : [], insert: created, answer: { record: created, key } };
       });
@@ -128,9 +132,7 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
 
     async get(caller, requestedUserId, deadlineMs) {
       const userId = ownerFor(caller, requestedUserId);
-      const violations: FieldViolation[] = [];
-      checkUserId(userId, violations);
-      if (violations.length > 0) throw invalid(violations);
+      checked((violations) => checkUserId(userId, violations));
       const now = clock();
       const { active } = await store.findCurrent(userId, deadlineMs);
       if (active === undefined || !isLive(active, now)) throw noKey();
@@ -138,34 +140,18 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
     },
 
     async refresh(caller, input, deadlineMs) {
-      const userId = ownerFor(caller, input.userId);
-      const now = clock();
-      const violations: FieldViolation[] = [];
-      checkUserId(userId, violations);
-      const name = checkName(input.name, violations);
-      const scopes = checkScopes(input.scopes, policy, violations);
-      const lifetimeMs = checkLifetime(input.lifetime, policy, now, violations);
-      const graceMs = checkGracePeriod(input.gracePeriod, policy, violations);
-      if (violations.length > 0) throw invalid(violations);
-      mayGrant(caller, scopes);
-
+      const { userId, name, scopes, graceMs, endOf } = accept(caller, input, { scopesNeeded: false });
       const { key, record } = await mint(userId, deadlineMs);
-      const expiresAt = explicitEnd(input.lifetime, lifetimeMs, now);
       return store.change(userId, deadlineMs, ({ active, retiring }, at) => {
-        if (scopes.length === 0 && active === undefined) {
-          const missing: FieldViolation[] = [];
-          scopesMissing(missing);
-          throw invalid(missing);
-        }
+        if (scopes.length === 0 && active === undefined) checked(scopesMissing);
         const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - active.createdAt.getTime();
         const created = record({
           name: name ?? active?.name,
           scopes: scopes.length > 0 ? scopes : active!.scopes,
           createdAt: at,
-          expiresAt: expiresAt ?? endOf(lifetimeMs ?? inheritedMs, at),
+          expiresAt: endOf(at, inheritedMs),
         });
-        const wasLive = active !== undefined && isLive(active, at);
-        const previous = active && superseded(active, wasLive ? graceMs : 0, at);
+        const previous = active && superseded(active, graceMs, at);
         // The retiring key first: the index allows one retiring key a user.
         const update = retiring ? [superseded(retiring, 0, at)] : [];
         if (previous) update.push(previous);
@@ -179,10 +165,10 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
 
     async revoke(caller, requestedUserId, reason, deadlineMs) {
       const userId = ownerFor(caller, requestedUserId);
-      const violations: FieldViolation[] = [];
-      checkUserId(userId, violations);
-      checkReason(reason, violations);
-      if (violations.length > 0) throw invalid(violations);
+      checked((violations) => {
+        checkUserId(userId, violations);
+        checkReason(reason, violations);
+      });
       return store.change(userId, deadlineMs, (current, at) => {
         const end = (record: KeyRecord | undefined): KeyRecord | undefined =>
           record && isLive(record, at)

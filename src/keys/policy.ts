@@ -54,8 +54,8 @@ export function isUserId(text: string): boolean {
   return length(text) >= 1 && length(text) <= MAX_USER_ID && text.isWellFormed();
 }
 
-export function checkUserId(userId: string | undefined, violations: FieldViolation[]): void {
-  if (userId === undefined || isUserId(userId)) return;
+export function checkUserId(userId: string, violations: FieldViolation[]): void {
+  if (isUserId(userId)) return;
   violations.push({
     field: "user_id",
     description: `must have 1 to ${MAX_USER_ID} characters, and has ${length(userId)}`,

@@ -11,7 +11,7 @@ export interface Pepper {
 
 export interface Proof {
   proven: boolean;
-  /** Set when argon2 proved the secret of a record without a fingerprint under the current pepper. */
+  /** Set when the secret was proven and the record has no fingerprint under the current pepper. */
   newFingerprint?: Fingerprint;
 }
 

@@ -1,4 +1,4 @@
-import { type FieldViolation, invalid } from "./errors.ts";
+import { checked } from "./errors.ts";
 import { parseKey } from "./format.ts";
 import { type KeyRecord, statusAt } from "./key.ts";
 import type { KeyStore } from "./key-store.ts";
@@ -31,9 +31,7 @@ export type VerifyKey = (key: string, requiredScopes: readonly string[], deadlin
 /** Shape and checksum → record → secret → state and expiry → scopes. */
 export function createKeyVerifier({ store, secrets, prefixes, clock, onRenewalFailed }: KeyVerifierParts): VerifyKey {
   return async (key, requiredScopes, deadlineMs) => {
-    const violations: FieldViolation[] = [];
-    checkRequiredScopes(requiredScopes, violations);
-    if (violations.length > 0) throw invalid(violations);
+    checked((violations) => checkRequiredScopes(requiredScopes, violations));
 
     const asOf = clock();
     const parsed = parseKey(key, prefixes);

@@ -98,7 +98,7 @@ export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts)
   };
 }
 
-export function toApiKey(record: KeyRecord, now: Date): ApiKey {
+function toApiKey(record: KeyRecord, now: Date): ApiKey {
   const { state, revokedAt, revocationReason } = statusAt(record, now);
   return create(ApiKeySchema, {
     id: record.id,

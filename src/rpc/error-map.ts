@@ -3,7 +3,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
 
-export const ERROR_DOMAIN = "latchkey.v1";
+const ERROR_DOMAIN = "latchkey.v1";
 
 export const CODES: Record<ErrorReason, Code> = {
   UNAUTHENTICATED: Code.Unauthenticated,

@@ -1,7 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { Code, ConnectError, type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
-import { KeyError } from "../keys/errors.ts";
 import type { Caller } from "../keys/manage.ts";
 import type { Logger, Metrics } from "../telemetry.ts";
 import { asKeyError, CODES, toConnectError } from "./error-map.ts";
@@ -54,11 +53,12 @@ function observe({ log, metrics }: InterceptorParts): Interceptor {
       const response = await next(request);
       const { outcome } = request.contextValues.get(logged);
       if (outcome !== undefined) metrics.verified(outcome);
-      done("ok", {}, MANAGEMENT.has(request.method.name) ? "info" : "debug", "answered");
+      // Management is rare and matters; Verify and health are asked all the time.
+      done("ok", {}, request.contextValues.get(caller) !== undefined ? "info" : "debug", "answered");
       response.header.set("cache-control", "no-store");
       return response;
     } catch (error) {
-      if (error instanceof ConnectError && !(error.cause instanceof KeyError)) {
+      if (error instanceof ConnectError) {
         done(Code[error.code], {}, "info", "refused");
         throw error;
       }
@@ -72,8 +72,6 @@ function observe({ log, metrics }: InterceptorParts): Interceptor {
     }
   };
 }
-
-const MANAGEMENT = new Set(["Create", "Get", "Refresh", "Revoke"]);
 
 function authenticate(authenticator: Authenticator): Interceptor {
   return (next) => async (request) => {

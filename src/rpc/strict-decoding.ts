@@ -19,8 +19,8 @@ export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): 
   const { input } = handler.method;
 
   const strict = async (request: UniversalServerRequest) => {
-    const { values, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
-    const message = await messageOf(request, values, maxBytes);
+    const { bytes, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
+    const message = await messageOf(request, bytes, maxBytes);
     const fault = message && decodingFault(input, message);
     if (fault === undefined) return handler({ ...request, body: replay });
     const contextValues = (request.contextValues ?? createContextValues()).set(undecodable, fault);
@@ -131,7 +131,7 @@ function membersOf(text: string): Record<string, JsonValue> {
   }
 }
 
-/** Reads up to `maxBytes`; `values` is undefined beyond. `replay` yields the same body again in either case. */
+/** Reads up to `maxBytes`; `bytes` is undefined beyond. `replay` yields the same body again in either case. */
 async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number) {
   const source = (body as AsyncIterable<Uint8Array>)[Symbol.asyncIterator]();
   const chunks: Uint8Array[] = [];
@@ -141,10 +141,11 @@ async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number
   while (!ended && size <= maxBytes) {
     try {
       const next = await source.next();
-      ended = next.done === true;
-      if (next.done) break;
-      chunks.push(next.value);
-      size += next.value.length;
+      if (next.done) ended = true;
+      else {
+        chunks.push(next.value);
+        size += next.value.length;
+      }
     } catch (error) {
       failure = error;
       break;
@@ -155,7 +156,7 @@ async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number
     if (failure !== undefined) throw failure;
     if (!ended) yield* { [Symbol.asyncIterator]: () => source };
   }
-  return { values: ended ? Buffer.concat(chunks) : undefined, replay: replay() };
+  return { bytes: ended ? Buffer.concat(chunks) : undefined, replay: replay() };
 }
 
 /** A stand-in that decodes in the request's own protocol, so that Connect reaches the interceptors. */

