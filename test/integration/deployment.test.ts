@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
-import { createServer } from "node:net";
+import { connect as connectTcp, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -40,6 +40,7 @@ async function freePort(): Promise<number> {
   return port;
 }
 
+/** Resolves when it accepts connections: on a busy machine that takes longer than a client waits. */
 async function runMongod(port: number, ...args: string[]): Promise<ChildProcess> {
   const { cacheDir, path, mongodBinary: binary } = readConfig({ ...process.env, MONGODB_URI: "" });
   const dbpath = join(root, String(port));
@@ -58,7 +59,19 @@ async function runMongod(port: number, ...args: string[]): Promise<ChildProcess>
   ];
   const child = spawn(mongod, [...storage, ...args], { stdio: "ignore" });
   processes.push(child);
+  while (!(await accepts(port))) await sleep(50);
   return child;
+}
+
+function accepts(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connectTcp({ host: "127.0.0.1", port });
+    socket.once("error", () => resolve(false));
+    socket.once("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+  });
 }
 
 test("a standalone server is refused with a sentence that says why and what to do", async () => {
