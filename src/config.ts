@@ -165,6 +165,20 @@ export const VARIABLES = {
     .describe("scopes that callers other than admins may grant"),
   LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
   LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
+  LATCHKEY_MAX_STALENESS: duration
+    .refine((ms) => ms >= 100, "must be at least 100ms")
+    .prefault("1s")
+    .describe("a revoked key is refused everywhere within this time while MongoDB answers"),
+  LATCHKEY_OUTAGE_GRACE: duration
+    .prefault("30s")
+    .describe(
+      "how long keys in memory stay good, counted from the last proof of freshness, while it does not; `0s`: not at all",
+    ),
+  LATCHKEY_READ_TIMEOUT: duration
+    .refine((ms) => ms >= 10, "must be at least 10ms")
+    .prefault("150ms")
+    .describe("time without an answer to a read of Verify after which MongoDB counts as away"),
+  LATCHKEY_CACHE_KEYS: count.prefault("100000").describe("records held in memory"),
   LATCHKEY_HASH_CONCURRENCY: count.optional().meta({ shown: "cores" }).describe("argon2 runs at once"),
   LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one"),
   LATCHKEY_LOG_LEVEL: z
@@ -213,6 +227,10 @@ export interface Config {
   readonly memberScopes: ScopePatterns;
   readonly maxTtlMs: number | undefined;
   readonly maxGraceMs: number;
+  readonly maxStalenessMs: number;
+  readonly outageGraceMs: number;
+  readonly readTimeoutMs: number;
+  readonly cacheKeys: number;
   readonly hashConcurrency: number | undefined;
   readonly hashQueue: number;
   readonly logLevel: Settings["LATCHKEY_LOG_LEVEL"];
@@ -328,6 +346,10 @@ function toConfig(settings: Settings, environment: Environment): Config {
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
     maxTtlMs: settings.LATCHKEY_MAX_TTL,
     maxGraceMs: settings.LATCHKEY_MAX_GRACE,
+    maxStalenessMs: settings.LATCHKEY_MAX_STALENESS,
+    outageGraceMs: settings.LATCHKEY_OUTAGE_GRACE,
+    readTimeoutMs: settings.LATCHKEY_READ_TIMEOUT,
+    cacheKeys: settings.LATCHKEY_CACHE_KEYS,
     hashConcurrency: settings.LATCHKEY_HASH_CONCURRENCY,
     hashQueue: settings.LATCHKEY_HASH_QUEUE,
     logLevel: settings.LATCHKEY_LOG_LEVEL,

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { file_google_rpc_error_details } from "#gen/google/rpc/error_details_pb";
 import { file_grpc_reflection_v1_reflection } from "#gen/grpc/reflection/v1/reflection_pb";
 import { file_grpc_reflection_v1alpha_reflection } from "#gen/grpc/reflection/v1alpha/reflection_pb";
@@ -8,10 +9,14 @@ import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Config, TokenKey } from "./config.ts";
 import { type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
+import { createLookup } from "./keys/lookup.ts";
 import { createKeyManager } from "./keys/manage.ts";
 import { createSecretKeeper, type Pepper } from "./keys/secret.ts";
+import { createUsage } from "./keys/usage.ts";
 import { createKeyVerifier } from "./keys/verify.ts";
+import { createView } from "./keys/view.ts";
 import { createRequestHandler } from "./rpc/adapter.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
 import { createHealth } from "./rpc/health.ts";
@@ -19,11 +24,14 @@ import { createInterceptors } from "./rpc/interceptors.ts";
 import { reflectionRoutes } from "./rpc/reflection.ts";
 import { createAuthenticator, type VerifyAuth } from "./rpc/tokens.ts";
 import type { StartupError } from "./startup-error.ts";
-import { connect } from "./store/connection.ts";
+import { createClusterTime } from "./store/cluster-time.ts";
+import { connect, VERIFY_OPTIONS } from "./store/connection.ts";
 import { createKeyStore } from "./store/keys.ts";
 import { startMongod } from "./store/mongod.ts";
+import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
-import { createMetrics, type Logger } from "./telemetry.ts";
+import { watchKeys } from "./store/watch.ts";
+import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
 import { listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
 
@@ -49,6 +57,7 @@ export interface Server {
 
 const DRAIN_MS = 10_000;
 const DATABASE_CHECK_MS = 1_000;
+const FIRST_PROOF_MS = 2_000;
 
 /** Puts the service together and starts it. What was acquired is released in reverse, at a failed start as at `stop`. */
 export async function startServer(config: Config, hooks: ServerHooks): Promise<Server> {
@@ -63,12 +72,20 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     cleanUps.push(() => database.close());
     await ensureSchema(database.client.db(config.database));
 
+    const metrics = createMetrics();
     const gate = createHashGate({
       concurrency: config.hashConcurrency ?? availableParallelism(),
       queue: config.hashQueue,
     });
     const secrets = createSecretKeeper(config.peppers ?? [developmentPepper(devSecrets!)], gate);
-    const store = createKeyStore(database.client, config.database, clock);
+    const { view, lookup, clusterTime } = await openView(config, uri, hooks, metrics, cleanUps);
+    const store = createKeyStore({ client: database.client, database: config.database, clusterTime, view, clock });
+    const usage = createUsage({
+      write: store.noteUses,
+      onFailed: (error) =>
+        log.warn({ event: "uses_not_written", err: error }, "the last uses of keys were not written"),
+    });
+    cleanUps.push(() => usage.stop());
     const policy = {
       scopes: config.scopes,
       memberScopes: config.memberScopes,
@@ -77,7 +94,9 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     };
     const keys = createKeyManager({ store, secrets, policy, prefix: config.keyPrefix, clock, randomBytes });
     const verify = createKeyVerifier({
-      ...{ store, secrets, prefixes: config.keyPrefixes, clock },
+      ...{ lookup, store, secrets, prefixes: config.keyPrefixes },
+      wallMs: hooks.clock === undefined ? Date.now : () => clock().getTime(),
+      onUsed: usage.note,
       onRenewalFailed: (error) =>
         log.warn({ event: "fingerprint_renewal_failed", err: error }, "a fingerprint could not be renewed"),
     });
@@ -89,7 +108,6 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       },
       verifyAuth(config),
     );
-    const metrics = createMetrics();
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
     const health = createHealth([ApiKeyService.typeName]);
@@ -140,6 +158,53 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     await release();
     throw error;
   }
+}
+
+/** The memory of records, what keeps it true, and what answers where it can't. */
+async function openView(
+  config: Config,
+  uri: string,
+  { log }: ServerHooks,
+  metrics: Metrics,
+  cleanUps: (() => Promise<void> | void)[],
+) {
+  const { maxStalenessMs, outageGraceMs, readTimeoutMs, cacheKeys } = config;
+  const connection = await connect(uri, VERIFY_OPTIONS);
+  cleanUps.push(() => connection.close());
+  const db = connection.client.db(config.database);
+  const clusterTime = createClusterTime();
+  const view = createView({ maxKeys: cacheKeys });
+  const freshness = createFreshness({ maxStalenessMs, outageGraceMs });
+  const source = createRecordSource(db, clusterTime);
+  const lookup = createLookup({ view, freshness, source, readTimeoutMs, wallMs: Date.now });
+
+  let firstProof = () => {};
+  const proven = new Promise<void>((resolve) => {
+    firstProof = resolve;
+  });
+  const watch = watchKeys({
+    ...{ db, clusterTime, maxStalenessMs },
+    sink: {
+      restarted: view.restart,
+      changed: ({ id, rev }) => view.changed(id, rev),
+      proven: (moment) => {
+        freshness.prove(moment);
+        firstProof();
+      },
+    },
+    onInterrupted: (error) => log.warn({ event: "watch_interrupted", err: error }, "the change stream is opened again"),
+  });
+  cleanUps.push(() => watch.stop());
+  metrics.gauge("latchkey_view_keys", "Records in memory", () => view.size);
+  metrics.gauge("latchkey_view_fresh", "1 while Verify answers from memory", () => Number(freshness.isFresh()));
+  metrics.gauge("latchkey_view_age_seconds", "Age of the last proof of freshness", () =>
+    Math.min((performance.now() - freshness.provenMs) / 1_000, Number.MAX_SAFE_INTEGER),
+  );
+  metrics.gauge("latchkey_outage", "1 while reads of Verify fail", () => Number(lookup.outage));
+  metrics.gauge("latchkey_watch_opened", "Change streams opened since the start", () => watch.opened);
+  // Better to be listening late than to answer the first calls slowly; but without a proof, reads answer too.
+  await Promise.race([proven, sleep(FIRST_PROOF_MS, undefined, { ref: false })]);
+  return { view, lookup, clusterTime };
 }
 
 const SERVED_FILES = [

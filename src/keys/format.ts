@@ -12,6 +12,8 @@ const CHECKSUM_LENGTH = 6;
 
 const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const TAIL_LENGTH = 1 + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
+/** Where the id begins, counted from the end of a key. */
+export const ID_FROM_END = TAIL_LENGTH - 1;
 const TAIL = new RegExp(
   `^_([0-9A-Za-z]{${ID_LENGTH}})_([0-9A-Za-z]{${SECRET_LENGTH}})[0-9A-Za-z]{${CHECKSUM_LENGTH}}$`,
 );

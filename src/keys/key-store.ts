@@ -15,13 +15,10 @@ export interface Change<T> {
 }
 
 /**
- * Where records live. Every method fails with a KeyError: DB_UNAVAILABLE (a change may still have been made),
+ * Where records are managed; Verify reads them through `lookup.ts`. Every method fails with a KeyError: DB_UNAVAILABLE (a change may still have been made),
  * DB_ERROR, DEADLINE_EXCEEDED. `deadlineMs` is on the clock of `performance.now()`.
  */
 export interface KeyStore {
-  /** The record with this id. Must reflect every write acknowledged, by any process, before the call. */
-  findById(id: string, deadlineMs: number): Promise<KeyRecord | undefined>;
-
   /**
    * The user's current keys. Must reflect every write acknowledged before the call; at some moment during the call
    * there was no other active or retiring key than those returned.
@@ -38,5 +35,12 @@ export interface KeyStore {
   change<T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>): Promise<T>;
 
   /** Replaces a record's fingerprint unless another change came between. */
-  setFingerprint(record: KeyRecord, fingerprint: Fingerprint, deadlineMs: number): Promise<void>;
+  setFingerprint(
+    record: Pick<KeyRecord, "id" | "userId" | "rev">,
+    fingerprint: Fingerprint,
+    deadlineMs: number,
+  ): Promise<void>;
+
+  /** Writes when keys were last used, in Unix milliseconds by id; at most once a minute a key, whoever else notes uses. */
+  noteUses(used: ReadonlyMap<string, number>): Promise<void>;
 }

@@ -41,7 +41,10 @@ export interface Status {
 export const SUPERSEDED = "superseded";
 
 /** The state of `record` at `now`: an explicit revocation outranks expiry, and expiry the end of a grace period. */
-export function statusAt(record: KeyRecord, now: Date): Status {
+export function statusAt(
+  record: Pick<KeyRecord, "state" | "expiresAt" | "retiresAt" | "revokedAt" | "revocationReason">,
+  now: Date,
+): Status {
   if (record.state === "revoked") {
     return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
   }

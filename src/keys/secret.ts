@@ -22,12 +22,15 @@ export interface SecretKeeper {
     secret: string,
     deadlineMs: number,
   ): Promise<Pick<KeyRecord, "secretHash"> & { fingerprint: Fingerprint }>;
-  /** Whether `secret` belongs to `record`. Costs an argon2 only where there is no fingerprint under a known pepper. */
+  /**
+   * Whether `secret` belongs to `record`. At once by the fingerprint; only where there is none under a known pepper, it
+   * costs an argon2.
+   */
   prove(
     record: Pick<KeyRecord, "id" | "secretHash" | "fingerprint">,
     secret: string,
     deadlineMs: number,
-  ): Promise<Proof>;
+  ): Proof | Promise<Proof>;
 }
 
 /** The OWASP minimum for argon2id. The secret has 256 random bits: more would only cost more. */
@@ -71,17 +74,18 @@ export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): 
       const secretHash = await gate.run(() => argon2Hash(secret, ARGON2), deadlineMs);
       return { secretHash, fingerprint: fingerprint(current, id, secret) };
     },
-    async prove(record, secret, deadlineMs) {
+    prove(record, secret, deadlineMs) {
       const known = record.fingerprint && byId.get(record.fingerprint.pepper);
-      if (record.fingerprint !== undefined && known !== undefined) {
-        const { mac } = fingerprint(known, record.id, secret);
-        const proven = mac.length === record.fingerprint.mac.length && timingSafeEqual(mac, record.fingerprint.mac);
-        return proven && known !== current
-          ? { proven, newFingerprint: fingerprint(current, record.id, secret) }
-          : { proven };
+      if (record.fingerprint === undefined || known === undefined) {
+        return slowProof(record, secret, deadlineMs).then((proven) => renewed(record.id, secret, proven));
       }
-      const proven = await slowProof(record, secret, deadlineMs);
-      return proven ? { proven, newFingerprint: fingerprint(current, record.id, secret) } : { proven };
+      const { mac } = fingerprint(known, record.id, secret);
+      const proven = mac.length === record.fingerprint.mac.length && timingSafeEqual(mac, record.fingerprint.mac);
+      return known === current ? { proven } : renewed(record.id, secret, proven);
     },
   };
+
+  function renewed(id: string, secret: string, proven: boolean): Proof {
+    return proven ? { proven, newFingerprint: fingerprint(current, id, secret) } : { proven };
+  }
 }

@@ -1,55 +1,137 @@
+import { hash, randomBytes } from "node:crypto";
 import { checked } from "./errors.ts";
-import { parseKey } from "./format.ts";
-import { type KeyRecord, statusAt } from "./key.ts";
+import { ID_FROM_END, ID_LENGTH, parseKey } from "./format.ts";
+import { type Fingerprint, statusAt } from "./key.ts";
 import type { KeyStore } from "./key-store.ts";
+import type { Found, KeyLookup } from "./lookup.ts";
 import { checkRequiredScopes } from "./policy.ts";
-import type { SecretKeeper } from "./secret.ts";
+import type { Proof, SecretKeeper } from "./secret.ts";
+import type { Entry, HeldRecord } from "./view.ts";
 
 export type Outcome = "valid" | "malformed" | "not_found" | "revoked" | "expired" | "insufficient_scope";
 
 export interface Verification {
   outcome: Outcome;
   /** Only when the secret was proven. */
-  record?: KeyRecord;
-  missingScopes: string[];
-  /** The answer reflects every write acknowledged up to this time. */
-  asOf: Date;
+  entry: Entry | undefined;
+  missingScopes: readonly string[];
+  /** The answer reflects every write acknowledged up to this time; Unix milliseconds. */
+  asOfMs: number;
+}
+
+export interface VerifyInput {
+  key: string;
+  requiredScopes: readonly string[];
+  /** Reflect every write acknowledged before the call, or fail. */
+  strong: boolean;
+  /** The caller's time limit in milliseconds. */
+  timeoutMs: number;
 }
 
 export interface KeyVerifierParts {
-  store: KeyStore;
+  lookup: KeyLookup;
+  store: Pick<KeyStore, "setFingerprint">;
   secrets: SecretKeeper;
   /** The prefixes that are keys of this service. */
   prefixes: readonly string[];
-  clock: () => Date;
+  /** Unix milliseconds. */
+  wallMs: () => number;
+  /** Called at each valid answer. */
+  onUsed: (entry: Entry, nowMs: number) => void;
   /** Called when a proven key's fingerprint could not be renewed; the answer does not depend on it. */
   onRenewalFailed: (error: unknown) => void;
 }
 
-export type VerifyKey = (key: string, requiredScopes: readonly string[], deadlineMs: number) => Promise<Verification>;
+/** Answers at once, without a promise, when all that is needed is in memory. */
+export type VerifyKey = (input: VerifyInput) => Verification | Promise<Verification>;
+
+/** Fingerprints that may be renewed at once. */
+const MAX_RENEWALS = 64;
+const RENEWAL_MS = 2_000;
+const NONE: readonly string[] = [];
 
 /** Shape and checksum → record → secret → state and expiry → scopes. */
-export function createKeyVerifier({ store, secrets, prefixes, clock, onRenewalFailed }: KeyVerifierParts): VerifyKey {
-  return async (key, requiredScopes, deadlineMs) => {
-    checked((violations) => checkRequiredScopes(requiredScopes, violations));
+export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
+  const { lookup, store, secrets, prefixes, wallMs, onUsed, onRenewalFailed } = parts;
+  // Keys that were proven are remembered by their digest under a prefix of this process: its memory holds no secret, and
+  // no digest that could be compared with one from elsewhere.
+  const salt = randomBytes(16).toString("hex");
+  const digestOf = (key: string) => hash("sha256", salt + key, "binary");
 
-    const asOf = clock();
-    const parsed = parseKey(key, prefixes);
-    if (parsed === undefined) return { outcome: "malformed", missingScopes: [], asOf };
+  let renewing = 0;
 
-    const record = await store.findById(parsed.id, deadlineMs);
-    if (record === undefined || record.prefix !== parsed.prefix)
-      return { outcome: "not_found", missingScopes: [], asOf };
-
-    const { proven, newFingerprint } = await secrets.prove(record, parsed.secret, deadlineMs);
-    if (!proven) return { outcome: "not_found", missingScopes: [], asOf };
-    if (newFingerprint !== undefined) {
-      await store.setFingerprint(record, newFingerprint, deadlineMs).catch(onRenewalFailed);
+  const judge = (entry: Entry, requiredScopes: readonly string[], asOfMs: number): Verification => {
+    const { record } = entry;
+    const nowMs = wallMs();
+    const state = nowMs < entry.changesAtMs ? record.state : statusAt(record, new Date(nowMs)).state;
+    if (state === "revoked" || state === "expired") return { outcome: state, entry, missingScopes: NONE, asOfMs };
+    if (requiredScopes.length > 0) {
+      const missingScopes = requiredScopes.filter((scope) => !record.scopes.includes(scope));
+      if (missingScopes.length > 0) return { outcome: "insufficient_scope", entry, missingScopes, asOfMs };
     }
-
-    const { state } = statusAt(record, clock());
-    if (state === "revoked" || state === "expired") return { outcome: state, record, missingScopes: [], asOf };
-    const missingScopes = requiredScopes.filter((scope) => !record.scopes.includes(scope));
-    return { outcome: missingScopes.length > 0 ? "insufficient_scope" : "valid", record, missingScopes, asOf };
+    onUsed(entry, nowMs);
+    return { outcome: "valid", entry, missingScopes: NONE, asOfMs };
   };
+
+  const answer = (input: VerifyInput, { entry, asOfMs }: Found): Verification | Promise<Verification> => {
+    const { key, requiredScopes, timeoutMs } = input;
+    // Whoever presents the key that was proven before needs no other proof. Any other well-formed key with this id is
+    // wrong: an id has one secret.
+    const digest = entry?.provenDigest === undefined ? undefined : digestOf(key);
+    if (entry !== undefined && digest !== undefined && digest === entry.provenDigest) {
+      return judge(entry, requiredScopes, asOfMs);
+    }
+    const parsed = parseKey(key, prefixes);
+    if (parsed === undefined) return refusal("malformed", wallMs());
+    if (entry?.digests === undefined || digest !== undefined || entry.record.prefix !== parsed.prefix) {
+      return refusal("not_found", asOfMs);
+    }
+    const proof = secrets.prove({ id: parsed.id, ...entry.digests }, parsed.secret, performance.now() + timeoutMs);
+    if (!("then" in proof)) return conclude(input, { entry, asOfMs }, proof);
+    return proof.then(async (late) => {
+      // An argon2 may have waited long: what was true before it is not judged by.
+      const found = input.strong ? { entry, asOfMs } : await lookup.find(parsed.id);
+      return conclude(input, found, late);
+    });
+  };
+
+  const conclude = ({ key, requiredScopes }: VerifyInput, { entry, asOfMs }: Found, proof: Proof): Verification => {
+    if (entry === undefined || !proof.proven) return refusal("not_found", asOfMs);
+    if (proof.newFingerprint === undefined || renew(entry.record, proof.newFingerprint)) {
+      entry.provenDigest = digestOf(key);
+      entry.digests = undefined;
+    }
+    return judge(entry, requiredScopes, asOfMs);
+  };
+
+  // Not waited for: it must not hold up an answer. False when too many are under way; a later use of the key tries again.
+  const renew = (record: HeldRecord, fingerprint: Fingerprint): boolean => {
+    if (renewing >= MAX_RENEWALS) return false;
+    renewing += 1;
+    void store
+      .setFingerprint(record, fingerprint, performance.now() + RENEWAL_MS)
+      .catch(onRenewalFailed)
+      .finally(() => {
+        renewing -= 1;
+      });
+    return true;
+  };
+
+  return (input) => {
+    const { key, requiredScopes, strong } = input;
+    if (requiredScopes.length > 0) checked((violations) => checkRequiredScopes(requiredScopes, violations));
+    if (!strong) {
+      const known = lookup.peek(key.slice(-ID_FROM_END, ID_LENGTH - ID_FROM_END));
+      if (known !== undefined) return answer(input, known);
+    }
+    // Before anything is looked up: garbage costs no read.
+    const parsed = parseKey(key, prefixes);
+    if (parsed === undefined) return refusal("malformed", wallMs());
+    const finding = strong ? lookup.findStrong(parsed.id) : lookup.find(parsed.id);
+    return finding.then((found) => answer(input, found));
+  };
+}
+
+function refusal(outcome: Outcome, asOfMs: number): Verification {
+  return { outcome, entry: undefined, missingScopes: NONE, asOfMs };
 }

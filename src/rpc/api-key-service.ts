@@ -1,5 +1,5 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { timestampFromDate, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
 import {
   type ApiKey,
@@ -11,10 +11,11 @@ import {
   type VerifyResponseSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { invalid } from "../keys/errors.ts";
-import { displayPrefix, type KeyRecord, statusAt } from "../keys/key.ts";
+import { displayPrefix, statusAt } from "../keys/key.ts";
 import type { Caller, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { VerifyKey } from "../keys/verify.ts";
+import type { HeldRecord } from "../keys/view.ts";
 import { caller, logged } from "./interceptors.ts";
 
 export interface ApiKeyServiceParts {
@@ -37,7 +38,7 @@ const OUTCOMES = {
 };
 
 export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts): ServiceImpl<typeof ApiKeyService> {
-  const describe = (record: KeyRecord): ApiKey => toApiKey(record, clock());
+  const describe = (record: HeldRecord): ApiKey => toApiKey(record, clock());
 
   return {
     async create(request, context) {
@@ -82,23 +83,24 @@ export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts)
       if (Consistency[request.consistency] === undefined) {
         throw invalid([{ field: "consistency", description: `${request.consistency} is not a consistency` }]);
       }
-      const { outcome, record, missingScopes, asOf } = await verify(
-        request.key,
-        request.requiredScopes,
-        deadlineOf(context),
-      );
-      note(context, { outcome, ...(record && { keyId: record.id }) });
+      const { outcome, entry, missingScopes, asOfMs } = await verify({
+        key: request.key,
+        requiredScopes: request.requiredScopes,
+        strong: request.consistency === Consistency.STRONG,
+        timeoutMs: timeoutOf(context),
+      });
+      note(context, { outcome, ...(entry && { keyId: entry.record.id }) });
       const answer: MessageInitShape<typeof VerifyResponseSchema> = {
         outcome: OUTCOMES[outcome],
-        missingScopes,
-        asOf: timestampFromDate(asOf),
+        missingScopes: [...missingScopes],
+        asOf: timestampFromMs(asOfMs),
       };
-      return record ? { ...answer, apiKey: describe(record) } : answer;
+      return entry ? { ...answer, apiKey: describe(entry.record) } : answer;
     },
   };
 }
 
-function toApiKey(record: KeyRecord, now: Date): ApiKey {
+export function toApiKey(record: HeldRecord, now: Date): ApiKey {
   const { state, revokedAt, revocationReason } = statusAt(record, now);
   return create(ApiKeySchema, {
     id: record.id,
@@ -122,8 +124,12 @@ function callerOf(context: HandlerContext): Caller {
   return found;
 }
 
+function timeoutOf(context: HandlerContext): number {
+  return Math.min(context.timeoutMs() ?? MAX_CALL_MS, MAX_CALL_MS);
+}
+
 function deadlineOf(context: HandlerContext): number {
-  return performance.now() + Math.min(context.timeoutMs() ?? MAX_CALL_MS, MAX_CALL_MS);
+  return performance.now() + timeoutOf(context);
 }
 
 function note(context: HandlerContext, fields: { keyId?: string; outcome?: string }): void {

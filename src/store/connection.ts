@@ -29,9 +29,22 @@ const OPTIONS: MongoClientOptions = {
   retryWrites: true,
 };
 
+/**
+ * For Verify: what does not answer soon is given up, and nothing of it waits behind the transactions of other calls.
+ * Detection of a member that vanished takes about `connectTimeoutMS` + `heartbeatFrequencyMS`.
+ */
+export const VERIFY_OPTIONS: MongoClientOptions = {
+  socketTimeoutMS: 5_000,
+  waitQueueTimeoutMS: 500,
+  serverSelectionTimeoutMS: 500,
+  connectTimeoutMS: 1_000,
+  heartbeatFrequencyMS: 500,
+  maxPoolSize: 16,
+};
+
 /** Connects to a replica set or a sharded cluster; anything else is refused with a StartupError. */
-export async function connect(uri: string): Promise<Connection> {
-  const client = openClient(uri);
+export async function connect(uri: string, options: MongoClientOptions = {}): Promise<Connection> {
+  const client = openClient(uri, options);
   try {
     const hello = await client.db("admin").command({ hello: 1 });
     if (hello.setName === undefined && hello.msg !== "isdbgrid") {
@@ -63,9 +76,9 @@ export async function connect(uri: string): Promise<Connection> {
   };
 }
 
-function openClient(uri: string): MongoClient {
+function openClient(uri: string, options: MongoClientOptions): MongoClient {
   try {
-    return new MongoClient(uri, OPTIONS);
+    return new MongoClient(uri, { ...OPTIONS, ...options });
   } catch {
     // The driver quotes parts of the URI, password included: its message is not repeated.
     throw new StartupError(

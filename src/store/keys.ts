@@ -1,5 +1,4 @@
 import {
-  Binary,
   type ClientSession,
   type Collection,
   type MongoClient,
@@ -11,17 +10,15 @@ import {
   MongoServerSelectionError,
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
-import type { Fingerprint, KeyRecord } from "../keys/key.ts";
+import type { KeyRecord } from "../keys/key.ts";
 import type { Change, CurrentKeys, KeyStore } from "../keys/key-store.ts";
+import { USE_EVERY_MS } from "../keys/usage.ts";
+import type { View } from "../keys/view.ts";
+import type { ClusterTime } from "./cluster-time.ts";
 import { OPERATION_TIMEOUT_MS } from "./connection.ts";
-import { COLLECTION, hasCode } from "./schema.ts";
+import { type KeyDocument, toDocument, toRecord, toStored } from "./records.ts";
+import { hasCode, KEYS } from "./schema.ts";
 import { createTurns } from "./turns.ts";
-
-/** A record as it is stored: absent fields are absent, the fingerprint's MAC is binary. */
-interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
-  _id: string;
-  fingerprint?: { pepper: string; mac: Binary };
-}
 
 /** What a change may alter in a record. */
 const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason"] as const;
@@ -31,13 +28,28 @@ interface Tried<T> {
   started?: boolean;
   conflict?: unknown;
   /** The last key inserted by an attempt whose commit may have gone through: its own id tells. */
-  inserted?: { id: string; answer: T };
+  inserted?: { id: string } & Done<T>;
 }
 
-type Attempt<T> = { done: T } | { refused: KeyError } | "again";
+interface Done<T> {
+  answer: T;
+  /** Every record as it now is. */
+  written: KeyRecord[];
+}
 
-export function createKeyStore(client: MongoClient, database: string, clock: () => Date): KeyStore {
-  const keys: Collection<KeyDocument> = client.db(database).collection(COLLECTION);
+type Attempt<T> = { done: Done<T> } | { refused: KeyError } | "again";
+
+export interface KeyStoreParts {
+  client: MongoClient;
+  database: string;
+  clusterTime: ClusterTime;
+  /** Is told of every write before its answer is given. */
+  view: Pick<View, "open" | "dropUser">;
+  clock: () => Date;
+}
+
+export function createKeyStore({ client, database, clusterTime, view, clock }: KeyStoreParts): KeyStore {
+  const keys: Collection<KeyDocument> = client.db(database).collection(KEYS);
   const inTurn = createTurns();
 
   // A linearizable read proves that the primary still is one: a cut-off primary can't answer it.
@@ -63,16 +75,15 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
     decide: (current: CurrentKeys, now: Date) => Change<T>,
     tried: Tried<T>,
   ): Promise<Attempt<T>> {
-    return client.withSession((session) =>
-      session.withTransaction(
+    return client.withSession(async (session) => {
+      const outcome = await session.withTransaction(
         async (): Promise<Attempt<T>> => {
           // The driver tries a transaction again for two minutes; the call's deadline is what ends it.
           if (performance.now() >= deadlineMs) throw tried.started ? conflict(undefined) : deadlineExceeded();
           tried.started = true;
           const now = clock();
           const current = await readInTransaction(userId, session, remainingMs(deadlineMs));
-          if (tried.inserted !== undefined && current.active?.id === tried.inserted.id)
-            return { done: tried.inserted.answer };
+          if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted };
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
           for (const record of change.update) {
@@ -83,13 +94,15 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
             );
             if (matchedCount === 0) return abandon(session, "again");
           }
+          const written = change.update.map((record) => ({ ...record, rev: record.rev + 1 }));
           if (change.insert !== undefined) {
-            tried.inserted = { id: change.insert.id, answer: change.answer };
+            written.push(change.insert);
+            tried.inserted = { id: change.insert.id, answer: change.answer, written };
             await keys.insertOne(toDocument(change.insert), { session });
           }
           // The last moment at which nothing is written yet.
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
-          return { done: change.answer };
+          return { done: { answer: change.answer, written } };
         },
         {
           readConcern: { level: "majority" },
@@ -97,8 +110,26 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
           readPreference: "primary",
           maxCommitTimeMS: OPERATION_TIMEOUT_MS,
         },
-      ),
-    );
+      );
+      clusterTime.advance(session.operationTime);
+      return outcome;
+    });
+  }
+
+  /** Runs a write, and has the view show what it wrote before the caller learns of it. */
+  async function seen<T>(userId: string, write: () => Promise<Done<T>>): Promise<T> {
+    const window = view.open();
+    try {
+      const { answer, written } = await write();
+      for (const record of written) window.keep(record);
+      return answer;
+    } catch (error) {
+      const { reason } = toKeyError(error, Number.POSITIVE_INFINITY);
+      if (reason === "DB_UNAVAILABLE" || reason === "DB_ERROR") view.dropUser(userId);
+      throw error;
+    } finally {
+      window.close();
+    }
   }
 
   async function readInTransaction(userId: string, session: ClientSession, maxTimeMS: number): Promise<CurrentKeys> {
@@ -111,42 +142,57 @@ export function createKeyStore(client: MongoClient, database: string, clock: () 
   }
 
   return {
-    findById: (id, deadlineMs) => guarded(deadlineMs, () => readOne({ _id: id }, deadlineMs)),
-
     findCurrent: (userId, deadlineMs) => guarded(deadlineMs, () => readCurrent(userId, deadlineMs)),
 
     // Changes of one user's keys through this process wait for each other here, so that they don't abort each other in
     // the database; those of other processes do, and are tried again.
     change: <T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>) =>
       guarded(deadlineMs, () =>
-        inTurn(userId, async () => {
-          const tried: Tried<T> = {};
-          for (;;) {
-            const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
-              if (!isConflict(error)) throw error;
-              tried.conflict = error;
-              return "again" as const;
-            });
-            if (outcome !== "again" && "done" in outcome) return outcome.done;
-            if (outcome !== "again") {
-              // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
-              const now = clock();
-              const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
-              if (confirmed instanceof KeyError) throw confirmed;
+        inTurn(userId, () =>
+          seen(userId, async () => {
+            const tried: Tried<T> = {};
+            for (;;) {
+              const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
+                if (!isConflict(error)) throw error;
+                tried.conflict = error;
+                return "again" as const;
+              });
+              if (outcome !== "again" && "done" in outcome) return outcome.done;
+              if (outcome !== "again") {
+                // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
+                const now = clock();
+                const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
+                if (confirmed instanceof KeyError) throw confirmed;
+              }
+              if (performance.now() >= deadlineMs) throw conflict(tried.conflict);
             }
-            if (performance.now() >= deadlineMs) throw conflict(tried.conflict);
-          }
-        }),
+          }),
+        ),
       ),
 
-    setFingerprint: (record, fingerprint, deadlineMs) =>
+    setFingerprint: ({ id, userId, rev }, fingerprint, deadlineMs) =>
       guarded(deadlineMs, async () => {
         await keys.updateOne(
-          { _id: record.id, userId: record.userId, rev: record.rev },
+          { _id: id, userId, rev },
           { $set: { fingerprint: toStored(fingerprint) }, $inc: { rev: 1 } },
           { maxTimeMS: remainingMs(deadlineMs) },
         );
       }),
+
+    // Uses leave `rev` alone: they change nothing that Verify says. Other processes note them too, so a use is only written
+    // when the last one known is old; and a lost one costs nothing, so nobody waits for a majority.
+    async noteUses(used) {
+      const updates = [...used].map(([id, usedMs]) => ({
+        updateOne: {
+          filter: {
+            _id: id,
+            $or: [{ lastUsedAt: { $exists: false } }, { lastUsedAt: { $lt: new Date(usedMs - USE_EVERY_MS) } }],
+          },
+          update: { $set: { lastUsedAt: new Date(usedMs) } },
+        },
+      }));
+      await keys.bulkWrite(updates, { ordered: false, writeConcern: { w: 1 } });
+    },
   };
 }
 
@@ -256,25 +302,5 @@ function assignments(record: KeyRecord): { $set: Partial<KeyDocument>; $unset?: 
   return {
     $set: Object.fromEntries(present.map((field) => [field, record[field]])),
     ...(absent.length > 0 && { $unset: Object.fromEntries(absent.map((field) => [field, ""])) }),
-  };
-}
-
-function toDocument({ id, fingerprint, ...fields }: KeyRecord): KeyDocument {
-  return {
-    _id: id,
-    ...(Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as typeof fields),
-    ...(fingerprint && { fingerprint: toStored(fingerprint) }),
-  };
-}
-
-function toStored({ pepper, mac }: Fingerprint): NonNullable<KeyDocument["fingerprint"]> {
-  return { pepper, mac: new Binary(mac) };
-}
-
-function toRecord({ _id, fingerprint, ...fields }: KeyDocument): KeyRecord {
-  return {
-    id: _id,
-    ...fields,
-    fingerprint: fingerprint && { pepper: fingerprint.pepper, mac: fingerprint.mac.buffer },
   };
 }

@@ -1,7 +1,9 @@
 import { type Db, type IndexDescription, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 
-export const COLLECTION = "api_keys";
+export const KEYS = "api_keys";
+/** One document a process: proof, when it comes back on the change stream, of how fresh the process is. */
+export const HEARTBEATS = "heartbeats";
 
 const STATES = ["active", "retiring", "revoked", "expired"];
 
@@ -46,37 +48,38 @@ const INDEXES: (IndexDescription & { name: string })[] = [
 
 /** Makes the collection, its validation and its indexes if they are missing. An index that conflicts is reported, never dropped. */
 export async function ensureSchema(db: Db): Promise<void> {
-  const [existing] = await db.listCollections({ name: COLLECTION }).toArray();
+  const [existing] = await db.listCollections({ name: KEYS }).toArray();
   const present = existing as { options?: { validator?: unknown } } | undefined;
   if (present === undefined) {
-    await db.createCollection(COLLECTION, { validator: VALIDATOR }).catch((error: unknown) => {
+    await db.createCollection(KEYS, { validator: VALIDATOR }).catch((error: unknown) => {
       if (!hasCode(error, 48)) throw error; // NamespaceExists: another process was faster.
     });
   } else if (JSON.stringify(present.options?.validator) !== JSON.stringify(VALIDATOR)) {
     await db.command({
-      collMod: COLLECTION,
+      collMod: KEYS,
       validator: VALIDATOR,
       validationLevel: "strict",
       validationAction: "error",
     });
   }
   for (const index of INDEXES) await ensureIndex(db, index);
+  await db.collection(HEARTBEATS).createIndex({ at: 1 }, { name: "old_heartbeats", expireAfterSeconds: 3_600 });
 }
 
 async function ensureIndex(db: Db, { name, key, ...options }: IndexDescription & { name: string }): Promise<void> {
   try {
-    await db.collection(COLLECTION).createIndex(key as Record<string, 1>, { name, ...options });
+    await db.collection(KEYS).createIndex(key as Record<string, 1>, { name, ...options });
   } catch (error) {
     // IndexOptionsConflict, IndexKeySpecsConflict
     if (hasCode(error, 85) || hasCode(error, 86)) {
       throw new StartupError(
-        `The collection "${db.databaseName}.${COLLECTION}" has an index that conflicts with "${name}", which holds one key a user. ` +
-          `It was left alone. Look at db.${COLLECTION}.getIndexes(), drop the conflicting one, and start again.`,
+        `The collection "${db.databaseName}.${KEYS}" has an index that conflicts with "${name}", which holds one key a user. ` +
+          `It was left alone. Look at db.${KEYS}.getIndexes(), drop the conflicting one, and start again.`,
       );
     }
     if (hasCode(error, 11000)) {
       throw new StartupError(
-        `The index "${name}" can't be built: some user in "${db.databaseName}.${COLLECTION}" already has two such keys. Revoke one of them and start again.`,
+        `The index "${name}" can't be built: some user in "${db.databaseName}.${KEYS}" already has two such keys. Revoke one of them and start again.`,
       );
     }
     throw error;
