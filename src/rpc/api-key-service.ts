@@ -37,7 +37,11 @@ const OUTCOMES = {
   insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
 };
 
-export function createApiKeyService({ keys, verify, clock }: ApiKeyServiceParts): ServiceImpl<typeof ApiKeyService> {
+export function createApiKeyService({
+  keys,
+  verify,
+  clock,
+}: ApiKeyServiceParts): Partial<ServiceImpl<typeof ApiKeyService>> {
   const describe = (record: HeldRecord): ApiKey => toApiKey(record, clock());
 
   return {

@@ -179,7 +179,7 @@ export function watchKeys({ db, clusterTime, maxStalenessMs, sink, onInterrupted
       giveUp(new Error("stopped"));
       await followed;
       const removed = db.collection<{ _id: string }>(HEARTBEATS).deleteOne({ _id: process });
-      await Promise.race([removed.catch(() => {}), sleep(FAREWELL_MS)]);
+      await Promise.race([removed.catch(() => {}), sleep(FAREWELL_MS, undefined, { ref: false })]);
     },
   };
 }
