@@ -40,30 +40,51 @@ const FAILED: HotAnswer = { error: { code: 13, message: "internal error", detail
 /**
  * Serves hot methods on HTTP/2 streams, and hands everything else to `stock` as if it had not been touched.
  *
- * About a microsecond is all that may be added to what Node itself needs for a stream. So a call that is whole when it is
- * first seen, and answered at once, has no promise, timer, signal or listener that it can do without.
+ * About a microsecond is all that may be added to what Node itself needs for a stream. Node tells of each frame by
+ * itself, the headers first, so streams are looked at when all that came from the network in one go has been told:
+ * nearly always a call is whole by then, and needs neither listeners for its body, nor, when it is answered at once, a
+ * promise, timer or signal.
  */
 export function serveHotStreams(methods: readonly HotMethod[], stock: StreamListener): StreamListener {
   const byPath = byPathOf(methods);
+  let arrived: HotStream[] = [];
+
+  const serveArrived = () => {
+    const all = arrived;
+    arrived = [];
+    for (const one of all) {
+      const body = one.stream.read() as Buffer | null;
+      if (hasEnded(one.stream)) serve(one, body);
+      else gather(one.stream, body, (whole) => serve(one, whole));
+    }
+  };
+  const serve = ({ stream, headers, flags, rawHeaders, method, format }: HotStream, body: Buffer | null) => {
+    const call = callFrom(format, headers, body, stream);
+    const answer = call && answerTo(method, call);
+    if (answer === undefined) {
+      if (body !== null) stream.unshift(body);
+      stock(stream, headers, flags, rawHeaders);
+    } else if (answer instanceof Promise) settle(answer, call!, (late) => writeStream(stream, format, late));
+    else writeStream(stream, format, answer);
+  };
+
   return (stream, headers, flags, rawHeaders) => {
     const method = headers[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
     const format = method && formatOf(headers);
     if (method === undefined || format === undefined) return stock(stream, headers, flags, rawHeaders);
-
     // A stream that its peer breaks off emits an error, and Node ends the process when nobody listens.
     stream.on("error", ignore);
-    const serve = (body: Buffer | null) => {
-      const call = callFrom(format, headers, body, stream);
-      const answer = call && answerTo(method, call);
-      if (answer === undefined) {
-        if (body !== null) stream.unshift(body);
-        stock(stream, headers, flags, rawHeaders);
-      } else if (answer instanceof Promise) settle(answer, call!, (late) => writeStream(stream, format, late));
-      else writeStream(stream, format, answer);
-    };
-    const body = stream.read() as Buffer | null;
-    hasEnded(stream) ? serve(body) : gather(stream, body, serve);
+    if (arrived.push({ stream, headers, flags, rawHeaders, method, format }) === 1) setImmediate(serveArrived);
   };
+}
+
+interface HotStream {
+  stream: ServerHttp2Stream;
+  headers: IncomingHttpHeaders;
+  flags: number;
+  rawHeaders: string[];
+  method: HotMethod;
+  format: Format;
 }
 
 /** The same for HTTP/1.1, where gRPC proper can't be spoken. */
