@@ -18,11 +18,15 @@ export interface Http2Sessions {
 
 interface Tracked {
   socket: Socket;
-  /** Open streams, and when each was opened. */
+  /** Open streams, and since when each is known to be open. */
   streams: Map<ServerHttp2Stream, number>;
-  /** When the last stream closed; counts while none is open. */
+  /** Whether there was a stream since the last sweep. */
+  used: boolean;
   idleSinceMs: number;
 }
+
+/** What only sweeps say: reading the clock for each stream would be felt. */
+const UNSWEPT = 0;
 
 /** For a peer that was told to go, and stays. */
 const LINGER_MS = 5_000;
@@ -49,28 +53,34 @@ export function trackSessions({ requestTimeoutMs, idleTimeoutMs }: SessionLimits
   // One sweep for all is cheaper than a timer a stream, and needs no more than its own interval of accuracy.
   const sweep = () => {
     const nowMs = performance.now();
-    for (const [session, { socket, streams, idleSinceMs }] of sessions) {
+    for (const [session, tracked] of sessions) {
+      const { socket, streams } = tracked;
       for (const [stream, openedMs] of streams) {
-        if (isOverdue(stream, openedMs, nowMs)) stream.close(constants.NGHTTP2_CANCEL);
+        if (openedMs === UNSWEPT) streams.set(stream, nowMs);
+        else if (isOverdue(stream, openedMs, nowMs)) stream.close(constants.NGHTTP2_CANCEL);
       }
-      if (streams.size > 0 || nowMs - idleSinceMs < idleTimeoutMs) continue;
-      if (nowMs - idleSinceMs >= idleTimeoutMs + LINGER_MS) socket.destroy();
-      else session.close();
+      if (tracked.used || streams.size > 0) tracked.idleSinceMs = nowMs;
+      tracked.used = false;
+      const idleMs = nowMs - tracked.idleSinceMs;
+      if (idleMs >= idleTimeoutMs + LINGER_MS) socket.destroy();
+      else if (idleMs >= idleTimeoutMs) session.close();
     }
   };
   const timer = setInterval(sweep, Math.min(1_000, requestTimeoutMs, idleTimeoutMs)).unref();
 
   return {
     add(session, socket) {
-      const tracked: Tracked = { socket, streams: new Map(), idleSinceMs: performance.now() };
+      const streams = new Map<ServerHttp2Stream, number>();
+      const tracked: Tracked = { socket, streams, used: false, idleSinceMs: performance.now() };
       sessions.set(session, tracked);
       session.once("close", () => sessions.delete(session));
+      function forget(this: ServerHttp2Stream) {
+        streams.delete(this);
+      }
       session.on("stream", (stream) => {
-        tracked.streams.set(stream, performance.now());
-        stream.once("close", () => {
-          tracked.streams.delete(stream);
-          tracked.idleSinceMs = performance.now();
-        });
+        tracked.used = true;
+        streams.set(stream, UNSWEPT);
+        stream.on("close", forget);
       });
     },
     drain() {

@@ -2,14 +2,18 @@ import { createServer as createHttp1Server, type IncomingMessage, type ServerRes
 import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { StartupError } from "../startup-error.ts";
+import type { HotMethod } from "./hot-method.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
+import { serveHotRequests, serveHotStreams } from "./unary.ts";
 
 export interface ListenerOptions {
   host: string;
   /** 0: any free one. */
   port: number;
   handler: (request: IncomingMessage | Http2ServerRequest, response: ServerResponse | Http2ServerResponse) => void;
+  /** Methods that are served here, before `handler` is asked. */
+  hot?: readonly HotMethod[];
   limits?: Partial<ListenerLimits>;
 }
 
@@ -67,7 +71,7 @@ export interface Listener {
  * One port for HTTP/1.1 and HTTP/2 in cleartext: the first bytes tell which it is. Neither of Node's two servers listens
  * itself; each is handed sockets that are known to speak its protocol.
  */
-export async function listen({ host, port, handler, limits: given }: ListenerOptions): Promise<Listener> {
+export async function listen({ host, port, handler, hot = [], limits: given }: ListenerOptions): Promise<Listener> {
   const limits = { ...defaultListenerLimits, ...given };
   let closing: Promise<void> | undefined;
   const sockets = new Set<Socket>();
@@ -75,6 +79,7 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
   /** Answers under way, by HTTP/1.1 connection. */
   const answers = new Map<Socket, Set<ServerResponse>>();
   const sessions = trackSessions(limits);
+  const serveRequest = serveHotRequests(hot, handler);
 
   const http1 = createHttp1Server(
     {
@@ -93,26 +98,29 @@ export async function listen({ host, port, handler, limits: given }: ListenerOpt
         if (closing !== undefined && open?.size === 0) socket.destroySoon();
       });
       if (closing !== undefined) response.setHeader("connection", "close");
-      handler(request, response);
+      serveRequest(request, response);
     },
   );
   // Node checks headersTimeout and requestTimeout only from this event on, and a server that is handed its sockets never
   // has it: without this line a client could hold a connection for ever with half a header.
   http1.emit("listening");
 
-  const http2 = createHttp2Server(
-    {
-      maxSessionMemory: limits.maxSessionMemoryMiB,
-      maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
-      maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
-      maxHeaderListPairs: limits.maxHeaderPairs,
-      settings: {
-        maxConcurrentStreams: limits.maxConcurrentStreams,
-        maxHeaderListSize: limits.maxHeaderBytes,
-        enablePush: false,
-      },
+  const http2 = createHttp2Server({
+    maxSessionMemory: limits.maxSessionMemoryMiB,
+    maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
+    maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
+    maxHeaderListPairs: limits.maxHeaderPairs,
+    settings: {
+      maxConcurrentStreams: limits.maxConcurrentStreams,
+      maxHeaderListSize: limits.maxHeaderBytes,
+      enablePush: false,
     },
-    handler,
+  });
+  // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
+  const stock = createHttp2Server(handler);
+  http2.on(
+    "stream",
+    serveHotStreams(hot, (...stream) => void stock.emit("stream", ...stream)),
   );
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});

@@ -1,0 +1,309 @@
+import type { EventEmitter } from "node:events";
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
+import type { ServerHttp2Stream } from "node:http2";
+import type { Readable } from "node:stream";
+import type { HotAnswer, HotCall, HotMethod, Protocol } from "./hot-method.ts";
+import {
+  connectError,
+  connectStatus,
+  ENVELOPE_BYTES,
+  envelope,
+  envelopeWithTrailers,
+  FORMATS,
+  type Format,
+  statusTrailers,
+  timeoutFrom,
+  webTrailers,
+} from "./wire-format.ts";
+
+export type StreamListener = (
+  stream: ServerHttp2Stream,
+  headers: IncomingHttpHeaders,
+  flags: number,
+  rawHeaders: string[],
+) => void;
+export type RequestListener = (request: IncomingMessage, response: ServerResponse) => void;
+
+/** A larger message is the stock path's to refuse. */
+const MAX_MESSAGE_BYTES = 64 * 1024;
+/** Of Node's timers; a longer timeout is none. */
+const MAX_TIMEOUT_MS = 2 ** 31 - 1;
+
+const NO_STORE = { "cache-control": "no-store" };
+const OK_TRAILERS = { "grpc-status": "0" };
+const OK_WEB_TRAILERS = webTrailers(OK_TRAILERS);
+const WAIT_FOR_TRAILERS = { waitForTrailers: true };
+const EMPTY = Buffer.alloc(0);
+const TIMED_OUT: HotAnswer = { error: { code: 4, message: "the operation timed out", details: [] } };
+const FAILED: HotAnswer = { error: { code: 13, message: "internal error", details: [] } };
+
+/**
+ * Serves hot methods on HTTP/2 streams, and hands everything else to `stock` as if it had not been touched.
+ *
+ * About a microsecond is all that may be added to what Node itself needs for a stream. Node tells of each frame by
+ * itself, the headers first, so streams are looked at when all that came from the network in one go has been told:
+ * nearly always a call is whole by then, and needs neither listeners for its body, nor, when it is answered at once, a
+ * promise, timer or signal.
+ */
+export function serveHotStreams(methods: readonly HotMethod[], stock: StreamListener): StreamListener {
+  const byPath = byPathOf(methods);
+  let arrived: HotStream[] = [];
+
+  const serveArrived = () => {
+    const all = arrived;
+    arrived = [];
+    for (const one of all) {
+      const body = one.stream.read() as Buffer | null;
+      if (hasEnded(one.stream)) serve(one, body);
+      else gather(one.stream, body, (whole) => serve(one, whole));
+    }
+  };
+  const serve = ({ stream, headers, flags, rawHeaders, method, format }: HotStream, body: Buffer | null) => {
+    const call = callFrom(format, headers, body, stream);
+    const answer = call && answerTo(method, call);
+    if (answer === undefined) {
+      if (body !== null) stream.unshift(body);
+      stock(stream, headers, flags, rawHeaders);
+    } else if (answer instanceof Promise) settle(answer, call!, (late) => writeStream(stream, format, late));
+    else writeStream(stream, format, answer);
+  };
+
+  return (stream, headers, flags, rawHeaders) => {
+    const method = headers[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
+    const format = method && formatOf(headers);
+    if (method === undefined || format === undefined) return stock(stream, headers, flags, rawHeaders);
+    // A stream that its peer breaks off emits an error, and Node ends the process when nobody listens.
+    stream.on("error", ignore);
+    if (arrived.push({ stream, headers, flags, rawHeaders, method, format }) === 1) setImmediate(serveArrived);
+  };
+}
+
+interface HotStream {
+  stream: ServerHttp2Stream;
+  headers: IncomingHttpHeaders;
+  flags: number;
+  rawHeaders: string[];
+  method: HotMethod;
+  format: Format;
+}
+
+/** The same for HTTP/1.1, where gRPC proper can't be spoken. */
+export function serveHotRequests(methods: readonly HotMethod[], stock: RequestListener): RequestListener {
+  const byPath = byPathOf(methods);
+  return (request, response) => {
+    const method = request.method === "POST" ? byPath.get(request.url) : undefined;
+    const format = method && formatOf(request.headers);
+    if (method === undefined || format === undefined || format.protocol === "grpc") return stock(request, response);
+
+    const serve = (body: Buffer | null) => {
+      const call = callFrom(format, request.headers, body, response);
+      const answer = call && answerTo(method, call);
+      if (answer === undefined) {
+        if (body !== null) request.unshift(body);
+        stock(request, response);
+      } else if (answer instanceof Promise) settle(answer, call!, (late) => writeResponse(response, format, late));
+      else writeResponse(response, format, answer);
+    };
+    // Node parses the headers first, and then the rest of what came with them.
+    process.nextTick(() => {
+      const body = request.read() as Buffer | null;
+      hasEnded(request) ? serve(body) : gather(request, body, serve);
+    });
+  };
+}
+
+function byPathOf(methods: readonly HotMethod[]): ReadonlyMap<string | undefined, HotMethod> {
+  return new Map(methods.map((method) => [method.path, method]));
+}
+
+/** undefined: not the plain case. */
+function formatOf(headers: IncomingHttpHeaders): Format | undefined {
+  const format = FORMATS.get(headers["content-type"]);
+  if (format === undefined) return undefined;
+  const encoding = headers[format.encodingHeader];
+  return encoding === undefined || encoding === "identity" ? format : undefined;
+}
+
+/** undefined: malformed, compressed, oversize, or a timeout that can't be kept. */
+function callFrom(
+  format: Format,
+  headers: IncomingHttpHeaders,
+  body: Buffer | null,
+  answered: EventEmitter,
+): Call | undefined {
+  const message = messageIn(format, body ?? EMPTY);
+  const timeout = headers[format.timeoutHeader] as string | undefined;
+  const timeoutMs = timeout === undefined ? undefined : timeoutFrom(format, timeout);
+  if (message === undefined || Number.isNaN(timeoutMs)) return undefined;
+  return new Call(format, message, headers, timeoutMs, answered);
+}
+
+function messageIn({ protocol }: Format, body: Buffer): Buffer | undefined {
+  if (protocol === "connect") return body.length <= MAX_MESSAGE_BYTES ? body : undefined;
+  const length = body.length - ENVELOPE_BYTES;
+  if (length < 0 || length > MAX_MESSAGE_BYTES || body[0] !== 0 || body.readUInt32BE(1) !== length) return undefined;
+  return body.subarray(ENVELOPE_BYTES);
+}
+
+function answerTo(method: HotMethod, call: Call): HotAnswer | Promise<HotAnswer> | undefined {
+  try {
+    return method.answer(call);
+  } catch {
+    return FAILED;
+  }
+}
+
+/** A class, so that making one costs no closure. */
+class Call implements HotCall {
+  readonly json: boolean;
+  readonly protocol: Protocol;
+  readonly message: Buffer;
+  readonly headers: IncomingHttpHeaders;
+  readonly timeoutMs: number | undefined;
+  private readonly answered: EventEmitter;
+  private controller: AbortController | undefined;
+
+  constructor(
+    { json, protocol }: Format,
+    message: Buffer,
+    headers: IncomingHttpHeaders,
+    timeoutMs: number | undefined,
+    answered: EventEmitter,
+  ) {
+    this.json = json;
+    this.protocol = protocol;
+    this.message = message;
+    this.headers = headers;
+    this.timeoutMs = timeoutMs;
+    this.answered = answered;
+  }
+
+  signal(): AbortSignal {
+    if (this.controller === undefined) {
+      this.controller = new AbortController();
+      this.answered.once("close", () => this.abort());
+    }
+    return this.controller.signal;
+  }
+
+  abort(): void {
+    this.controller?.abort();
+  }
+}
+
+/** Writes what the promise gives, or DEADLINE_EXCEEDED when that comes too late. */
+function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void): void {
+  let open = true;
+  const close = (final: HotAnswer) => {
+    if (!open) return;
+    open = false;
+    clearTimeout(timer);
+    write(final);
+  };
+  const { timeoutMs } = call;
+  const timer =
+    timeoutMs === undefined || timeoutMs > MAX_TIMEOUT_MS
+      ? undefined
+      : setTimeout(() => {
+          close(TIMED_OUT);
+          call.abort();
+        }, timeoutMs);
+  answer.then(close, () => close(FAILED));
+}
+
+function writeStream(stream: ServerHttp2Stream, format: Format, answer: HotAnswer): void {
+  if (stream.destroyed || stream.closed) return;
+  if (format.protocol !== "grpc") {
+    const { status, headers, bytes } = bodyOf(format, answer);
+    stream.respond({ ":status": status, ...headers });
+    stream.end(bytes);
+    return;
+  }
+  const { error, trailers } = answer;
+  stream.respond(headersOf(format, answer), WAIT_FOR_TRAILERS);
+  if (error === undefined && trailers === undefined) stream.on("wantTrailers", sendOkTrailers);
+  else {
+    const all = { ...trailers, ...(error === undefined ? OK_TRAILERS : { ...NO_STORE, ...statusTrailers(error) }) };
+    stream.on("wantTrailers", () => stream.sendTrailers(all));
+  }
+  if (error === undefined) stream.end(envelope(answer.message ?? EMPTY));
+  else stream.end();
+}
+
+function writeResponse(response: ServerResponse, format: Format, answer: HotAnswer): void {
+  const { status, headers, bytes } = bodyOf(format, answer);
+  response.writeHead(status, { ...headers, "content-length": bytes.length });
+  response.end(bytes);
+}
+
+function sendOkTrailers(this: ServerHttp2Stream): void {
+  this.sendTrailers(OK_TRAILERS);
+}
+
+/** As the stock path, gRPC says what is said of an error in the trailers. */
+function headersOf(format: Format, { headers, error }: HotAnswer): Record<string, string> {
+  if (error !== undefined) return { "content-type": format.contentType, ...headers };
+  return headers === undefined ? format.head : { ...format.head, ...headers };
+}
+
+interface Body {
+  status: number;
+  headers: Record<string, string | number>;
+  bytes: Buffer | Uint8Array;
+}
+
+/** gRPC-Web and Connect have everything in headers and body. */
+function bodyOf(format: Format, answer: HotAnswer): Body {
+  return format.protocol === "connect" ? connectBody(format, answer) : webBody(format, answer);
+}
+
+function webBody(format: Format, answer: HotAnswer): Body {
+  const { error, trailers, message = EMPTY } = answer;
+  const headers = headersOf(format, answer);
+  if (error !== undefined) {
+    const last = webTrailers({ ...trailers, ...NO_STORE, ...statusTrailers(error) });
+    return { status: 200, headers, bytes: envelopeWithTrailers(undefined, last) };
+  }
+  const last = trailers === undefined ? OK_WEB_TRAILERS : webTrailers({ ...trailers, ...OK_TRAILERS });
+  return { status: 200, headers, bytes: envelopeWithTrailers(message, last) };
+}
+
+function connectBody(format: Format, answer: HotAnswer): Body {
+  const { error, trailers, message = EMPTY } = answer;
+  const bytes = error === undefined ? message : connectError(error);
+  const headers: Record<string, string | number> = {
+    "cache-control": "no-store",
+    "content-length": bytes.length,
+    "content-type": error === undefined ? format.contentType : "application/json",
+    ...answer.headers,
+  };
+  for (const name in trailers) headers[error === undefined ? `trailer-${name}` : name] = trailers[name]!;
+  return { status: error === undefined ? 200 : connectStatus(error.code), headers, bytes };
+}
+
+/** What is read until a body is whole, or larger than any that is served here. */
+function gather(source: Readable, first: Buffer | null, done: (body: Buffer | null) => void): void {
+  const chunks = first === null ? [] : [first];
+  let size = first?.length ?? 0;
+  const onReadable = () => {
+    const chunk = source.read() as Buffer | null;
+    if (chunk !== null) {
+      chunks.push(chunk);
+      size += chunk.length;
+    }
+    if (source.destroyed || (size <= ENVELOPE_BYTES + MAX_MESSAGE_BYTES && !hasEnded(source))) return;
+    source.off("readable", onReadable);
+    done(size === 0 ? null : Buffer.concat(chunks));
+  };
+  source.on("readable", onReadable);
+}
+
+/**
+ * Whether everything was received. `readableEnded` is true only after the `end` event, which comes too late: Node's own
+ * note of it is asked, as Node's HTTP and HTTP/2 code does.
+ */
+function hasEnded(source: Readable): boolean {
+  return (source as unknown as { _readableState: { ended: boolean } })._readableState.ended;
+}
+
+function ignore(): void {}
