@@ -19,7 +19,9 @@ import { createKeyVerifier } from "./keys/verify.ts";
 import { createView } from "./keys/view.ts";
 import { createRequestHandler } from "./rpc/adapter.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
+import { createCallLog } from "./rpc/call-log.ts";
 import { createHealth } from "./rpc/health.ts";
+import { createHotVerify } from "./rpc/hot-verify.ts";
 import { createInterceptors } from "./rpc/interceptors.ts";
 import { reflectionRoutes } from "./rpc/reflection.ts";
 import { createAuthenticator, type VerifyAuth } from "./rpc/tokens.ts";
@@ -95,7 +97,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const keys = createKeyManager({ store, secrets, policy, prefix: config.keyPrefix, clock, randomBytes });
     const verify = createKeyVerifier({
       ...{ lookup, store, secrets, prefixes: config.keyPrefixes },
-      wallMs: hooks.clock === undefined ? Date.now : () => clock().getTime(),
+      wallMs: wallClock(hooks),
       onUsed: usage.note,
       onRenewalFailed: (error) =>
         log.warn({ event: "fingerprint_renewal_failed", err: error }, "a fingerprint could not be renewed"),
@@ -115,8 +117,9 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       Number(health.serving),
     );
 
+    const calls = createCallLog({ log, metrics });
     const handler = createRequestHandler({
-      interceptors: createInterceptors({ log, metrics, authenticator }),
+      interceptors: createInterceptors({ calls, authenticator }),
       routes: (router) => {
         router.service(ApiKeyService, createApiKeyService({ keys, verify, clock }));
         health.routes(router);
@@ -128,7 +131,8 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         ? undefined
         : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
     cleanUps.push(() => ops?.close());
-    const listener = await listen({ ...config.listen, handler });
+    const hot = [createHotVerify({ verify, authenticator, calls })];
+    const listener = await listen({ ...config.listen, handler, hot });
     health.set(true);
     cleanUps.push(async () => {
       health.drain();
@@ -160,15 +164,20 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
   }
 }
 
+function wallClock({ clock }: ServerHooks): () => number {
+  return clock === undefined ? Date.now : () => clock().getTime();
+}
+
 /** The memory of records, what keeps it true, and what answers where it can't. */
 async function openView(
   config: Config,
   uri: string,
-  { log }: ServerHooks,
+  hooks: ServerHooks,
   metrics: Metrics,
   cleanUps: (() => Promise<void> | void)[],
 ) {
   const { maxStalenessMs, outageGraceMs, readTimeoutMs, cacheKeys } = config;
+  const wallMs = wallClock(hooks);
   const connection = await connect(uri, VERIFY_OPTIONS);
   cleanUps.push(() => connection.close());
   const db = connection.client.db(config.database);
@@ -176,14 +185,14 @@ async function openView(
   const view = createView({ maxKeys: cacheKeys });
   const freshness = createFreshness({ maxStalenessMs, outageGraceMs });
   const source = createRecordSource(db, clusterTime);
-  const lookup = createLookup({ view, freshness, source, readTimeoutMs, wallMs: Date.now });
+  const lookup = createLookup({ view, freshness, source, readTimeoutMs, wallMs });
 
   let firstProof = () => {};
   const proven = new Promise<void>((resolve) => {
     firstProof = resolve;
   });
   const watch = watchKeys({
-    ...{ db, clusterTime, maxStalenessMs },
+    ...{ db, clusterTime, maxStalenessMs, wallMs },
     sink: {
       restarted: view.restart,
       changed: ({ id, rev }) => view.changed(id, rev),
@@ -192,7 +201,8 @@ async function openView(
         firstProof();
       },
     },
-    onInterrupted: (error) => log.warn({ event: "watch_interrupted", err: error }, "the change stream is opened again"),
+    onInterrupted: (error) =>
+      hooks.log.warn({ event: "watch_interrupted", err: error }, "the change stream is opened again"),
   });
   cleanUps.push(() => watch.stop());
   metrics.gauge("latchkey_view_keys", "Records in memory", () => view.size);

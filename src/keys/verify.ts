@@ -17,6 +17,8 @@ export interface Verification {
   missingScopes: readonly string[];
   /** The answer reflects every write acknowledged up to this time; Unix milliseconds. */
   asOfMs: number;
+  /** When the state was judged; Unix milliseconds. */
+  nowMs: number;
 }
 
 export interface VerifyInput {
@@ -64,13 +66,14 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     const { record } = entry;
     const nowMs = wallMs();
     const state = nowMs < entry.changesAtMs ? record.state : statusAt(record, new Date(nowMs)).state;
-    if (state === "revoked" || state === "expired") return { outcome: state, entry, missingScopes: NONE, asOfMs };
+    if (state === "revoked" || state === "expired")
+      return { outcome: state, entry, missingScopes: NONE, asOfMs, nowMs };
     if (requiredScopes.length > 0) {
       const missingScopes = requiredScopes.filter((scope) => !record.scopes.includes(scope));
-      if (missingScopes.length > 0) return { outcome: "insufficient_scope", entry, missingScopes, asOfMs };
+      if (missingScopes.length > 0) return { outcome: "insufficient_scope", entry, missingScopes, asOfMs, nowMs };
     }
     onUsed(entry, nowMs);
-    return { outcome: "valid", entry, missingScopes: NONE, asOfMs };
+    return { outcome: "valid", entry, missingScopes: NONE, asOfMs, nowMs };
   };
 
   const answer = (input: VerifyInput, { entry, asOfMs }: Found): Verification | Promise<Verification> => {
@@ -133,5 +136,5 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
 }
 
 function refusal(outcome: Outcome, asOfMs: number): Verification {
-  return { outcome, entry: undefined, missingScopes: NONE, asOfMs };
+  return { outcome, entry: undefined, missingScopes: NONE, asOfMs, nowMs: asOfMs };
 }

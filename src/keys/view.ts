@@ -15,8 +15,9 @@ export interface Entry {
   provenDigest: string | undefined;
   /** When the key's use was last noted, in Unix milliseconds. */
   usedMs: number;
-  /** The edge's encoding of the record, one character a byte, good until `encodedUntilMs`. */
+  /** The edge's encodings of the record, one character a byte and as JSON, good until `encodedUntilMs`. */
   encoded: string | undefined;
+  encodedJson: string | undefined;
   encodedUntilMs: number;
 }
 
@@ -132,6 +133,7 @@ function toEntry({ secretHash, fingerprint, ...record }: KeyRecord): Entry {
     provenDigest: undefined,
     usedMs: record.lastUsedAt?.getTime() ?? 0,
     encoded: undefined,
+    encodedJson: undefined,
     encodedUntilMs: 0,
   };
 }

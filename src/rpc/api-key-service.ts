@@ -1,21 +1,20 @@
-import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { timestampFromDate, timestampFromMs } from "@bufbuild/protobuf/wkt";
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
 import {
   type ApiKey,
-  ApiKeySchema,
   type ApiKeyService,
   Consistency,
   Outcome,
-  State,
   type VerifyResponseSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { invalid } from "../keys/errors.ts";
-import { displayPrefix, statusAt } from "../keys/key.ts";
+import { displayPrefix } from "../keys/key.ts";
 import type { Caller, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { VerifyKey } from "../keys/verify.ts";
 import type { HeldRecord } from "../keys/view.ts";
+import { toApiKey } from "./api-key-message.ts";
 import { caller, logged } from "./interceptors.ts";
 
 export interface ApiKeyServiceParts {
@@ -25,9 +24,8 @@ export interface ApiKeyServiceParts {
 }
 
 /** A call that names no deadline gets this one; none gets more. */
-const MAX_CALL_MS = 10_000;
+export const MAX_CALL_MS = 10_000;
 
-const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.REVOKED, expired: State.EXPIRED };
 const OUTCOMES = {
   valid: Outcome.VALID,
   malformed: Outcome.MALFORMED,
@@ -42,7 +40,7 @@ export function createApiKeyService({
   verify,
   clock,
 }: ApiKeyServiceParts): Partial<ServiceImpl<typeof ApiKeyService>> {
-  const describe = (record: HeldRecord): ApiKey => toApiKey(record, clock());
+  const describe = (record: HeldRecord): ApiKey => toApiKey(record, clock().getTime());
 
   return {
     async create(request, context) {
@@ -102,24 +100,6 @@ export function createApiKeyService({
       return entry ? { ...answer, apiKey: describe(entry.record) } : answer;
     },
   };
-}
-
-export function toApiKey(record: HeldRecord, now: Date): ApiKey {
-  const { state, revokedAt, revocationReason } = statusAt(record, now);
-  return create(ApiKeySchema, {
-    id: record.id,
-    userId: record.userId,
-    name: record.name ?? "",
-    prefix: displayPrefix(record),
-    scopes: record.scopes,
-    state: STATES[state],
-    createdAt: timestampFromDate(record.createdAt),
-    ...(record.expiresAt && { expiresAt: timestampFromDate(record.expiresAt) }),
-    ...(record.retiresAt && { retiresAt: timestampFromDate(record.retiresAt) }),
-    ...(revokedAt && { revokedAt: timestampFromDate(revokedAt) }),
-    ...(record.lastUsedAt && { lastUsedAt: timestampFromDate(record.lastUsedAt) }),
-    revocationReason: revocationReason ?? "",
-  });
 }
 
 function callerOf(context: HandlerContext): Caller {

@@ -1,21 +1,18 @@
-import { randomUUID } from "node:crypto";
-import { Code, ConnectError, type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
+import { type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Caller } from "../keys/manage.ts";
-import type { Logger, Metrics } from "../telemetry.ts";
-import { asKeyError, CODES, toConnectError } from "./error-map.ts";
+import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { undecodable } from "./strict-decoding.ts";
 import type { Authenticator } from "./tokens.ts";
 
 /** Who calls a management method; set by `authenticate`. */
 export const caller: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined);
 
-/** What a handler wants to stand in the log line of its call. */
-export const logged: ContextKey<{ keyId?: string; outcome?: string }> = createContextKey({});
+/** What is logged of a call; handlers add to it. */
+export const logged: ContextKey<Pick<LoggedCall, "keyId" | "outcome">> = createContextKey({});
 
 export interface InterceptorParts {
-  log: Logger;
-  metrics: Metrics;
+  calls: CallLog;
   authenticator: Authenticator;
 }
 
@@ -25,50 +22,29 @@ export interface InterceptorParts {
  * 2. authenticate: before anything is said about the message, so that strangers learn nothing.
  * 3. refuse what could not be decoded.
  */
-export function createInterceptors(parts: InterceptorParts): Interceptor[] {
-  return [observe(parts), authenticate(parts.authenticator), refuse];
+export function createInterceptors({ calls, authenticator }: InterceptorParts): Interceptor[] {
+  return [observe(calls), authenticate(authenticator), refuse];
 }
 
-function observe({ log, metrics }: InterceptorParts): Interceptor {
+function observe(calls: CallLog): Interceptor {
   return (next) => async (request) => {
     if (request.stream) return next(request);
-    const startedMs = performance.now();
-    const requestId = requestIdFrom(request.header);
-    request.contextValues.set(logged, {});
-    const done = (code: string, fields: object, level: "debug" | "info" | "error", text: string) => {
-      const durationMs = performance.now() - startedMs;
-      metrics.rpc(`${request.service.typeName}/${request.method.name}`, code, durationMs);
-      const userId = request.contextValues.get(caller)?.userId;
-      log[level](
-        {
-          ...{ event: "rpc", requestId, method: request.method.name, code, ...request.contextValues.get(logged) },
-          ...(userId !== undefined && { userId }),
-          ...fields,
-          durationMs: Math.round(durationMs * 1_000) / 1_000,
-        },
-        text,
-      );
+    const { contextValues, service, method, header } = request;
+    const call: LoggedCall = {
+      ...{ service: service.typeName, method: method.name, startedMs: performance.now() },
+      requestId: requestIdFrom(header.get("x-request-id")),
     };
+    contextValues.set(logged, call);
     try {
       const response = await next(request);
-      const { outcome } = request.contextValues.get(logged);
-      if (outcome !== undefined) metrics.verified(outcome);
+      call.userId = contextValues.get(caller)?.userId;
       // Management is rare and matters; Verify and health are asked all the time.
-      done("ok", {}, request.contextValues.get(caller) !== undefined ? "info" : "debug", "answered");
+      calls.answered(call, call.userId !== undefined ? "info" : "debug");
       response.header.set("cache-control", "no-store");
       return response;
     } catch (error) {
-      if (error instanceof ConnectError) {
-        done(Code[error.code], {}, "info", "refused");
-        throw error;
-      }
-      const refusal = asKeyError(error);
-      const internal = CODES[refusal.reason] === Code.Internal || refusal.reason === "DB_UNAVAILABLE";
-      const cause = internal ? { err: refusal.cause ?? refusal } : {};
-      done(Code[CODES[refusal.reason]], { reason: refusal.reason, ...cause }, internal ? "error" : "info", "refused");
-      const mapped = toConnectError(refusal, requestId);
-      mapped.metadata.set("cache-control", "no-store");
-      throw mapped;
+      call.userId = contextValues.get(caller)?.userId;
+      throw calls.refused(call, error);
     }
   };
 }
@@ -89,9 +65,3 @@ const refuse: Interceptor = (next) => async (request) => {
   if (fault !== undefined) throw fault;
   return next(request);
 };
-
-/** The caller's id where it is fit for a log, else a new one. Without `_`, it can't be a key. */
-function requestIdFrom(header: Headers): string {
-  const given = header.get("x-request-id");
-  return given !== null && /^[0-9A-Za-z.-]{8,64}$/.test(given) ? given : randomUUID();
-}

@@ -1,5 +1,6 @@
-import { createHash, timingSafeEqual } from "node:crypto";
+import { createHash, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import { createRemoteJWKSet, errors, importSPKI, type JWTPayload, type JWTVerifyGetKey, jwtVerify } from "jose";
+import { LRUCache } from "lru-cache";
 import type { TokenKey } from "../config.ts";
 import { KeyError } from "../keys/errors.ts";
 import { parseAnyKey } from "../keys/format.ts";
@@ -22,12 +23,14 @@ export type VerifyAuth =
 export interface Authenticator {
   /** The user behind a management call. Throws UNAUTHENTICATED or API_KEY_NOT_ALLOWED. */
   user(authorization: string | null): Promise<Caller>;
-  /** Admits a caller of Verify, or throws UNAUTHENTICATED. */
-  service(authorization: string | null): Promise<void>;
+  /** Admits a caller of Verify, or throws or rejects with UNAUTHENTICATED. No promise: admitted at once. */
+  service(authorization: string | null | undefined): Promise<void> | undefined;
 }
 
 const CLOCK_TOLERANCE_S = 30;
 const MAX_TOKEN_LENGTH = 8_192;
+const MAX_ADMITTED = 1_000;
+const ADMITTED_MS = 60_000;
 // Pinned by the kind of key, so that no token chooses how it is checked (alg: none; HS256 keyed with a public key).
 const ASYMMETRIC = [
   "RS256",
@@ -45,10 +48,16 @@ const ASYMMETRIC = [
 
 export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyAuth): Promise<Authenticator> {
   const { getKey, algorithms } = await openKey(rules.key);
+  // Verify's callers send the same header with every call. Admitted ones are remembered by a digest under a prefix of this
+  // process, so that its memory holds no token; a token whose key was taken out of a key set goes on for a minute.
+  const salt = randomBytes(16).toString("hex");
+  const admittedUntilMs = new LRUCache<string, number>({ max: MAX_ADMITTED });
+  const remember = (digest: string, untilMs: number) => {
+    admittedUntilMs.set(digest, Math.min(untilMs, rules.clock().getTime() + ADMITTED_MS));
+  };
 
   async function claims(token: string, audience: string | undefined): Promise<JWTPayload> {
-    if (token.length > MAX_TOKEN_LENGTH)
-      throw unauthenticated(`The token is longer than ${MAX_TOKEN_LENGTH} characters.`);
+    if (token.length > MAX_TOKEN_LENGTH) throw tooLong();
     try {
       const { payload } = await jwtVerify(token, getKey, {
         algorithms,
@@ -76,20 +85,29 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
         throw unauthenticated("The token's sub must have 1 to 256 characters.");
       return { userId: payload.sub, admin: holds(payload[rules.adminClaim.name], rules.adminClaim.value) };
     },
-    async service(authorization) {
-      if (verifyAuth.kind === "none") return;
-      const token = bearer(authorization);
-      if (verifyAuth.kind === "jwt") {
-        await claims(token, verifyAuth.audience);
-        return;
+    service(authorization) {
+      if (verifyAuth.kind === "none") return undefined;
+      const header = authorization ?? "";
+      if (header.length > MAX_TOKEN_LENGTH) throw tooLong();
+      const digest = hash("sha256", salt + header, "binary");
+      if ((admittedUntilMs.get(digest) ?? 0) > rules.clock().getTime()) return undefined;
+      const token = bearer(header);
+      if (verifyAuth.kind === "token") {
+        admitServiceToken(token, verifyAuth.tokens);
+        remember(digest, Number.POSITIVE_INFINITY);
+        return undefined;
       }
-      // Digests have one length, and each is compared: neither time nor an early end tells how much of a token was right.
-      const digest = createHash("sha256").update(token).digest();
-      let known = false;
-      for (const { sha256 } of verifyAuth.tokens) known = timingSafeEqual(digest, sha256) || known;
-      if (!known) throw unauthenticated("The service token is not known here.");
+      return claims(token, verifyAuth.audience).then(({ exp = 0 }) => remember(digest, exp * 1_000));
     },
   };
+}
+
+// Digests have one length, and each is compared: neither time nor an early end tells how much of a token was right.
+function admitServiceToken(token: string, tokens: readonly { sha256: Uint8Array }[]): void {
+  const digest = createHash("sha256").update(token).digest();
+  let known = false;
+  for (const { sha256 } of tokens) known = timingSafeEqual(digest, sha256) || known;
+  if (!known) throw unauthenticated("The service token is not known here.");
 }
 
 async function openKey(key: TokenKey): Promise<{ getKey: JWTVerifyGetKey; algorithms: string[] }> {
@@ -107,6 +125,10 @@ async function openKey(key: TokenKey): Promise<{ getKey: JWTVerifyGetKey; algori
     return known;
   };
   return { getKey, algorithms: ASYMMETRIC };
+}
+
+function tooLong(): KeyError {
+  return unauthenticated(`The token is longer than ${MAX_TOKEN_LENGTH} characters.`);
 }
 
 function bearer(authorization: string | null): string {

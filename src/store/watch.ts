@@ -28,6 +28,8 @@ export interface WatchSink {
 export interface WatchOptions {
   db: Db;
   clusterTime: ClusterTime;
+  /** Unix milliseconds. */
+  wallMs: () => number;
   /** Without a proof for this long, the stream is given up for another. */
   maxStalenessMs: number;
   sink: WatchSink;
@@ -64,7 +66,14 @@ interface WatchedEvent {
  * heartbeat, written with majority write concern, that comes back on the stream has behind it all that was acknowledged
  * before it was sent. An idle stream proves nothing: a cursor on a primary that was cut off goes on without an error.
  */
-export function watchKeys({ db, clusterTime, maxStalenessMs, sink, onInterrupted = () => {} }: WatchOptions): Watch {
+export function watchKeys({
+  db,
+  clusterTime,
+  maxStalenessMs,
+  wallMs,
+  sink,
+  onInterrupted = () => {},
+}: WatchOptions): Watch {
   const process = randomUUID();
   const beats = new Map<number, Moment>();
   let beat = 0;
@@ -79,7 +88,7 @@ export function watchKeys({ db, clusterTime, maxStalenessMs, sink, onInterrupted
   async function sendBeat(): Promise<Timestamp> {
     beat += 1;
     const mine = beat;
-    beats.set(mine, { wallMs: Date.now(), monotonicMs: performance.now() });
+    beats.set(mine, { wallMs: wallMs(), monotonicMs: performance.now() });
     beats.delete(mine - 10 * BEATS);
     const command = {
       update: HEARTBEATS,

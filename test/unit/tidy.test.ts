@@ -19,6 +19,8 @@ const ROOMS: Record<string, string[]> = {
   "src/rpc/": [
     "src/rpc/",
     "src/keys/",
+    // The interface through which the two meet.
+    "src/transport/hot-method.ts",
     "src/telemetry.ts",
     "src/config.ts",
     "#gen/",
@@ -26,6 +28,7 @@ const ROOMS: Record<string, string[]> = {
     "@connectrpc/",
     "@bufbuild/",
     "jose",
+    "lru-cache",
   ],
   "src/transport/": ["src/transport/", "src/keys/", "src/startup-error.ts", "node:"],
   "src/client/": ["src/client/", "#gen/", "@connectrpc/", "@bufbuild/"],

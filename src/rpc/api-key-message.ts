@@ -1,0 +1,26 @@
+import { create } from "@bufbuild/protobuf";
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { type ApiKey, ApiKeySchema, State } from "#gen/latchkey/v1/api_key_service_pb";
+import { displayPrefix, statusAt } from "../keys/key.ts";
+import type { HeldRecord } from "../keys/view.ts";
+
+const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.REVOKED, expired: State.EXPIRED };
+
+/** What callers are told of a record, with its state at `nowMs`. */
+export function toApiKey(record: HeldRecord, nowMs: number): ApiKey {
+  const { state, revokedAt, revocationReason } = statusAt(record, new Date(nowMs));
+  return create(ApiKeySchema, {
+    id: record.id,
+    userId: record.userId,
+    name: record.name ?? "",
+    prefix: displayPrefix(record),
+    scopes: record.scopes,
+    state: STATES[state],
+    createdAt: timestampFromDate(record.createdAt),
+    ...(record.expiresAt && { expiresAt: timestampFromDate(record.expiresAt) }),
+    ...(record.retiresAt && { retiresAt: timestampFromDate(record.retiresAt) }),
+    ...(revokedAt && { revokedAt: timestampFromDate(revokedAt) }),
+    ...(record.lastUsedAt && { lastUsedAt: timestampFromDate(record.lastUsedAt) }),
+    revocationReason: revocationReason ?? "",
+  });
+}

@@ -1,0 +1,85 @@
+import { randomUUID } from "node:crypto";
+import { Code, ConnectError } from "@connectrpc/connect";
+import type { Logger, Metrics } from "../telemetry.ts";
+import { asKeyError, CODES, toConnectError } from "./error-map.ts";
+
+/** One call, as far as the log and the metrics are concerned. */
+export interface LoggedCall {
+  /** The method's name, such as `Verify`. */
+  method: string;
+  service: string;
+  /** Of `performance.now()`. */
+  startedMs: number;
+  requestId: string;
+  userId?: string | undefined;
+  keyId?: string | undefined;
+  outcome?: string | undefined;
+}
+
+export interface CallLog {
+  answered(call: LoggedCall, level: "debug" | "info"): void;
+  /** As `answered` on `debug`, for a method that is called so often that its log line is only made when it is wanted. */
+  often(
+    service: string,
+    method: string,
+  ): (startedMs: number, requestId: string | string[] | undefined, outcome: string, keyId: string | undefined) => void;
+  /** Also makes the error that is sent: the one place where a failure is mapped. */
+  refused(call: LoggedCall, error: unknown): ConnectError;
+}
+
+/** Every answer is counted and logged here, whichever path it took. */
+export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics }): CallLog {
+  const done = (call: LoggedCall, code: string, fields: object, level: "debug" | "info" | "error", text: string) => {
+    const { service, method, startedMs, requestId, userId, keyId, outcome } = call;
+    const durationMs = performance.now() - startedMs;
+    metrics.rpc(`${service}/${method}`, code, durationMs);
+    log[level](
+      {
+        ...{ event: "rpc", requestId, method, code },
+        ...(keyId !== undefined && { keyId }),
+        ...(outcome !== undefined && { outcome }),
+        ...(userId !== undefined && { userId }),
+        ...fields,
+        durationMs: Math.round(durationMs * 1_000) / 1_000,
+      },
+      text,
+    );
+  };
+  const answered: CallLog["answered"] = (call, level) => {
+    if (call.outcome !== undefined) metrics.verified(call.outcome);
+    done(call, "ok", {}, level, "answered");
+  };
+  return {
+    answered,
+    often(service, method) {
+      const series = metrics.series(`${service}/${method}`, "ok");
+      return (startedMs, requestId, outcome, keyId) => {
+        if (log.isLevelEnabled("debug")) {
+          answered({ service, method, startedMs, requestId: requestIdFrom(requestId), outcome, keyId }, "debug");
+          return;
+        }
+        metrics.verified(outcome);
+        series.observe(performance.now() - startedMs);
+      };
+    },
+    refused(call, error) {
+      if (error instanceof ConnectError) {
+        done(call, Code[error.code], {}, "info", "refused");
+        return error;
+      }
+      const refusal = asKeyError(error);
+      const internal = CODES[refusal.reason] === Code.Internal || refusal.reason === "DB_UNAVAILABLE";
+      const cause = internal ? { err: refusal.cause ?? refusal } : {};
+      const fields = { reason: refusal.reason, ...cause };
+      done(call, Code[CODES[refusal.reason]], fields, internal ? "error" : "info", "refused");
+      const mapped = toConnectError(refusal, call.requestId);
+      mapped.metadata.set("cache-control", "no-store");
+      return mapped;
+    },
+  };
+}
+
+/** The caller's id where it is fit for a log, else a new one. Without `_`, it can't be a key. */
+export function requestIdFrom(given: string | string[] | null | undefined): string {
+  return typeof given === "string" && /^[0-9A-Za-z.-]{8,64}$/.test(given) ? given : randomUUID();
+}

@@ -1,0 +1,78 @@
+import { isAscii } from "node:buffer";
+import { create, toBinary, toJson } from "@bufbuild/protobuf";
+import type { ConnectError } from "@connectrpc/connect";
+import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
+import type { Verification, VerifyKey } from "../keys/verify.ts";
+import type { HotAnswer, HotCall, HotMethod, WireError } from "../transport/hot-method.ts";
+import { MAX_CALL_MS } from "./api-key-service.ts";
+import { type CallLog, requestIdFrom } from "./call-log.ts";
+import type { Authenticator } from "./tokens.ts";
+import {
+  decodeVerify,
+  decodeVerifyJson,
+  sizeOfVerification,
+  verificationJson,
+  writeVerification,
+} from "./verify-wire.ts";
+
+export interface HotVerifyParts {
+  verify: VerifyKey;
+  authenticator: Authenticator;
+  calls: CallLog;
+}
+
+/** Verify without Connect: the same answers, refusals, log lines and metrics as `api-key-service.ts` gives through it. */
+export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts): HotMethod {
+  const { typeName: service } = ApiKeyService;
+  const method = ApiKeyService.method.verify.name;
+  const count = calls.often(service, method);
+
+  function answer(call: HotCall): HotAnswer | Promise<HotAnswer> | undefined {
+    const startedMs = performance.now();
+    const { message, json, headers } = call;
+    const request = json ? decodeVerifyJson(message) : decodeVerify(message, 0, message.length);
+    if (request === undefined) return undefined;
+    const timeoutMs = Math.min(call.timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+
+    const answered = (verification: Verification): HotAnswer => {
+      count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
+      return { message: json ? Buffer.from(verificationJson(verification)) : encode(verification) };
+    };
+    const refused = (error: unknown): HotAnswer => {
+      const requestId = requestIdFrom(headers["x-request-id"]);
+      return { error: toWireError(calls.refused({ service, method, startedMs, requestId }, error)) };
+    };
+    try {
+      const admitted = authenticator.service(headers.authorization);
+      const found =
+        admitted === undefined
+          ? verify({ ...request, timeoutMs })
+          : admitted.then(() => verify({ ...request, timeoutMs }));
+      if (found instanceof Promise) return found.then(answered, refused);
+      // Text was taken for ASCII; where that decides the answer, the generic codec looks again.
+      if (found.outcome === "malformed" && !isAscii(message)) return undefined;
+      return answered(found);
+    } catch (error) {
+      return isAscii(message) ? refused(error) : undefined;
+    }
+  }
+
+  return { path: `/${service}/${method}`, answer };
+}
+
+function encode(verification: Verification): Buffer {
+  const message = Buffer.allocUnsafe(sizeOfVerification(verification));
+  writeVerification(verification, message, 0);
+  return message;
+}
+
+function toWireError({ code, rawMessage: message, details }: ConnectError): WireError {
+  return {
+    ...{ code, message },
+    details: details.flatMap((detail) => {
+      if (!("desc" in detail)) return [];
+      const value = create(detail.desc, detail.value);
+      return [{ type: detail.desc.typeName, value: toBinary(detail.desc, value), debug: toJson(detail.desc, value) }];
+    }),
+  };
+}

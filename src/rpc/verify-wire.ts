@@ -1,0 +1,188 @@
+import { isAscii } from "node:buffer";
+import { toBinary, toJsonString } from "@bufbuild/protobuf";
+import { ApiKeySchema, Consistency, Outcome } from "#gen/latchkey/v1/api_key_service_pb";
+import type { Outcome as OutcomeName, Verification } from "../keys/verify.ts";
+import type { Entry } from "../keys/view.ts";
+import { toApiKey } from "./api-key-message.ts";
+
+/**
+ * Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
+ * out of the ordinary (unknown fields, text that is not ASCII, odd types) is `undefined` here, and the generic codec's.
+ */
+export interface VerifyMessage {
+  key: string;
+  requiredScopes: readonly string[];
+  strong: boolean;
+}
+
+const OUTCOMES: Record<OutcomeName, Outcome> = {
+  valid: Outcome.VALID,
+  malformed: Outcome.MALFORMED,
+  not_found: Outcome.NOT_FOUND,
+  revoked: Outcome.REVOKED,
+  expired: Outcome.EXPIRED,
+  insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
+};
+const NONE: readonly string[] = [];
+
+/** A field's number and wire type, as they stand before its value. */
+const LENGTH_DELIMITED = 2;
+const tag = (field: number, type: number) => (field << 3) | type;
+const KEY = tag(1, LENGTH_DELIMITED);
+const REQUIRED_SCOPES = tag(2, LENGTH_DELIMITED);
+const CONSISTENCY = tag(3, 0);
+
+/** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII: where an answer is to repeat or judge it, see `isAscii`. */
+export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyMessage | undefined {
+  let key = "";
+  let requiredScopes: string[] | undefined;
+  let strong = false;
+  let at = start;
+  while (at < end) {
+    const field = bytes[at++];
+    const value = bytes[at++];
+    if (value === undefined || at > end) return undefined;
+    if (field === CONSISTENCY) {
+      if (value > Consistency.STRONG) return undefined;
+      strong = value === Consistency.STRONG;
+    } else if (field === KEY || field === REQUIRED_SCOPES) {
+      // Nothing that is a key or a scope needs a second byte of length.
+      const until = at + value;
+      if (value > 0x7f || until > end) return undefined;
+      const text = bytes.toString("latin1", at, until);
+      at = until;
+      if (field === KEY) key = text;
+      else if (requiredScopes === undefined) requiredScopes = [text];
+      else requiredScopes.push(text);
+    } else return undefined;
+  }
+  return { key, requiredScopes: requiredScopes ?? NONE, strong };
+}
+
+const JSON_FIELDS: ReadonlySet<string> = new Set(["key", "requiredScopes", "consistency"]);
+
+/** The VerifyRequest in JSON, where it is spelled as nearly all callers spell it. */
+export function decodeVerifyJson(bytes: Buffer): VerifyMessage | undefined {
+  if (!isAscii(bytes)) return undefined;
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(bytes.toString("latin1"));
+  } catch {
+    return undefined;
+  }
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) return undefined;
+  for (const name in parsed) if (!JSON_FIELDS.has(name)) return undefined;
+  const { key = "", requiredScopes = NONE, consistency } = parsed as Record<string, unknown>;
+  if (typeof key !== "string" || !Array.isArray(requiredScopes)) return undefined;
+  if (!requiredScopes.every((scope) => typeof scope === "string")) return undefined;
+  if (consistency !== undefined && consistency !== "CONSISTENCY_STRONG" && consistency !== "CONSISTENCY_BOUNDED") {
+    return undefined;
+  }
+  return { key, requiredScopes, strong: consistency === "CONSISTENCY_STRONG" };
+}
+
+const OUTCOME = tag(1, 0);
+const API_KEY = tag(2, LENGTH_DELIMITED);
+const MISSING_SCOPES = tag(3, LENGTH_DELIMITED);
+const AS_OF = tag(4, LENGTH_DELIMITED);
+const SECONDS = tag(1, 0);
+const NANOS = tag(2, 0);
+
+/** Bytes of the VerifyResponse. */
+export function sizeOfVerification({ entry, missingScopes, asOfMs, nowMs }: Verification): number {
+  let size = 2 + asOfField(asOfMs).length;
+  if (entry !== undefined) size += sizeOfText(encodedKey(entry, nowMs));
+  for (const scope of missingScopes) size += sizeOfText(scope);
+  return size;
+}
+
+/** Writes the VerifyResponse, and returns where it ends. */
+export function writeVerification(answer: Verification, target: Buffer, start: number): number {
+  target[start] = OUTCOME;
+  target[start + 1] = OUTCOMES[answer.outcome];
+  let at = start + 2;
+  if (answer.entry !== undefined) at = writeText(target, at, API_KEY, encodedKey(answer.entry, answer.nowMs));
+  for (const scope of answer.missingScopes) at = writeText(target, at, MISSING_SCOPES, scope);
+  const asOf = asOfField(answer.asOfMs);
+  return at + target.write(asOf, at, "latin1");
+}
+
+/** The VerifyResponse in JSON. */
+export function verificationJson({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): string {
+  const apiKey = entry === undefined ? "" : `,"apiKey":${encodedKeyJson(entry, nowMs)}`;
+  const missing = missingScopes.length === 0 ? "" : `,"missingScopes":${JSON.stringify(missingScopes)}`;
+  const asOf = new Date(asOfMs).toISOString().replace(".000Z", "Z");
+  return `{"outcome":"OUTCOME_${outcome.toUpperCase()}"${apiKey}${missing},"asOf":"${asOf}"}`;
+}
+
+function encodedKey(entry: Entry, nowMs: number): string {
+  if (nowMs >= entry.encodedUntilMs) forget(entry, nowMs);
+  if (entry.encoded === undefined) {
+    entry.encoded = Buffer.from(toBinary(ApiKeySchema, toApiKey(entry.record, nowMs))).toString("latin1");
+  }
+  return entry.encoded;
+}
+
+function encodedKeyJson(entry: Entry, nowMs: number): string {
+  if (nowMs >= entry.encodedUntilMs) forget(entry, nowMs);
+  if (entry.encodedJson === undefined) {
+    entry.encodedJson = toJsonString(ApiKeySchema, toApiKey(entry.record, nowMs));
+  }
+  return entry.encodedJson;
+}
+
+/** What is encoded from now on is good until time changes the state; past that, it is encoded each time. */
+function forget(entry: Entry, nowMs: number): void {
+  entry.encoded = undefined;
+  entry.encodedJson = undefined;
+  entry.encodedUntilMs = Math.max(nowMs, entry.changesAtMs);
+}
+
+let lastAsOfMs = -1;
+let lastAsOf = "";
+
+/** The whole field, one character a byte. It is the same for all answers between two proofs. */
+function asOfField(asOfMs: number): string {
+  if (asOfMs === lastAsOfMs) return lastAsOf;
+  const seconds = Math.floor(asOfMs / 1_000);
+  const nanos = (asOfMs - seconds * 1_000) * 1_000_000;
+  const content =
+    (seconds === 0 ? "" : String.fromCharCode(SECONDS) + varint(seconds)) +
+    (nanos === 0 ? "" : String.fromCharCode(NANOS) + varint(nanos));
+  lastAsOfMs = asOfMs;
+  lastAsOf = String.fromCharCode(AS_OF) + varint(content.length) + content;
+  return lastAsOf;
+}
+
+function varint(value: number): string {
+  let bytes = "";
+  for (let rest = value; ; rest = Math.floor(rest / 128)) {
+    if (rest < 128) return bytes + String.fromCharCode(rest);
+    bytes += String.fromCharCode((rest % 128) | 0x80);
+  }
+}
+
+function sizeOfText(text: string): number {
+  return 1 + sizeOfVarint(text.length) + text.length;
+}
+
+export function sizeOfVarint(value: number): number {
+  return value < 0x80 ? 1 : value < 0x4000 ? 2 : value < 0x200000 ? 3 : 4;
+}
+
+export function writeVarint(target: Buffer, start: number, value: number): number {
+  let at = start;
+  for (let rest = value; ; rest >>>= 7) {
+    if (rest < 0x80) {
+      target[at] = rest;
+      return at + 1;
+    }
+    target[at++] = (rest & 0x7f) | 0x80;
+  }
+}
+
+function writeText(target: Buffer, start: number, field: number, text: string): number {
+  target[start] = field;
+  const at = writeVarint(target, start + 1, text.length);
+  return at + target.write(text, at, "latin1");
+}
