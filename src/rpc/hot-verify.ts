@@ -27,34 +27,39 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
   const method = ApiKeyService.method.verify.name;
   const count = calls.often(service, method);
 
+  // Written for the case that nothing has to be waited for: no promise, no closure.
   function answer(call: HotCall): HotAnswer | Promise<HotAnswer> | undefined {
     const startedMs = performance.now();
-    const { message, json, headers } = call;
-    const request = json ? decodeVerifyJson(message) : decodeVerify(message, 0, message.length);
+    const { message, headers } = call;
+    const request = call.json ? decodeVerifyJson(message) : decodeVerify(message, 0, message.length);
     if (request === undefined) return undefined;
-    const timeoutMs = Math.min(call.timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
-
-    const answered = (verification: Verification): HotAnswer => {
-      count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
-      return { message: json ? Buffer.from(verificationJson(verification)) : encode(verification) };
-    };
-    const refused = (error: unknown): HotAnswer => {
-      const requestId = requestIdFrom(headers["x-request-id"]);
-      return { error: toWireError(calls.refused({ service, method, startedMs, requestId }, error)) };
-    };
+    request.timeoutMs = Math.min(call.timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+    let found: Verification | Promise<Verification>;
     try {
       const admitted = authenticator.service(headers.authorization);
-      const found =
-        admitted === undefined
-          ? verify({ ...request, timeoutMs })
-          : admitted.then(() => verify({ ...request, timeoutMs }));
-      if (found instanceof Promise) return found.then(answered, refused);
-      // Text was taken for ASCII; where that decides the answer, the generic codec looks again.
-      if (found.outcome === "malformed" && !isAscii(message)) return undefined;
-      return answered(found);
+      found = admitted === undefined ? verify(request) : admitted.then(() => verify(request));
     } catch (error) {
-      return isAscii(message) ? refused(error) : undefined;
+      return isAscii(message) ? refused(call, startedMs, error) : undefined;
     }
+    if (found instanceof Promise) {
+      return found.then(
+        (late) => answered(call, startedMs, late),
+        (error) => refused(call, startedMs, error),
+      );
+    }
+    // Text was taken for ASCII; where that decides the answer, the generic codec looks again.
+    if (found.outcome === "malformed" && !isAscii(message)) return undefined;
+    return answered(call, startedMs, found);
+  }
+
+  function answered({ json, headers }: HotCall, startedMs: number, verification: Verification): HotAnswer {
+    count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
+    return { message: json ? Buffer.from(verificationJson(verification)) : encode(verification) };
+  }
+
+  function refused({ headers }: HotCall, startedMs: number, error: unknown): HotAnswer {
+    const requestId = requestIdFrom(headers["x-request-id"]);
+    return { error: toWireError(calls.refused({ service, method, startedMs, requestId }, error)) };
   }
 
   return { path: `/${service}/${method}`, answer };

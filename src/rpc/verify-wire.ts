@@ -1,19 +1,12 @@
 import { isAscii } from "node:buffer";
 import { toBinary, toJsonString } from "@bufbuild/protobuf";
 import { ApiKeySchema, Consistency, Outcome } from "#gen/latchkey/v1/api_key_service_pb";
-import type { Outcome as OutcomeName, Verification } from "../keys/verify.ts";
+import type { Outcome as OutcomeName, Verification, VerifyInput } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
 import { toApiKey } from "./api-key-message.ts";
 
-/**
- * Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
- * out of the ordinary (unknown fields, text that is not ASCII, odd types) is `undefined` here, and the generic codec's.
- */
-export interface VerifyMessage {
-  key: string;
-  requiredScopes: readonly string[];
-  strong: boolean;
-}
+// Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
+// out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
 
 const OUTCOMES: Record<OutcomeName, Outcome> = {
   valid: Outcome.VALID,
@@ -33,7 +26,7 @@ const REQUIRED_SCOPES = tag(2, LENGTH_DELIMITED);
 const CONSISTENCY = tag(3, 0);
 
 /** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII: where an answer is to repeat or judge it, see `isAscii`. */
-export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyMessage | undefined {
+export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyInput | undefined {
   let key = "";
   let requiredScopes: string[] | undefined;
   let strong = false;
@@ -56,13 +49,13 @@ export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyM
       else requiredScopes.push(text);
     } else return undefined;
   }
-  return { key, requiredScopes: requiredScopes ?? NONE, strong };
+  return { key, requiredScopes: requiredScopes ?? NONE, strong, timeoutMs: 0 };
 }
 
 const JSON_FIELDS: ReadonlySet<string> = new Set(["key", "requiredScopes", "consistency"]);
 
 /** The VerifyRequest in JSON, where it is spelled as nearly all callers spell it. */
-export function decodeVerifyJson(bytes: Buffer): VerifyMessage | undefined {
+export function decodeVerifyJson(bytes: Buffer): VerifyInput | undefined {
   if (!isAscii(bytes)) return undefined;
   let parsed: unknown;
   try {
@@ -78,7 +71,7 @@ export function decodeVerifyJson(bytes: Buffer): VerifyMessage | undefined {
   if (consistency !== undefined && consistency !== "CONSISTENCY_STRONG" && consistency !== "CONSISTENCY_BOUNDED") {
     return undefined;
   }
-  return { key, requiredScopes, strong: consistency === "CONSISTENCY_STRONG" };
+  return { key, requiredScopes, strong: consistency === "CONSISTENCY_STRONG", timeoutMs: 0 };
 }
 
 const OUTCOME = tag(1, 0);
