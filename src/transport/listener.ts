@@ -81,6 +81,12 @@ export async function listen({ host, port, handler, hot = [], limits: given }: L
   const sessions = trackSessions(limits);
   const serveRequest = serveHotRequests(hot, handler);
 
+  function forgetAnswer(this: ServerResponse) {
+    const { socket } = this.req;
+    const open = answers.get(socket);
+    open?.delete(this);
+    if (closing !== undefined && open?.size === 0) socket.destroySoon();
+  }
   const http1 = createHttp1Server(
     {
       maxHeaderSize: limits.maxHeaderBytes,
@@ -90,13 +96,8 @@ export async function listen({ host, port, handler, hot = [], limits: given }: L
       connectionsCheckingInterval: Math.min(1_000, limits.headersTimeoutMs),
     },
     (request, response) => {
-      const { socket } = request;
-      const open = answers.get(socket);
-      open?.add(response);
-      response.once("close", () => {
-        open?.delete(response);
-        if (closing !== undefined && open?.size === 0) socket.destroySoon();
-      });
+      answers.get(request.socket)?.add(response);
+      response.on("close", forgetAnswer);
       if (closing !== undefined) response.setHeader("connection", "close");
       serveRequest(request, response);
     },

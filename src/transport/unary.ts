@@ -11,6 +11,7 @@ import {
   envelopeWithTrailers,
   FORMATS,
   type Format,
+  type Headers,
   statusTrailers,
   timeoutFrom,
   webTrailers,
@@ -104,8 +105,7 @@ export function serveHotRequests(methods: readonly HotMethod[], stock: RequestLi
       } else if (answer instanceof Promise) settle(answer, call!, (late) => writeResponse(response, format, late));
       else writeResponse(response, format, answer);
     };
-    // Node parses the headers first, and then the rest of what came with them.
-    process.nextTick(() => {
+    setImmediate(() => {
       const body = request.read() as Buffer | null;
       hasEnded(request) ? serve(body) : gather(request, body, serve);
     });
@@ -232,7 +232,8 @@ function writeStream(stream: ServerHttp2Stream, format: Format, answer: HotAnswe
 
 function writeResponse(response: ServerResponse, format: Format, answer: HotAnswer): void {
   const { status, headers, bytes } = bodyOf(format, answer);
-  response.writeHead(status, { ...headers, "content-length": bytes.length });
+  if (format.protocol === "grpc-web") response.setHeader("content-length", bytes.length);
+  response.writeHead(status, headers);
   response.end(bytes);
 }
 
@@ -240,16 +241,16 @@ function sendOkTrailers(this: ServerHttp2Stream): void {
   this.sendTrailers(OK_TRAILERS);
 }
 
-/** As the stock path, gRPC says what is said of an error in the trailers. */
-function headersOf(format: Format, { headers, error }: HotAnswer): Record<string, string> {
-  if (error !== undefined) return { "content-type": format.contentType, ...headers };
-  return headers === undefined ? format.head : { ...format.head, ...headers };
+/** As on the stock path, what gRPC says beside an error stands in the trailers. */
+function headersOf({ head, contentType }: Format, { headers, error }: HotAnswer): Headers {
+  if (error !== undefined) return { "content-type": contentType, ...headers };
+  return headers === undefined ? head : { ...head, ...headers };
 }
 
 interface Body {
   status: number;
-  headers: Record<string, string | number>;
-  bytes: Buffer | Uint8Array;
+  headers: Headers;
+  bytes: Uint8Array;
 }
 
 /** gRPC-Web and Connect have everything in headers and body. */
@@ -270,15 +271,19 @@ function webBody(format: Format, answer: HotAnswer): Body {
 
 function connectBody(format: Format, answer: HotAnswer): Body {
   const { error, trailers, message = EMPTY } = answer;
-  const bytes = error === undefined ? message : connectError(error);
-  const headers: Record<string, string | number> = {
+  if (error !== undefined) {
+    const bytes = connectError(error);
+    const all = { ...NO_STORE, "content-length": bytes.length, "content-type": "application/json" };
+    return { status: connectStatus(error.code), headers: { ...all, ...answer.headers, ...trailers }, bytes };
+  }
+  const headers: Headers = {
     "cache-control": "no-store",
-    "content-length": bytes.length,
-    "content-type": error === undefined ? format.contentType : "application/json",
-    ...answer.headers,
+    "content-length": message.length,
+    "content-type": format.contentType,
   };
-  for (const name in trailers) headers[error === undefined ? `trailer-${name}` : name] = trailers[name]!;
-  return { status: error === undefined ? 200 : connectStatus(error.code), headers, bytes };
+  if (answer.headers !== undefined) Object.assign(headers, answer.headers);
+  for (const name in trailers) headers[`trailer-${name}`] = trailers[name]!;
+  return { status: 200, headers, bytes: message };
 }
 
 /** What is read until a body is whole, or larger than any that is served here. */
