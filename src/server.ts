@@ -26,6 +26,7 @@ import { ensureSchema } from "./store/schema.ts";
 import { createMetrics, type Logger } from "./telemetry.ts";
 import { listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
+import { loadTls } from "./transport/tls.ts";
 
 export interface ServerHooks {
   log: Logger;
@@ -58,6 +59,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp();
   };
   try {
+    const tls = config.tls && loadTls(config.tls);
     const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
     const database = await connect(uri);
     cleanUps.push(() => database.close());
@@ -99,6 +101,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
 
     const handler = createRequestHandler({
       interceptors: createInterceptors({ log, metrics, authenticator }),
+      maxMessageBytes: config.limits.maxMessageBytes,
       routes: (router) => {
         router.service(ApiKeyService, createApiKeyService({ keys, verify, clock }));
         health.routes(router);
@@ -110,7 +113,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         ? undefined
         : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
     cleanUps.push(() => ops?.close());
-    const listener = await listen({ ...config.listen, handler });
+    const listener = await listen({ ...config.listen, tls, limits: config.limits, hot: [], handler });
     health.set(true);
     cleanUps.push(async () => {
       health.drain();
