@@ -7,6 +7,8 @@ import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
 import { parseScopePatterns, type ScopePatterns } from "./keys/policy.ts";
 import type { Pepper } from "./keys/secret.ts";
 import { StartupError } from "./startup-error.ts";
+import type { ListenerLimits } from "./transport/listener.ts";
+import type { TlsFiles } from "./transport/tls.ts";
 
 type Environment = Record<string, string | undefined>;
 
@@ -181,6 +183,36 @@ export const VARIABLES = {
   LATCHKEY_CACHE_KEYS: count.prefault("100000").describe("records held in memory"),
   LATCHKEY_HASH_CONCURRENCY: count.optional().meta({ shown: "cores" }).describe("argon2 runs at once"),
   LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one"),
+  LATCHKEY_TLS_CERT_FILE: z
+    .string()
+    .optional()
+    .describe("certificate of the public port, PEM, with what stands between it and its root; unset: cleartext"),
+  LATCHKEY_TLS_KEY_FILE: z.string().optional().describe("its key, PEM"),
+  LATCHKEY_MAX_MESSAGE_BYTES: count.prefault("65536").describe("largest request message"),
+  LATCHKEY_MAX_CONNECTIONS: count.prefault("10000").describe("connections at once; more are closed unanswered"),
+  LATCHKEY_MAX_STREAMS: count.prefault("250").describe("HTTP/2 streams at once on a connection"),
+  LATCHKEY_MAX_HEADER_BYTES: count.prefault("16384").describe("all headers of a request together"),
+  LATCHKEY_MAX_HEADERS: count.prefault("128").describe("headers of an HTTP/2 request"),
+  LATCHKEY_MAX_SESSION_MEMORY: count.prefault("4").describe("MiB that an HTTP/2 connection may hold"),
+  LATCHKEY_MAX_INVALID_FRAMES: count
+    .prefault("100")
+    .describe("invalid HTTP/2 frames after which a connection is closed"),
+  LATCHKEY_MAX_REJECTED_STREAMS: count
+    .prefault("1000")
+    .describe("streams refused on an HTTP/2 connection after which it is closed"),
+  LATCHKEY_HANDSHAKE_TIMEOUT: duration
+    .prefault("10s")
+    .describe("time for a TLS handshake, in cleartext for the first bytes"),
+  LATCHKEY_HEADERS_TIMEOUT: duration.prefault("10s").describe("time for the headers of an HTTP/1.1 request"),
+  LATCHKEY_REQUEST_TIMEOUT: duration
+    .prefault("30s")
+    .describe("time for a whole request, and over HTTP/2 for taking its answer"),
+  LATCHKEY_IDLE_TIMEOUT: duration
+    .prefault("2m")
+    .describe("time without a request or an open stream after which a connection is closed"),
+  LATCHKEY_KEEPALIVE_PROBE: duration
+    .prefault("1m")
+    .describe("silence after which TCP probes whether a client is still there"),
   LATCHKEY_LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "silent"], "must be trace, debug, info, warn, error or silent")
     .prefault("info")
@@ -233,6 +265,8 @@ export interface Config {
   readonly cacheKeys: number;
   readonly hashConcurrency: number | undefined;
   readonly hashQueue: number;
+  readonly tls: TlsFiles | undefined;
+  readonly limits: ListenerLimits;
   readonly logLevel: Settings["LATCHKEY_LOG_LEVEL"];
 }
 
@@ -295,6 +329,8 @@ function contradictions(settings: Settings): string[] {
   if (uri !== undefined && settings.LATCHKEY_PEPPERS === undefined) {
     problems.push('LATCHKEY_PEPPERS must be set when MONGODB_URI is; make one: echo "p1:$(openssl rand -base64 32)"');
   }
+  if ((settings.LATCHKEY_TLS_CERT_FILE === undefined) !== (settings.LATCHKEY_TLS_KEY_FILE === undefined))
+    problems.push("LATCHKEY_TLS_CERT_FILE and LATCHKEY_TLS_KEY_FILE need each other: set both, or neither");
   const { host } = settings.LATCHKEY_LISTEN;
   if (!isLoopback(host) && verifyAuth === undefined) {
     problems.push(
@@ -352,8 +388,29 @@ function toConfig(settings: Settings, environment: Environment): Config {
     cacheKeys: settings.LATCHKEY_CACHE_KEYS,
     hashConcurrency: settings.LATCHKEY_HASH_CONCURRENCY,
     hashQueue: settings.LATCHKEY_HASH_QUEUE,
+    tls: tlsFiles(settings),
+    limits: {
+      maxConnections: settings.LATCHKEY_MAX_CONNECTIONS,
+      maxConcurrentStreams: settings.LATCHKEY_MAX_STREAMS,
+      maxHeaderBytes: settings.LATCHKEY_MAX_HEADER_BYTES,
+      maxHeaderPairs: settings.LATCHKEY_MAX_HEADERS,
+      maxSessionMemoryMiB: settings.LATCHKEY_MAX_SESSION_MEMORY,
+      maxSessionInvalidFrames: settings.LATCHKEY_MAX_INVALID_FRAMES,
+      maxSessionRejectedStreams: settings.LATCHKEY_MAX_REJECTED_STREAMS,
+      maxMessageBytes: settings.LATCHKEY_MAX_MESSAGE_BYTES,
+      firstBytesTimeoutMs: settings.LATCHKEY_HANDSHAKE_TIMEOUT,
+      headersTimeoutMs: settings.LATCHKEY_HEADERS_TIMEOUT,
+      requestTimeoutMs: settings.LATCHKEY_REQUEST_TIMEOUT,
+      idleTimeoutMs: settings.LATCHKEY_IDLE_TIMEOUT,
+      keepAliveProbeMs: settings.LATCHKEY_KEEPALIVE_PROBE,
+    },
     logLevel: settings.LATCHKEY_LOG_LEVEL,
   };
+}
+
+function tlsFiles(settings: Settings): TlsFiles | undefined {
+  const { LATCHKEY_TLS_CERT_FILE: certFile, LATCHKEY_TLS_KEY_FILE: keyFile } = settings;
+  return certFile === undefined || keyFile === undefined ? undefined : { certFile, keyFile };
 }
 
 function tokenKey(settings: Settings): TokenKey | undefined {

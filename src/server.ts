@@ -36,6 +36,7 @@ import { watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
 import { listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
+import { loadTls } from "./transport/tls.ts";
 
 export interface ServerHooks {
   log: Logger;
@@ -69,6 +70,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp();
   };
   try {
+    const tls = config.tls && loadTls(config.tls);
     const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
     const database = await connect(uri);
     cleanUps.push(() => database.close());
@@ -120,6 +122,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const calls = createCallLog({ log, metrics });
     const handler = createRequestHandler({
       interceptors: createInterceptors({ calls, authenticator }),
+      maxMessageBytes: config.limits.maxMessageBytes,
       routes: (router) => {
         router.service(ApiKeyService, createApiKeyService({ keys, verify, clock }));
         health.routes(router);
@@ -132,7 +135,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
     cleanUps.push(() => ops?.close());
     const hot = [createHotVerify({ verify, authenticator, calls })];
-    const listener = await listen({ ...config.listen, handler, hot });
+    const listener = await listen({ ...config.listen, tls, limits: config.limits, hot, handler });
     health.set(true);
     cleanUps.push(async () => {
       health.drain();

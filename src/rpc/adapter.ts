@@ -7,20 +7,19 @@ export type RequestHandler = ReturnType<typeof connectNodeAdapter>;
 export interface AdapterParts {
   interceptors: Interceptor[];
   routes: (router: ConnectRouter) => void;
+  /** A larger message is RESOURCE_EXHAUSTED. */
+  maxMessageBytes: number;
 }
 
-/** A message larger than this is RESOURCE_EXHAUSTED: the largest that makes sense is a tenth of it. */
-const MAX_MESSAGE_BYTES = 64 * 1024;
-
 /** Serves the routes in gRPC, gRPC-Web and Connect, and refuses everything else in the asker's own protocol. */
-export function createRequestHandler({ interceptors, routes }: AdapterParts): RequestHandler {
+export function createRequestHandler({ interceptors, routes, maxMessageBytes }: AdapterParts): RequestHandler {
   return connectNodeAdapter({
     interceptors,
-    readMaxBytes: MAX_MESSAGE_BYTES,
+    readMaxBytes: maxMessageBytes,
     jsonOptions: { ignoreUnknownFields: false },
     routes: (router) => {
       routes(router);
-      const strict = router.handlers.map((handler) => refuseUndecodable(handler, MAX_MESSAGE_BYTES));
+      const strict = router.handlers.map((handler) => refuseUndecodable(handler, maxMessageBytes));
       router.handlers.splice(0, Infinity, ...strict);
     },
     fallback: refuseUnknownPath,

@@ -1,10 +1,12 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
+import type { SecureContext } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import type { HotMethod } from "./hot-method.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
+import { handshake } from "./tls.ts";
 import { serveHotRequests, serveHotStreams } from "./unary.ts";
 
 export interface ListenerOptions {
@@ -14,6 +16,8 @@ export interface ListenerOptions {
   handler: (request: IncomingMessage | Http2ServerRequest, response: ServerResponse | Http2ServerResponse) => void;
   /** Methods that are served here, before `handler` is asked. */
   hot?: readonly HotMethod[];
+  /** Serves TLS alone; cleartext when left out. */
+  tls?: SecureContext | undefined;
   limits?: Partial<ListenerLimits>;
 }
 
@@ -33,7 +37,9 @@ export interface ListenerLimits {
   maxSessionInvalidFrames: number;
   /** Streams refused to one HTTP/2 session after which it is ended. */
   maxSessionRejectedStreams: number;
-  /** Time in which a connection must have said which protocol it speaks. */
+  /** Bytes of a message that is served without Connect; a larger one is left to `handler`. */
+  maxMessageBytes: number;
+  /** Time in which a connection must have said which protocol it speaks; with TLS, for its handshake. */
   firstBytesTimeoutMs: number;
   /** Time for the headers of an HTTP/1.1 request. */
   headersTimeoutMs: number;
@@ -53,6 +59,7 @@ export const defaultListenerLimits: ListenerLimits = {
   maxSessionMemoryMiB: 4,
   maxSessionInvalidFrames: 100,
   maxSessionRejectedStreams: 1_000,
+  maxMessageBytes: 64 * 1024,
   firstBytesTimeoutMs: 10_000,
   headersTimeoutMs: 10_000,
   requestTimeoutMs: 30_000,
@@ -68,19 +75,33 @@ export interface Listener {
 }
 
 /**
- * One port for HTTP/1.1 and HTTP/2 in cleartext: the first bytes tell which it is. Neither of Node's two servers listens
+ * One port for HTTP/1.1 and HTTP/2. In cleartext the first bytes tell which it is, with TLS the handshake does. Neither of Node's two servers listens
  * itself; each is handed sockets that are known to speak its protocol.
  */
-export async function listen({ host, port, handler, hot = [], limits: given }: ListenerOptions): Promise<Listener> {
+export async function listen({
+  host,
+  port,
+  handler,
+  hot = [],
+  tls,
+  limits: given,
+}: ListenerOptions): Promise<Listener> {
   const limits = { ...defaultListenerLimits, ...given };
   let closing: Promise<void> | undefined;
   const sockets = new Set<Socket>();
   const undecided = new Set<Socket>();
   /** Answers under way, by HTTP/1.1 connection. */
   const answers = new Map<Socket, Set<ServerResponse>>();
+  const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
-  const serveRequest = serveHotRequests(hot, handler);
+  const serveRequest = serveHotRequests({ methods: hot, maxMessageBytes, stock: handler });
 
+  function forgetAnswer(this: ServerResponse) {
+    const { socket } = this.req;
+    const open = answers.get(socket);
+    open?.delete(this);
+    if (closing !== undefined && open?.size === 0) socket.destroySoon();
+  }
   const http1 = createHttp1Server(
     {
       maxHeaderSize: limits.maxHeaderBytes,
@@ -90,13 +111,8 @@ export async function listen({ host, port, handler, hot = [], limits: given }: L
       connectionsCheckingInterval: Math.min(1_000, limits.headersTimeoutMs),
     },
     (request, response) => {
-      const { socket } = request;
-      const open = answers.get(socket);
-      open?.add(response);
-      response.once("close", () => {
-        open?.delete(response);
-        if (closing !== undefined && open?.size === 0) socket.destroySoon();
-      });
+      answers.get(request.socket)?.add(response);
+      response.on("close", forgetAnswer);
       if (closing !== undefined) response.setHeader("connection", "close");
       serveRequest(request, response);
     },
@@ -120,7 +136,7 @@ export async function listen({ host, port, handler, hot = [], limits: given }: L
   const stock = createHttp2Server(handler);
   http2.on(
     "stream",
-    serveHotStreams(hot, (...stream) => void stock.emit("stream", ...stream)),
+    serveHotStreams({ methods: hot, maxMessageBytes, stock: (...stream) => void stock.emit("stream", ...stream) }),
   );
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
@@ -146,10 +162,12 @@ export async function listen({ host, port, handler, hot = [], limits: given }: L
         undecided.delete(socket);
       });
       socket.on("error", () => socket.destroy());
-      sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => {
+      const serve = (ready: Socket, isHttp2: boolean) => {
         undecided.delete(socket);
-        isHttp2 ? serveHttp2(socket) : serveHttp1(socket);
-      });
+        isHttp2 ? serveHttp2(ready) : serveHttp1(ready);
+      };
+      if (tls !== undefined) handshake(socket, tls, limits.firstBytesTimeoutMs, serve);
+      else sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => serve(socket, isHttp2));
     },
   );
   server.maxConnections = limits.maxConnections;

@@ -11,6 +11,7 @@ import {
   envelopeWithTrailers,
   FORMATS,
   type Format,
+  type Headers,
   statusTrailers,
   timeoutFrom,
   webTrailers,
@@ -22,10 +23,15 @@ export type StreamListener = (
   flags: number,
   rawHeaders: string[],
 ) => void;
+export interface HotParts<Listener> {
+  methods: readonly HotMethod[];
+  stock: Listener;
+  /** A larger message is the stock path's to refuse. */
+  maxMessageBytes: number;
+}
+
 export type RequestListener = (request: IncomingMessage, response: ServerResponse) => void;
 
-/** A larger message is the stock path's to refuse. */
-const MAX_MESSAGE_BYTES = 64 * 1024;
 /** Of Node's timers; a longer timeout is none. */
 const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 
@@ -45,8 +51,9 @@ const FAILED: HotAnswer = { error: { code: 13, message: "internal error", detail
  * nearly always a call is whole by then, and needs neither listeners for its body, nor, when it is answered at once, a
  * promise, timer or signal.
  */
-export function serveHotStreams(methods: readonly HotMethod[], stock: StreamListener): StreamListener {
-  const byPath = byPathOf(methods);
+export function serveHotStreams(parts: HotParts<StreamListener>): StreamListener {
+  const { stock, maxMessageBytes } = parts;
+  const byPath = byPathOf(parts.methods);
   let arrived: HotStream[] = [];
 
   const serveArrived = () => {
@@ -55,11 +62,11 @@ export function serveHotStreams(methods: readonly HotMethod[], stock: StreamList
     for (const one of all) {
       const body = one.stream.read() as Buffer | null;
       if (hasEnded(one.stream)) serve(one, body);
-      else gather(one.stream, body, (whole) => serve(one, whole));
+      else gather(one.stream, body, maxMessageBytes, (whole) => serve(one, whole));
     }
   };
   const serve = ({ stream, headers, flags, rawHeaders, method, format }: HotStream, body: Buffer | null) => {
-    const call = callFrom(format, headers, body, stream);
+    const call = callFrom(format, headers, messageIn(format, body, maxMessageBytes), stream);
     const answer = call && answerTo(method, call);
     if (answer === undefined) {
       if (body !== null) stream.unshift(body);
@@ -88,15 +95,16 @@ interface HotStream {
 }
 
 /** The same for HTTP/1.1, where gRPC proper can't be spoken. */
-export function serveHotRequests(methods: readonly HotMethod[], stock: RequestListener): RequestListener {
-  const byPath = byPathOf(methods);
+export function serveHotRequests(parts: HotParts<RequestListener>): RequestListener {
+  const { stock, maxMessageBytes } = parts;
+  const byPath = byPathOf(parts.methods);
   return (request, response) => {
     const method = request.method === "POST" ? byPath.get(request.url) : undefined;
     const format = method && formatOf(request.headers);
     if (method === undefined || format === undefined || format.protocol === "grpc") return stock(request, response);
 
     const serve = (body: Buffer | null) => {
-      const call = callFrom(format, request.headers, body, response);
+      const call = callFrom(format, request.headers, messageIn(format, body, maxMessageBytes), response);
       const answer = call && answerTo(method, call);
       if (answer === undefined) {
         if (body !== null) request.unshift(body);
@@ -104,10 +112,9 @@ export function serveHotRequests(methods: readonly HotMethod[], stock: RequestLi
       } else if (answer instanceof Promise) settle(answer, call!, (late) => writeResponse(response, format, late));
       else writeResponse(response, format, answer);
     };
-    // Node parses the headers first, and then the rest of what came with them.
-    process.nextTick(() => {
+    setImmediate(() => {
       const body = request.read() as Buffer | null;
-      hasEnded(request) ? serve(body) : gather(request, body, serve);
+      hasEnded(request) ? serve(body) : gather(request, body, maxMessageBytes, serve);
     });
   };
 }
@@ -124,24 +131,25 @@ function formatOf(headers: IncomingHttpHeaders): Format | undefined {
   return encoding === undefined || encoding === "identity" ? format : undefined;
 }
 
-/** undefined: malformed, compressed, oversize, or a timeout that can't be kept. */
+/** undefined: no message that is served here, or a timeout that can't be kept. */
 function callFrom(
   format: Format,
   headers: IncomingHttpHeaders,
-  body: Buffer | null,
+  message: Buffer | undefined,
   answered: EventEmitter,
 ): Call | undefined {
-  const message = messageIn(format, body ?? EMPTY);
   const timeout = headers[format.timeoutHeader] as string | undefined;
   const timeoutMs = timeout === undefined ? undefined : timeoutFrom(format, timeout);
   if (message === undefined || Number.isNaN(timeoutMs)) return undefined;
   return new Call(format, message, headers, timeoutMs, answered);
 }
 
-function messageIn({ protocol }: Format, body: Buffer): Buffer | undefined {
-  if (protocol === "connect") return body.length <= MAX_MESSAGE_BYTES ? body : undefined;
+/** undefined: malformed, compressed, oversize, or not the only one. */
+function messageIn({ protocol }: Format, body: Buffer | null, maxBytes: number): Buffer | undefined {
+  if (body === null) return protocol === "connect" ? EMPTY : undefined;
+  if (protocol === "connect") return body.length <= maxBytes ? body : undefined;
   const length = body.length - ENVELOPE_BYTES;
-  if (length < 0 || length > MAX_MESSAGE_BYTES || body[0] !== 0 || body.readUInt32BE(1) !== length) return undefined;
+  if (length < 0 || length > maxBytes || body[0] !== 0 || body.readUInt32BE(1) !== length) return undefined;
   return body.subarray(ENVELOPE_BYTES);
 }
 
@@ -232,7 +240,8 @@ function writeStream(stream: ServerHttp2Stream, format: Format, answer: HotAnswe
 
 function writeResponse(response: ServerResponse, format: Format, answer: HotAnswer): void {
   const { status, headers, bytes } = bodyOf(format, answer);
-  response.writeHead(status, { ...headers, "content-length": bytes.length });
+  if (format.protocol === "grpc-web") response.setHeader("content-length", bytes.length);
+  response.writeHead(status, headers);
   response.end(bytes);
 }
 
@@ -240,16 +249,16 @@ function sendOkTrailers(this: ServerHttp2Stream): void {
   this.sendTrailers(OK_TRAILERS);
 }
 
-/** As the stock path, gRPC says what is said of an error in the trailers. */
-function headersOf(format: Format, { headers, error }: HotAnswer): Record<string, string> {
-  if (error !== undefined) return { "content-type": format.contentType, ...headers };
-  return headers === undefined ? format.head : { ...format.head, ...headers };
+/** As on the stock path, what gRPC says beside an error stands in the trailers. */
+function headersOf({ head, contentType }: Format, { headers, error }: HotAnswer): Headers {
+  if (error !== undefined) return { "content-type": contentType, ...headers };
+  return headers === undefined ? head : { ...head, ...headers };
 }
 
 interface Body {
   status: number;
-  headers: Record<string, string | number>;
-  bytes: Buffer | Uint8Array;
+  headers: Headers;
+  bytes: Uint8Array;
 }
 
 /** gRPC-Web and Connect have everything in headers and body. */
@@ -270,19 +279,28 @@ function webBody(format: Format, answer: HotAnswer): Body {
 
 function connectBody(format: Format, answer: HotAnswer): Body {
   const { error, trailers, message = EMPTY } = answer;
-  const bytes = error === undefined ? message : connectError(error);
-  const headers: Record<string, string | number> = {
+  if (error !== undefined) {
+    const bytes = connectError(error);
+    const all = { ...NO_STORE, "content-length": bytes.length, "content-type": "application/json" };
+    return { status: connectStatus(error.code), headers: { ...all, ...answer.headers, ...trailers }, bytes };
+  }
+  const headers: Headers = {
     "cache-control": "no-store",
-    "content-length": bytes.length,
-    "content-type": error === undefined ? format.contentType : "application/json",
-    ...answer.headers,
+    "content-length": message.length,
+    "content-type": format.contentType,
   };
-  for (const name in trailers) headers[error === undefined ? `trailer-${name}` : name] = trailers[name]!;
-  return { status: error === undefined ? 200 : connectStatus(error.code), headers, bytes };
+  if (answer.headers !== undefined) Object.assign(headers, answer.headers);
+  for (const name in trailers) headers[`trailer-${name}`] = trailers[name]!;
+  return { status: 200, headers, bytes: message };
 }
 
 /** What is read until a body is whole, or larger than any that is served here. */
-function gather(source: Readable, first: Buffer | null, done: (body: Buffer | null) => void): void {
+function gather(
+  source: Readable,
+  first: Buffer | null,
+  maxMessageBytes: number,
+  done: (body: Buffer | null) => void,
+): void {
   const chunks = first === null ? [] : [first];
   let size = first?.length ?? 0;
   const onReadable = () => {
@@ -291,7 +309,7 @@ function gather(source: Readable, first: Buffer | null, done: (body: Buffer | nu
       chunks.push(chunk);
       size += chunk.length;
     }
-    if (source.destroyed || (size <= ENVELOPE_BYTES + MAX_MESSAGE_BYTES && !hasEnded(source))) return;
+    if (source.destroyed || (size <= ENVELOPE_BYTES + maxMessageBytes && !hasEnded(source))) return;
     source.off("readable", onReadable);
     done(size === 0 ? null : Buffer.concat(chunks));
   };

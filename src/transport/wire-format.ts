@@ -1,5 +1,7 @@
 import type { Protocol, WireError } from "./hot-method.ts";
 
+export type Headers = Record<string, string | number>;
+
 /** How one content type is read and answered. */
 export interface Format {
   protocol: Protocol;
@@ -7,7 +9,7 @@ export interface Format {
   /** Of the answer; the same that the stock path gives. */
   contentType: string;
   /** Headers of an answer that adds none. */
-  head: Record<string, string>;
+  head: Headers;
   /** Names what the message was compressed with. */
   encodingHeader: "grpc-encoding" | "content-encoding";
   timeoutHeader: "grpc-timeout" | "connect-timeout-ms";

@@ -114,7 +114,7 @@ test("a health watch gets the state, each change once, and ends with the drain",
   const listener = await listen({
     host: "127.0.0.1",
     port: 0,
-    handler: createRequestHandler({ interceptors: [], routes: health.routes }),
+    handler: createRequestHandler({ interceptors: [], maxMessageBytes: 65_536, routes: health.routes }),
   });
   const client = createClient(Health, createGrpcTransport({ baseUrl: `http://${listener.address}` }));
   const seen: Status[] = [];

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { z } from "zod";
 import { CLIENT_VARIABLES, isSecret, parseDuration, readConfig, VARIABLES } from "../../src/config.ts";
+import { defaultListenerLimits } from "../../src/transport/listener.ts";
 
 const problemsOf = (environment: Record<string, string>): string => {
   try {
@@ -57,6 +58,25 @@ test("each way to admit callers of Verify needs what it checks against", () => {
   expect(problemsOf({ LATCHKEY_VERIFY_AUTH: "jwt" })).toContain("LATCHKEY_VERIFY_AUDIENCE");
   const same = { LATCHKEY_VERIFY_AUTH: "jwt", LATCHKEY_VERIFY_AUDIENCE: "a", LATCHKEY_JWT_AUDIENCE: "a" };
   expect(problemsOf(same)).toContain("must differ");
+});
+
+test("TLS takes a certificate and its key, never one of them alone", () => {
+  const [certFile, keyFile] = ["cert.pem", "key.pem"];
+  expect(problemsOf({ LATCHKEY_TLS_CERT_FILE: certFile })).toContain("need each other");
+  expect(problemsOf({ LATCHKEY_TLS_KEY_FILE: keyFile })).toContain("need each other");
+  const both = { LATCHKEY_TLS_CERT_FILE: certFile, LATCHKEY_TLS_KEY_FILE: keyFile };
+  expect(readConfig(both).tls).toEqual({ certFile, keyFile });
+});
+
+test("the listener's limits are its own defaults, and each has its variable", () => {
+  expect(readConfig({}).limits).toEqual(defaultListenerLimits);
+  const environment = Object.fromEntries(
+    Object.entries(VARIABLES)
+      .filter(([name]) => /^LATCHKEY_(MAX_(?!TTL|GRACE)|\w+_TIMEOUT$|KEEPALIVE)/.test(name))
+      .map(([name], index) => [name, /TIMEOUT|PROBE/.test(name) ? `${7 + index}ms` : String(7 + index)]),
+  );
+  const values = Object.values(readConfig(environment).limits);
+  expect(values.toSorted((a, b) => a - b)).toEqual(values.map((_value, index) => 7 + index));
 });
 
 test("exactly one way to check user tokens may be set", () => {
