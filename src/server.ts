@@ -22,9 +22,11 @@ import { createApiKeyService } from "./rpc/api-key-service.ts";
 import { createCallLog } from "./rpc/call-log.ts";
 import { createHealth } from "./rpc/health.ts";
 import { createHotVerify } from "./rpc/hot-verify.ts";
+import { createHotBatchVerify, createHotVerifyStream } from "./rpc/hot-verify-many.ts";
 import { createInterceptors } from "./rpc/interceptors.ts";
 import { reflectionRoutes } from "./rpc/reflection.ts";
 import { createAuthenticator, type VerifyAuth } from "./rpc/tokens.ts";
+import { createVerifyMany, MAX_BATCH_BYTES } from "./rpc/verify-many.ts";
 import type { StartupError } from "./startup-error.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
 import { connect, VERIFY_OPTIONS } from "./store/connection.ts";
@@ -120,11 +122,16 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     );
 
     const calls = createCallLog({ log, metrics });
+    const verifyMany = createVerifyMany(verify, calls);
+    const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock });
+    const { batchVerify } = ApiKeyService.method;
     const handler = createRequestHandler({
       interceptors: createInterceptors({ calls, authenticator }),
       maxMessageBytes: config.limits.maxMessageBytes,
+      largerMessages: new Map([[`/${ApiKeyService.typeName}/${batchVerify.name}`, MAX_BATCH_BYTES]]),
       routes: (router) => {
-        router.service(ApiKeyService, createApiKeyService({ keys, verify, clock }));
+        router.service(ApiKeyService, apiKeys);
+        router.rpc(batchVerify, apiKeys.batchVerify, { readMaxBytes: MAX_BATCH_BYTES });
         health.routes(router);
         reflectionRoutes(SERVED_FILES)(router);
       },
@@ -134,8 +141,12 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         ? undefined
         : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
     cleanUps.push(() => ops?.close());
-    const hot = [createHotVerify({ verify, authenticator, calls })];
-    const listener = await listen({ ...config.listen, tls, limits: config.limits, hot, handler });
+    const many = { verifyMany, authenticator, calls };
+    const listener = await listen({
+      ...{ ...config.listen, tls, limits: config.limits, handler },
+      hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many)],
+      hotStreams: [createHotVerifyStream(many)],
+    });
     health.set(true);
     cleanUps.push(async () => {
       health.drain();

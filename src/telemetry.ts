@@ -60,6 +60,8 @@ export interface Metrics {
   rpc(method: string, code: string, durationMs: number): void;
   /** The same for one method and code, found once. */
   series(method: string, code: string): { observe(durationMs: number): void };
+  streamOpened(method: string): void;
+  streamEnded(method: string, code: string): void;
   verified(outcome: string): void;
   /** Called at each scrape. */
   gauge(name: string, help: string, read: () => number): void;
@@ -86,7 +88,24 @@ export function createMetrics(): Metrics {
       for (const [outcome, count] of outcomes) this.inc({ outcome }, count);
     },
   });
+  const streams = new Gauge({
+    name: "latchkey_streams_open",
+    help: "Open streams, by method",
+    labelNames: ["method"],
+    registers: [registry],
+  });
+  const ended = new Counter({
+    name: "latchkey_streams_ended_total",
+    help: "Streams that ended, by method and canonical code",
+    labelNames: ["method", "code"],
+    registers: [registry],
+  });
   return {
+    streamOpened: (method) => streams.inc({ method }),
+    streamEnded: (method, code) => {
+      streams.dec({ method });
+      ended.inc({ method, code });
+    },
     rpc: (method, code, durationMs) => durations.of(method, code).observe(durationMs),
     series: (method, code) => durations.of(method, code),
     verified: (outcome) => outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1),

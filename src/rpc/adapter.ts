@@ -9,17 +9,22 @@ export interface AdapterParts {
   routes: (router: ConnectRouter) => void;
   /** A larger message is RESOURCE_EXHAUSTED. */
   maxMessageBytes: number;
+  /** The same for methods that need more, by path; their routes must say so to the router too. */
+  largerMessages?: ReadonlyMap<string, number>;
 }
 
 /** Serves the routes in gRPC, gRPC-Web and Connect, and refuses everything else in the asker's own protocol. */
-export function createRequestHandler({ interceptors, routes, maxMessageBytes }: AdapterParts): RequestHandler {
+export function createRequestHandler(parts: AdapterParts): RequestHandler {
+  const { interceptors, routes, maxMessageBytes, largerMessages } = parts;
   return connectNodeAdapter({
     interceptors,
     readMaxBytes: maxMessageBytes,
     jsonOptions: { ignoreUnknownFields: false },
     routes: (router) => {
       routes(router);
-      const strict = router.handlers.map((handler) => refuseUndecodable(handler, maxMessageBytes));
+      const strict = router.handlers.map((handler) =>
+        refuseUndecodable(handler, largerMessages?.get(handler.requestPath) ?? maxMessageBytes),
+      );
       router.handlers.splice(0, Infinity, ...strict);
     },
     fallback: refuseUnknownPath,

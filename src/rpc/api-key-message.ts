@@ -1,6 +1,14 @@
 import { create } from "@bufbuild/protobuf";
-import { timestampFromDate } from "@bufbuild/protobuf/wkt";
-import { type ApiKey, ApiKeySchema, State } from "#gen/latchkey/v1/api_key_service_pb";
+import { durationFromMs, timestampFromDate } from "@bufbuild/protobuf/wkt";
+import {
+  type ApiKey,
+  ApiKeySchema,
+  State,
+  type VerifyError,
+  VerifyErrorSchema,
+} from "#gen/latchkey/v1/api_key_service_pb";
+import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+import type { KeyError } from "../keys/errors.ts";
 import { displayPrefix, statusAt } from "../keys/key.ts";
 import type { HeldRecord } from "../keys/view.ts";
 
@@ -23,4 +31,10 @@ export function toApiKey(record: HeldRecord, nowMs: number): ApiKey {
     ...(record.lastUsedAt && { lastUsedAt: timestampFromDate(record.lastUsedAt) }),
     revocationReason: revocationReason ?? "",
   });
+}
+
+/** What one item of many is told instead of an answer. */
+export function toVerifyError({ reason, message, retryAfterMs }: KeyError): VerifyError {
+  const retry = retryAfterMs === undefined ? {} : { retryAfter: durationFromMs(retryAfterMs) };
+  return create(VerifyErrorSchema, { reason: ErrorReason[reason], message, ...retry });
 }

@@ -1,4 +1,4 @@
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
 import {
@@ -6,20 +6,25 @@ import {
   type ApiKeyService,
   Consistency,
   Outcome,
-  type VerifyResponseSchema,
+  type VerifyRequest,
+  type VerifyResponse,
+  VerifyResponseSchema,
+  type VerifyResultSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
-import { invalid } from "../keys/errors.ts";
+import { checked, invalid, KeyError } from "../keys/errors.ts";
 import { displayPrefix } from "../keys/key.ts";
 import type { Caller, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
-import type { VerifyKey } from "../keys/verify.ts";
+import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import type { HeldRecord } from "../keys/view.ts";
-import { toApiKey } from "./api-key-message.ts";
+import { toApiKey, toVerifyError } from "./api-key-message.ts";
 import { caller, logged } from "./interceptors.ts";
+import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
 
 export interface ApiKeyServiceParts {
   keys: KeyManager;
   verify: VerifyKey;
+  verifyMany: VerifyMany;
   clock: () => Date;
 }
 
@@ -38,8 +43,9 @@ const OUTCOMES = {
 export function createApiKeyService({
   keys,
   verify,
+  verifyMany,
   clock,
-}: ApiKeyServiceParts): Partial<ServiceImpl<typeof ApiKeyService>> {
+}: ApiKeyServiceParts): Omit<ServiceImpl<typeof ApiKeyService>, "watch"> {
   const describe = (record: HeldRecord): ApiKey => toApiKey(record, clock().getTime());
 
   return {
@@ -82,24 +88,50 @@ export function createApiKeyService({
     },
 
     async verify(request, context) {
-      if (Consistency[request.consistency] === undefined) {
-        throw invalid([{ field: "consistency", description: `${request.consistency} is not a consistency` }]);
-      }
-      const { outcome, entry, missingScopes, asOfMs } = await verify({
-        key: request.key,
-        requiredScopes: request.requiredScopes,
-        strong: request.consistency === Consistency.STRONG,
-        timeoutMs: timeoutOf(context),
-      });
+      const verification = await verify(toVerifyInput(request, timeoutOf(context)));
+      const { outcome, entry } = verification;
       note(context, { outcome, ...(entry && { keyId: entry.record.id }) });
-      const answer: MessageInitShape<typeof VerifyResponseSchema> = {
-        outcome: OUTCOMES[outcome],
-        missingScopes: [...missingScopes],
-        asOf: timestampFromMs(asOfMs),
-      };
-      return entry ? { ...answer, apiKey: describe(entry.record) } : answer;
+      return toVerifyResponse(verification);
+    },
+
+    async batchVerify({ requests }, context) {
+      checked((violations) => checkBatchSize(requests.length, violations));
+      const timeoutMs = timeoutOf(context);
+      const verdicts = await verifyMany(requests.map((request) => toVerifyInput(request, timeoutMs)));
+      return { results: verdicts.map(toVerifyResult) };
+    },
+
+    async *verifyStream(requests) {
+      for await (const { request } of requests) {
+        const [verdict] = await verifyMany([toVerifyInput(request, MAX_CALL_MS)]);
+        yield { result: toVerifyResult(verdict!) };
+      }
     },
   };
+}
+
+/** Unset: an empty request. */
+export function toVerifyInput(request: VerifyRequest | undefined, timeoutMs: number): VerifyInput {
+  const { key = "", requiredScopes = [], consistency = Consistency.UNSPECIFIED } = request ?? {};
+  if (Consistency[consistency] === undefined) {
+    throw invalid([{ field: "consistency", description: `${consistency} is not a consistency` }]);
+  }
+  return { key, requiredScopes, strong: consistency === Consistency.STRONG, timeoutMs };
+}
+
+function toVerifyResponse({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): VerifyResponse {
+  return create(VerifyResponseSchema, {
+    outcome: OUTCOMES[outcome],
+    missingScopes: [...missingScopes],
+    asOf: timestampFromMs(asOfMs),
+    ...(entry && { apiKey: toApiKey(entry.record, nowMs) }),
+  });
+}
+
+function toVerifyResult(verdict: Verdict): MessageInitShape<typeof VerifyResultSchema> {
+  return verdict instanceof KeyError
+    ? { result: { case: "error", value: toVerifyError(verdict) } }
+    : { result: { case: "response", value: toVerifyResponse(verdict) } };
 }
 
 function callerOf(context: HandlerContext): Caller {

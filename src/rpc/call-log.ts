@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
+import type { ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Logger, Metrics } from "../telemetry.ts";
 import { asKeyError, CODES, toConnectError } from "./error-map.ts";
 
@@ -11,18 +12,27 @@ export interface LoggedCall {
   /** Of `performance.now()`. */
   startedMs: number;
   requestId: string;
+  /** A stream's length says nothing of how fast answers are: it is counted apart, from `opened` to its end. */
+  streams?: boolean;
   userId?: string | undefined;
   keyId?: string | undefined;
   outcome?: string | undefined;
 }
 
 export interface CallLog {
+  /** A stream begins. */
+  opened(call: LoggedCall): void;
+  /** A stream's caller went away. */
+  left(call: LoggedCall): void;
   answered(call: LoggedCall, level: "debug" | "info"): void;
   /** As `answered` on `debug`, for a method that is called so often that its log line is only made when it is wanted. */
   often(
     service: string,
     method: string,
   ): (startedMs: number, requestId: string | string[] | undefined, outcome: string, keyId: string | undefined) => void;
+  /** One answer of Verify among many of a call. */
+  itemAnswered(outcome: string): void;
+  itemFailed(error: KeyError): void;
   /** Also makes the error that is sent: the one place where a failure is mapped. */
   refused(call: LoggedCall, error: unknown): ConnectError;
 }
@@ -32,7 +42,8 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
   const done = (call: LoggedCall, code: string, fields: object, level: "debug" | "info" | "error", text: string) => {
     const { service, method, startedMs, requestId, userId, keyId, outcome } = call;
     const durationMs = performance.now() - startedMs;
-    metrics.rpc(`${service}/${method}`, code, durationMs);
+    if (call.streams) metrics.streamEnded(`${service}/${method}`, code);
+    else metrics.rpc(`${service}/${method}`, code, durationMs);
     log[level](
       {
         ...{ event: "rpc", requestId, method, code },
@@ -50,6 +61,12 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     done(call, "ok", {}, level, "answered");
   };
   return {
+    opened(call) {
+      call.streams = true;
+      metrics.streamOpened(`${call.service}/${call.method}`);
+      log.debug({ event: "stream_opened", requestId: call.requestId, method: call.method }, "stream opened");
+    },
+    left: (call) => done(call, "canceled", {}, "debug", "left"),
     answered,
     often(service, method) {
       const series = metrics.series(`${service}/${method}`, "ok");
@@ -62,13 +79,19 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
         series.observe(performance.now() - startedMs);
       };
     },
+    itemAnswered: (outcome) => metrics.verified(outcome),
+    itemFailed({ reason, cause }) {
+      metrics.verified("failed");
+      if (isOurs(reason))
+        log.error({ event: "item_failed", reason, err: cause }, "one of many keys could not be verified");
+    },
     refused(call, error) {
       if (error instanceof ConnectError) {
         done(call, Code[error.code], {}, "info", "refused");
         return error;
       }
       const refusal = asKeyError(error);
-      const internal = CODES[refusal.reason] === Code.Internal || refusal.reason === "DB_UNAVAILABLE";
+      const internal = isOurs(refusal.reason);
       const cause = internal ? { err: refusal.cause ?? refusal } : {};
       const fields = { reason: refusal.reason, ...cause };
       done(call, Code[CODES[refusal.reason]], fields, internal ? "error" : "info", "refused");
@@ -77,6 +100,11 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       return mapped;
     },
   };
+}
+
+/** Nothing that the caller did: the cause belongs in the log. */
+function isOurs(reason: ErrorReason): boolean {
+  return CODES[reason] === Code.Internal || reason === "DB_UNAVAILABLE";
 }
 
 /** The caller's id where it is fit for a log, else a new one. Without `_`, it can't be a key. */

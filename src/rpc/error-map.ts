@@ -1,7 +1,9 @@
+import { create, toBinary, toJson } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
+import type { WireError } from "../transport/hot-method.ts";
 
 const ERROR_DOMAIN = "latchkey.v1";
 
@@ -42,4 +44,16 @@ export function toConnectError(error: KeyError, errorId: string): ConnectError {
 export function asKeyError(error: unknown): KeyError {
   if (error instanceof KeyError) return error;
   return new KeyError("INTERNAL_ERROR", "Something went wrong inside the service.", { cause: error });
+}
+
+/** The same error for the transport's hot path. */
+export function toWireError({ code, rawMessage: message, details }: ConnectError): WireError {
+  return {
+    ...{ code, message },
+    details: details.flatMap((detail) => {
+      if (!("desc" in detail)) return [];
+      const value = create(detail.desc, detail.value);
+      return [{ type: detail.desc.typeName, value: toBinary(detail.desc, value), debug: toJson(detail.desc, value) }];
+    }),
+  };
 }

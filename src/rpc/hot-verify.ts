@@ -1,19 +1,11 @@
-import { isAscii } from "node:buffer";
-import { create, toBinary, toJson } from "@bufbuild/protobuf";
-import type { ConnectError } from "@connectrpc/connect";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Verification, VerifyKey } from "../keys/verify.ts";
-import type { HotAnswer, HotCall, HotMethod, WireError } from "../transport/hot-method.ts";
+import type { HotAnswer, HotCall, HotMethod } from "../transport/hot-method.ts";
 import { MAX_CALL_MS } from "./api-key-service.ts";
 import { type CallLog, requestIdFrom } from "./call-log.ts";
+import { toWireError } from "./error-map.ts";
 import type { Authenticator } from "./tokens.ts";
-import {
-  decodeVerify,
-  decodeVerifyJson,
-  sizeOfVerification,
-  verificationJson,
-  writeVerification,
-} from "./verify-wire.ts";
+import { decodeVerify, decodeVerifyJson, encodeVerification, isPlain, verificationJson } from "./verify-wire.ts";
 
 export interface HotVerifyParts {
   verify: VerifyKey;
@@ -39,7 +31,7 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
       const admitted = authenticator.service(headers.authorization);
       found = admitted === undefined ? verify(request) : admitted.then(() => verify(request));
     } catch (error) {
-      return isAscii(message) ? refused(call, startedMs, error) : undefined;
+      return isPlain(request) ? refused(call, startedMs, error) : undefined;
     }
     if (found instanceof Promise) {
       return found.then(
@@ -48,13 +40,13 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
       );
     }
     // Text was taken for ASCII; where that decides the answer, the generic codec looks again.
-    if (found.outcome === "malformed" && !isAscii(message)) return undefined;
+    if (found.outcome === "malformed" && !isPlain(request)) return undefined;
     return answered(call, startedMs, found);
   }
 
   function answered({ json, headers }: HotCall, startedMs: number, verification: Verification): HotAnswer {
     count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
-    return { message: json ? Buffer.from(verificationJson(verification)) : encode(verification) };
+    return { message: json ? Buffer.from(verificationJson(verification)) : encodeVerification(verification) };
   }
 
   function refused({ headers }: HotCall, startedMs: number, error: unknown): HotAnswer {
@@ -63,21 +55,4 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
   }
 
   return { path: `/${service}/${method}`, answer };
-}
-
-function encode(verification: Verification): Buffer {
-  const message = Buffer.allocUnsafe(sizeOfVerification(verification));
-  writeVerification(verification, message, 0);
-  return message;
-}
-
-function toWireError({ code, rawMessage: message, details }: ConnectError): WireError {
-  return {
-    ...{ code, message },
-    details: details.flatMap((detail) => {
-      if (!("desc" in detail)) return [];
-      const value = create(detail.desc, detail.value);
-      return [{ type: detail.desc.typeName, value: toBinary(detail.desc, value), debug: toJson(detail.desc, value) }];
-    }),
-  };
 }

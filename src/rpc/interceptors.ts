@@ -18,7 +18,8 @@ export interface InterceptorParts {
 
 /**
  * In the order a request meets them:
- * 1. observe: outermost, so that every answer is counted and logged, refusals included, and each error is mapped once.
+ * 1. observe: outermost, so that every answer is counted and logged, refusals included, and each error is mapped once. Of a
+ *    stream, its opening and its end.
  * 2. authenticate: before anything is said about the message, so that strangers learn nothing.
  * 3. refuse what could not be decoded.
  */
@@ -28,19 +29,20 @@ export function createInterceptors({ calls, authenticator }: InterceptorParts): 
 
 function observe(calls: CallLog): Interceptor {
   return (next) => async (request) => {
-    if (request.stream) return next(request);
     const { contextValues, service, method, header } = request;
     const call: LoggedCall = {
       ...{ service: service.typeName, method: method.name, startedMs: performance.now() },
       requestId: requestIdFrom(header.get("x-request-id")),
     };
     contextValues.set(logged, call);
+    if (method.methodKind !== "unary") calls.opened(call);
     try {
       const response = await next(request);
+      response.header.set("cache-control", "no-store");
+      if (response.stream) return { ...response, message: observed(response.message, call, calls) };
       call.userId = contextValues.get(caller)?.userId;
       // Management is rare and matters; Verify and health are asked all the time.
       calls.answered(call, call.userId !== undefined ? "info" : "debug");
-      response.header.set("cache-control", "no-store");
       return response;
     } catch (error) {
       call.userId = contextValues.get(caller)?.userId;
@@ -49,12 +51,29 @@ function observe(calls: CallLog): Interceptor {
   };
 }
 
+async function* observed<T>(messages: AsyncIterable<T>, call: LoggedCall, calls: CallLog): AsyncGenerator<T> {
+  let left = true;
+  try {
+    yield* messages;
+    left = false;
+    calls.answered(call, "debug");
+  } catch (error) {
+    left = false;
+    throw calls.refused(call, error);
+  } finally {
+    if (left) calls.left(call);
+  }
+}
+
+const { verify, batchVerify, verifyStream } = ApiKeyService.method;
+/** Methods for services and gateways. Any other needs a user: one that is added later is closed until it is opened here. */
+const OF_SERVICES: ReadonlySet<string> = new Set([verify, batchVerify, verifyStream].map(({ name }) => name));
+
 function authenticate(authenticator: Authenticator): Interceptor {
   return (next) => async (request) => {
     if (request.service.typeName !== ApiKeyService.typeName) return next(request);
     const authorization = request.header.get("authorization");
-    // Anything that is not Verify needs a user: a method added later is closed until it is opened here.
-    if (request.method.name === ApiKeyService.method.verify.name) await authenticator.service(authorization);
+    if (OF_SERVICES.has(request.method.name)) await authenticator.service(authorization);
     else request.contextValues.set(caller, await authenticator.user(authorization));
     return next(request);
   };

@@ -1,9 +1,11 @@
 import { isAscii } from "node:buffer";
 import { toBinary, toJsonString } from "@bufbuild/protobuf";
-import { ApiKeySchema, Consistency, Outcome } from "#gen/latchkey/v1/api_key_service_pb";
+import { ApiKeySchema, Consistency, Outcome, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
+import { KeyError } from "../keys/errors.ts";
 import type { Outcome as OutcomeName, Verification, VerifyInput } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
-import { toApiKey } from "./api-key-message.ts";
+import { toApiKey, toVerifyError } from "./api-key-message.ts";
+import type { Verdict } from "./verify-many.ts";
 
 // Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
 // out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
@@ -18,6 +20,8 @@ const OUTCOMES: Record<OutcomeName, Outcome> = {
 };
 const NONE: readonly string[] = [];
 
+const NOT_ASCII = /[\x80-\xff]/;
+
 /** A field's number and wire type, as they stand before its value. */
 const LENGTH_DELIMITED = 2;
 const tag = (field: number, type: number) => (field << 3) | type;
@@ -25,7 +29,7 @@ const KEY = tag(1, LENGTH_DELIMITED);
 const REQUIRED_SCOPES = tag(2, LENGTH_DELIMITED);
 const CONSISTENCY = tag(3, 0);
 
-/** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII: where an answer is to repeat or judge it, see `isAscii`. */
+/** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII; whether it was, `isPlain` tells. */
 export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyInput | undefined {
   let key = "";
   let requiredScopes: string[] | undefined;
@@ -52,6 +56,47 @@ export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyI
   return { key, requiredScopes: requiredScopes ?? NONE, strong, timeoutMs: 0 };
 }
 
+/**
+ * Whether all text is ASCII, and was thus decoded rightly. Other text is never that of a good key, so it is enough to ask
+ * before a refusal.
+ */
+export function isPlain({ key, requiredScopes }: VerifyInput): boolean {
+  return !NOT_ASCII.test(key) && !requiredScopes.some((scope) => NOT_ASCII.test(scope));
+}
+
+/** BatchVerifyRequest: nothing but VerifyRequests, each as above. */
+export function decodeBatch(bytes: Buffer): VerifyInput[] | undefined {
+  const inputs: VerifyInput[] = [];
+  for (let at = 0; at < bytes.length; ) {
+    if (bytes[at] !== tag(1, LENGTH_DELIMITED)) return undefined;
+    const { value: length, end: start } = readVarint(bytes, at + 1);
+    at = start + length;
+    const input = at > bytes.length ? undefined : decodeVerify(bytes, start, at);
+    if (input === undefined || !isPlain(input)) return undefined;
+    inputs.push(input);
+  }
+  return inputs;
+}
+
+/** VerifyStreamRequest: one VerifyRequest. */
+export function decodeStreamed(bytes: Buffer): VerifyInput | undefined {
+  if (bytes[0] !== tag(1, LENGTH_DELIMITED)) return undefined;
+  const { value: length, end: start } = readVarint(bytes, 1);
+  const input = start + length === bytes.length ? decodeVerify(bytes, start, bytes.length) : undefined;
+  return input !== undefined && isPlain(input) ? input : undefined;
+}
+
+/** NaN when there is no varint below 2^21. */
+function readVarint(bytes: Buffer, start: number): { value: number; end: number } {
+  let value = 0;
+  for (let index = 0; index < 3; index += 1) {
+    const byte = bytes[start + index] ?? Number.NaN;
+    value += (byte & 0x7f) * 128 ** index;
+    if (byte < 0x80) return { value, end: start + index + 1 };
+  }
+  return { value: Number.NaN, end: start };
+}
+
 const JSON_FIELDS: ReadonlySet<string> = new Set(["key", "requiredScopes", "consistency"]);
 
 /** The VerifyRequest in JSON, where it is spelled as nearly all callers spell it. */
@@ -74,6 +119,62 @@ export function decodeVerifyJson(bytes: Buffer): VerifyInput | undefined {
   return { key, requiredScopes, strong: consistency === "CONSISTENCY_STRONG", timeoutMs: 0 };
 }
 
+const RESULT = tag(1, LENGTH_DELIMITED);
+const RESPONSE = tag(1, LENGTH_DELIMITED);
+const ERROR = tag(2, LENGTH_DELIMITED);
+
+/** BatchVerifyResponse. */
+export function encodeBatch(verdicts: readonly Verdict[]): Buffer {
+  const items = verdicts.map(measure);
+  const message = Buffer.allocUnsafe(items.reduce((size, item) => size + sizeOfField(item.resultSize), 0));
+  let at = 0;
+  for (const item of items) at = writeResult(item, message, at);
+  return message;
+}
+
+/** VerifyStreamResponses, each in a gRPC envelope. */
+export function encodeStreamed(verdicts: readonly Verdict[]): Buffer {
+  const items = verdicts.map(measure);
+  const size = items.reduce((sum, item) => sum + ENVELOPE_BYTES + sizeOfField(item.resultSize), 0);
+  const messages = Buffer.allocUnsafe(size);
+  let at = 0;
+  for (const item of items) {
+    messages[at] = 0;
+    messages.writeUInt32BE(sizeOfField(item.resultSize), at + 1);
+    at = writeResult(item, messages, at + ENVELOPE_BYTES);
+  }
+  return messages;
+}
+
+const ENVELOPE_BYTES = 5;
+
+interface Measured {
+  verdict: Verification | Uint8Array;
+  size: number;
+  resultSize: number;
+}
+
+function measure(verdict: Verdict): Measured {
+  const content = verdict instanceof KeyError ? toBinary(VerifyErrorSchema, toVerifyError(verdict)) : verdict;
+  const size = content instanceof Uint8Array ? content.length : sizeOfVerification(content);
+  return { verdict: content, size, resultSize: sizeOfField(size) };
+}
+
+function writeResult({ verdict, size, resultSize }: Measured, target: Buffer, start: number): number {
+  target[start] = RESULT;
+  let at = writeVarint(target, start + 1, resultSize);
+  target[at] = verdict instanceof Uint8Array ? ERROR : RESPONSE;
+  at = writeVarint(target, at + 1, size);
+  if (!(verdict instanceof Uint8Array)) return writeVerification(verdict, target, at);
+  target.set(verdict, at);
+  return at + size;
+}
+
+/** Of a length-delimited field with a number below 16. */
+function sizeOfField(size: number): number {
+  return 1 + sizeOfVarint(size) + size;
+}
+
 const OUTCOME = tag(1, 0);
 const API_KEY = tag(2, LENGTH_DELIMITED);
 const MISSING_SCOPES = tag(3, LENGTH_DELIMITED);
@@ -81,16 +182,22 @@ const AS_OF = tag(4, LENGTH_DELIMITED);
 const SECONDS = tag(1, 0);
 const NANOS = tag(2, 0);
 
-/** Bytes of the VerifyResponse. */
-export function sizeOfVerification({ entry, missingScopes, asOfMs, nowMs }: Verification): number {
+/** VerifyResponse. */
+export function encodeVerification(verification: Verification): Buffer {
+  const message = Buffer.allocUnsafe(sizeOfVerification(verification));
+  writeVerification(verification, message, 0);
+  return message;
+}
+
+function sizeOfVerification({ entry, missingScopes, asOfMs, nowMs }: Verification): number {
   let size = 2 + asOfField(asOfMs).length;
-  if (entry !== undefined) size += sizeOfText(encodedKey(entry, nowMs));
-  for (const scope of missingScopes) size += sizeOfText(scope);
+  if (entry !== undefined) size += sizeOfField(encodedKey(entry, nowMs).length);
+  for (const scope of missingScopes) size += sizeOfField(scope.length);
   return size;
 }
 
-/** Writes the VerifyResponse, and returns where it ends. */
-export function writeVerification(answer: Verification, target: Buffer, start: number): number {
+/** Returns where it ends. */
+function writeVerification(answer: Verification, target: Buffer, start: number): number {
   target[start] = OUTCOME;
   target[start + 1] = OUTCOMES[answer.outcome];
   let at = start + 2;
@@ -155,15 +262,11 @@ function varint(value: number): string {
   }
 }
 
-function sizeOfText(text: string): number {
-  return 1 + sizeOfVarint(text.length) + text.length;
-}
-
-export function sizeOfVarint(value: number): number {
+function sizeOfVarint(value: number): number {
   return value < 0x80 ? 1 : value < 0x4000 ? 2 : value < 0x200000 ? 3 : 4;
 }
 
-export function writeVarint(target: Buffer, start: number, value: number): number {
+function writeVarint(target: Buffer, start: number, value: number): number {
   let at = start;
   for (let rest = value; ; rest >>>= 7) {
     if (rest < 0x80) {

@@ -5,6 +5,8 @@ import type { IncomingHttpHeaders } from "node:http";
  * (compression, GET, streaming content types, malformed frames, oversize …) never come here: the stock path takes them.
  */
 export interface HotMethod {
+  /** Bytes of its largest message, where that is more than the listener's. */
+  maxMessageBytes?: number;
   /** `/latchkey.v1.ApiKeyService/Verify` */
   path: string;
   /**
@@ -12,6 +14,30 @@ export interface HotMethod {
    * call to the stock path, from its beginning. Must not throw or reject: the caller would be told INTERNAL.
    */
   answer(call: HotCall): HotAnswer | Promise<HotAnswer> | undefined;
+}
+
+/** A bidirectional stream of messages that have one answer each; served without Connect over gRPC in protobuf. */
+export interface HotStreamMethod {
+  path: string;
+  open(headers: IncomingHttpHeaders): HotStreamSession;
+}
+
+/** One stream. Exactly one of `ended`, `left` and `failed` is called, once, and last. */
+export interface HotStreamSession {
+  /** Throws or rejects when the caller may not have the stream. */
+  admit(): Promise<void>;
+  /** Called with all messages that came in one go; returns their answers in order, each in a gRPC envelope. Never called again before it has answered. */
+  answer(messages: readonly Buffer[]): Uint8Array | Promise<Uint8Array>;
+  ended(): void;
+  /** The caller went away, ran out of time, or was told to. */
+  left(): void;
+  /** Something threw, or there was a BrokenStream. Returns what the caller is told. */
+  failed(error: unknown): WireError;
+}
+
+/** What the peer sent is no sequence of messages. */
+export class BrokenStream extends Error {
+  override readonly name = "BrokenStream";
 }
 
 export type Protocol = "grpc" | "grpc-web" | "connect";

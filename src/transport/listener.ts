@@ -3,7 +3,8 @@ import { createServer as createHttp2Server, type Http2ServerRequest, type Http2S
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import type { SecureContext } from "node:tls";
 import { StartupError } from "../startup-error.ts";
-import type { HotMethod } from "./hot-method.ts";
+import { serveBidiStreams } from "./bidi.ts";
+import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
 import { handshake } from "./tls.ts";
@@ -16,6 +17,7 @@ export interface ListenerOptions {
   handler: (request: IncomingMessage | Http2ServerRequest, response: ServerResponse | Http2ServerResponse) => void;
   /** Methods that are served here, before `handler` is asked. */
   hot?: readonly HotMethod[];
+  hotStreams?: readonly HotStreamMethod[];
   /** Serves TLS alone; cleartext when left out. */
   tls?: SecureContext | undefined;
   limits?: Partial<ListenerLimits>;
@@ -83,6 +85,7 @@ export async function listen({
   port,
   handler,
   hot = [],
+  hotStreams = [],
   tls,
   limits: given,
 }: ListenerOptions): Promise<Listener> {
@@ -134,10 +137,11 @@ export async function listen({
   });
   // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
   const stock = createHttp2Server(handler);
-  http2.on(
-    "stream",
-    serveHotStreams({ methods: hot, maxMessageBytes, stock: (...stream) => void stock.emit("stream", ...stream) }),
-  );
+  const bidi = serveBidiStreams({
+    ...{ methods: hotStreams, maxMessageBytes },
+    next: (...stream) => void stock.emit("stream", ...stream),
+  });
+  http2.on("stream", serveHotStreams({ methods: hot, maxMessageBytes, stock: bidi.listener }));
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
 
@@ -188,6 +192,7 @@ export async function listen({
   const drain = () => {
     for (const socket of undecided) socket.destroy();
     sessions.drain();
+    bidi.drain();
     for (const [socket, open] of answers) {
       if (open.size === 0) socket.destroySoon();
       for (const response of open) if (!response.headersSent) response.setHeader("connection", "close");

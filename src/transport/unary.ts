@@ -62,11 +62,11 @@ export function serveHotStreams(parts: HotParts<StreamListener>): StreamListener
     for (const one of all) {
       const body = one.stream.read() as Buffer | null;
       if (hasEnded(one.stream)) serve(one, body);
-      else gather(one.stream, body, maxMessageBytes, (whole) => serve(one, whole));
+      else gather(one.stream, body, one.method.maxMessageBytes ?? maxMessageBytes, (whole) => serve(one, whole));
     }
   };
   const serve = ({ stream, headers, flags, rawHeaders, method, format }: HotStream, body: Buffer | null) => {
-    const call = callFrom(format, headers, messageIn(format, body, maxMessageBytes), stream);
+    const call = callFrom(format, headers, messageIn(format, body, method.maxMessageBytes ?? maxMessageBytes), stream);
     const answer = call && answerTo(method, call);
     if (answer === undefined) {
       if (body !== null) stream.unshift(body);
@@ -104,7 +104,12 @@ export function serveHotRequests(parts: HotParts<RequestListener>): RequestListe
     if (method === undefined || format === undefined || format.protocol === "grpc") return stock(request, response);
 
     const serve = (body: Buffer | null) => {
-      const call = callFrom(format, request.headers, messageIn(format, body, maxMessageBytes), response);
+      const call = callFrom(
+        format,
+        request.headers,
+        messageIn(format, body, method.maxMessageBytes ?? maxMessageBytes),
+        response,
+      );
       const answer = call && answerTo(method, call);
       if (answer === undefined) {
         if (body !== null) request.unshift(body);
@@ -114,7 +119,7 @@ export function serveHotRequests(parts: HotParts<RequestListener>): RequestListe
     };
     setImmediate(() => {
       const body = request.read() as Buffer | null;
-      hasEnded(request) ? serve(body) : gather(request, body, maxMessageBytes, serve);
+      hasEnded(request) ? serve(body) : gather(request, body, method.maxMessageBytes ?? maxMessageBytes, serve);
     });
   };
 }

@@ -1,0 +1,101 @@
+import { fromBinary } from "@bufbuild/protobuf";
+import { ApiKeyService, VerifyStreamRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
+import { checked, invalid } from "../keys/errors.ts";
+import type { VerifyInput } from "../keys/verify.ts";
+import {
+  BrokenStream,
+  type HotAnswer,
+  type HotCall,
+  type HotMethod,
+  type HotStreamMethod,
+} from "../transport/hot-method.ts";
+import { MAX_CALL_MS, toVerifyInput } from "./api-key-service.ts";
+import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
+import { toWireError } from "./error-map.ts";
+import type { Authenticator } from "./tokens.ts";
+import { checkBatchSize, MAX_BATCH_BYTES, type Verdict, type VerifyMany } from "./verify-many.ts";
+import { decodeBatch, decodeStreamed, encodeBatch, encodeStreamed } from "./verify-wire.ts";
+
+export interface HotVerifyManyParts {
+  verifyMany: VerifyMany;
+  authenticator: Authenticator;
+  calls: CallLog;
+}
+
+const { typeName: service, method: methods } = ApiKeyService;
+
+/** BatchVerify without Connect, in protobuf. */
+export function createHotBatchVerify({ verifyMany, authenticator, calls }: HotVerifyManyParts): HotMethod {
+  const method = methods.batchVerify.name;
+
+  function answer(call: HotCall): HotAnswer | Promise<HotAnswer> | undefined {
+    const inputs = call.json ? undefined : decodeBatch(call.message);
+    if (inputs === undefined) return undefined;
+    const logged = loggedCall(method, call.headers["x-request-id"]);
+    const timeoutMs = Math.min(call.timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+    for (const input of inputs) input.timeoutMs = timeoutMs;
+
+    const answered = (verdicts: Verdict[]): HotAnswer => {
+      calls.answered(logged, "debug");
+      return { message: encodeBatch(verdicts) };
+    };
+    const refused = (error: unknown): HotAnswer => ({ error: toWireError(calls.refused(logged, error)) });
+    const run = () => {
+      checked((violations) => checkBatchSize(inputs.length, violations));
+      return verifyMany(inputs);
+    };
+    try {
+      const admitted = authenticator.service(call.headers.authorization);
+      const verdicts = admitted === undefined ? run() : admitted.then(run);
+      return verdicts instanceof Promise ? verdicts.then(answered, refused) : answered(verdicts);
+    } catch (error) {
+      return refused(error);
+    }
+  }
+
+  return { path: `/${service}/${method}`, maxMessageBytes: MAX_BATCH_BYTES, answer };
+}
+
+/** VerifyStream without Connect, over gRPC in protobuf. */
+export function createHotVerifyStream({ verifyMany, authenticator, calls }: HotVerifyManyParts): HotStreamMethod {
+  const method = methods.verifyStream.name;
+  const inputOf = (message: Buffer): VerifyInput => decodeStreamed(message) ?? decodeGenerically(message);
+
+  return {
+    path: `/${service}/${method}`,
+    open(headers) {
+      const logged = loggedCall(method, headers["x-request-id"]);
+      calls.opened(logged);
+      return {
+        admit: async () => authenticator.service(headers.authorization),
+        answer(messages) {
+          const inputs = messages.map(inputOf);
+          for (const input of inputs) input.timeoutMs = MAX_CALL_MS;
+          const verdicts = verifyMany(inputs);
+          return verdicts instanceof Promise ? verdicts.then(encodeStreamed) : encodeStreamed(verdicts);
+        },
+        ended: () => calls.answered(logged, "debug"),
+        left: () => calls.left(logged),
+        failed: (error) =>
+          toWireError(
+            calls.refused(
+              logged,
+              error instanceof BrokenStream ? invalid([{ field: "", description: error.message }]) : error,
+            ),
+          ),
+      };
+    },
+  };
+}
+
+function loggedCall(method: string, requestId: string | string[] | undefined): LoggedCall {
+  return { service, method, startedMs: performance.now(), requestId: requestIdFrom(requestId) };
+}
+
+function decodeGenerically(message: Buffer): VerifyInput {
+  try {
+    return toVerifyInput(fromBinary(VerifyStreamRequestSchema, message).request, MAX_CALL_MS);
+  } catch {
+    throw new BrokenStream(`A message is not a well-formed ${VerifyStreamRequestSchema.typeName}.`);
+  }
+}
