@@ -54,26 +54,31 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
   let { child, pid } = await launch(binary, dataDir, uri, port);
   let stopping = false;
 
+  let recovery: Promise<void> | undefined;
   const watch = () =>
-    child.once("exit", async () => {
-      for (let attempt = 1; !stopping && attempt <= RESTARTS; attempt += 1) {
-        await sleep(100 * 2 ** attempt);
-        if (stopping) return;
-        try {
-          ({ child, pid } = await launch(binary, dataDir, uri, port));
-          watch();
-          return;
-        } catch {
-          // The next attempt, or the report below.
-        }
-      }
-      if (!stopping)
-        onLost(
-          new StartupError(
-            `The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`,
-          ),
-        );
+    child.once("exit", () => {
+      recovery = recover();
     });
+  const recover = async () => {
+    for (let attempt = 1; !stopping && attempt <= RESTARTS; attempt += 1) {
+      await sleep(100 * 2 ** attempt);
+      if (stopping) return;
+      try {
+        ({ child, pid } = await launch(binary, dataDir, uri, port));
+        if (stopping) await endProcess(child, pid);
+        else watch();
+        return;
+      } catch {
+        // The next attempt, or the report below.
+      }
+    }
+    if (!stopping)
+      onLost(
+        new StartupError(
+          `The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`,
+        ),
+      );
+  };
   watch();
 
   let stopped: Promise<void> | undefined;
@@ -86,6 +91,7 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
       stopped ??= (async () => {
         stopping = true;
         await endProcess(child, pid);
+        await recovery;
         await rm(ownerFile(dataDir), { force: true });
       })();
       return stopped;
@@ -316,7 +322,9 @@ async function whyMongodEnded(dataDir: string, early = ""): Promise<string> {
 
 function complaintOf(line: string): string {
   try {
-    const { msg, attr } = JSON.parse(line) as { msg: string; attr?: { error?: unknown } };
+    const { c, msg, attr } = JSON.parse(line) as { c: string; msg: string; attr?: { error?: unknown } };
+    // An abort's own words say nothing of its cause, which is in the line before.
+    if (c === "ASSERT") return "";
     const { error } = attr ?? {};
     return error === undefined
       ? msg

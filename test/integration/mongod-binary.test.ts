@@ -34,7 +34,9 @@ beforeEach(async () => {
   mkdirSync(bin);
 });
 afterEach(() => rm(root, { recursive: true, force: true }));
-afterAll(() => mirror.close());
+afterAll(() => {
+  mirror.close();
+});
 
 const program = (name: string, ...lines: string[]) => {
   const file = join(bin, name);
