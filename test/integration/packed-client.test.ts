@@ -1,0 +1,88 @@
+import { execFile } from "node:child_process";
+import { mkdirSync, mkdtempSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, test } from "@jest/globals";
+import { startService, type TestService } from "../support/service.ts";
+
+const run = promisify(execFile);
+const MODULES = resolve("node_modules");
+
+let service: TestService;
+let project: string;
+// A program elsewhere that has the packed client and what it depends on, and nothing of this repository.
+beforeAll(async () => {
+  service = await startService();
+  project = mkdtempSync(join(tmpdir(), "latchkey consumer "));
+  const { stdout } = await run("npm", ["pack", "--ignore-scripts", "--json", "--pack-destination", project]);
+  const [packed] = JSON.parse(stdout) as { filename: string }[];
+  const installed = join(project, "node_modules", "latchkey");
+  mkdirSync(installed, { recursive: true });
+  await run("tar", ["-xzf", join(project, packed!.filename), "-C", installed, "--strip-components=1"]);
+  for (const name of readdirSync(MODULES)) {
+    if (!name.startsWith(".") && name !== "latchkey")
+      symlinkSync(join(MODULES, name), join(project, "node_modules", name));
+  }
+  writeFileSync(join(project, "package.json"), '{"type":"module"}');
+  writeFileSync(join(project, "consumer.ts"), CONSUMER);
+});
+afterAll(async () => {
+  await rm(project, { recursive: true, force: true });
+  await service.stop();
+});
+
+const CONSUMER = `
+import { createLatchkeyClient, describeError, ErrorReason, Outcome, type VerifyResponse } from "latchkey/client";
+
+for (const protocol of ["grpc", "connect"] as const) {
+  const client = createLatchkeyClient({ baseUrl: process.argv[2]!, protocol, token: async () => process.argv[3]! });
+  const answer: VerifyResponse = await client.verify({ key: "x", requiredScopes: ["read"] });
+  const failure = await client.get({}).catch(describeError);
+  if ("$typeName" in failure) throw new Error("it was not refused");
+  const reason: string | undefined = failure.reason;
+  console.log(JSON.stringify([Outcome[answer.outcome], reason === ErrorReason[ErrorReason.UNAUTHENTICATED]]));
+}
+
+// @ts-expect-error: a base URL is needed
+export const noUrl = () => createLatchkeyClient({});
+// @ts-expect-error: a field that there is not
+export const noField = () => createLatchkeyClient({ baseUrl: "" }).create({ scopes: [], tll: 1 });
+`;
+
+test("the packed client type-checks in a strict program, and its types refuse what there is not", async () => {
+  writeFileSync(
+    join(project, "tsconfig.json"),
+    JSON.stringify({
+      compilerOptions: {
+        ...{
+          strict: true,
+          module: "nodenext",
+          target: "es2023",
+          types: ["node"],
+          outDir: "built",
+          skipLibCheck: false,
+        },
+      },
+      files: ["consumer.ts"],
+    }),
+  );
+  const { stdout } = await run(join(MODULES, ".bin", "tsc"), ["-p", project]).catch((error) => error);
+  expect(stdout).toBe("");
+}, 60_000);
+
+test("the packed client asks over gRPC and Connect, and tells errors by their reason", async () => {
+  const { stdout } = await run(process.execPath, [join(project, "built", "consumer.js"), service.baseUrl, "no-token"], {
+    cwd: project,
+  });
+  expect(stdout).toBe('["MALFORMED",true]\n["MALFORMED",true]\n');
+}, 60_000);
+
+test("the package opens the client alone, and carries the contract but no source or test", async () => {
+  const intruder = join(project, "intruder.js");
+  writeFileSync(intruder, 'await import("latchkey/dist/src/server.js")');
+  await expect(run(process.execPath, [intruder])).rejects.toThrow("ERR_PACKAGE_PATH_NOT_EXPORTED");
+  const installed = join(project, "node_modules", "latchkey");
+  expect(readdirSync(installed).sort()).toEqual(["README.md", "dist", "gen", "package.json", "proto"]);
+});
