@@ -5,7 +5,7 @@ import type { MongoClient } from "mongodb";
 
 /** The server under test has this core to itself; load and mongod share the other. */
 export const SERVER_CORE = 0;
-const LOAD_CORE = 1;
+export const LOAD_CORE = 1;
 
 export interface Machine {
   cpu: string;
@@ -44,9 +44,9 @@ export function canPin(): boolean {
   }
 }
 
-/** Puts this process, and what it starts from now on unless told otherwise, on the load's core. */
-export function moveToLoadCore(): void {
-  execFileSync("taskset", ["-a", "-c", "-p", String(LOAD_CORE), String(process.pid)], { stdio: "ignore" });
+/** Moves a running process. This one takes what it starts from now on, unless told otherwise, with it. */
+export function moveToCore(pid: number, core: number): void {
+  if (canPin()) execFileSync("taskset", ["-a", "-c", "-p", String(core), String(pid)], { stdio: "ignore" });
 }
 
 /** CPU time of all threads of a process so far, to the nanosecond where the kernel tells, else to its clock tick. */

@@ -13,7 +13,7 @@ import { revocation } from "./figures/revocation.ts";
 import { grpc, headers, http1, protocols } from "./figures/warm.ts";
 import { type Lab, openLab } from "./lab.ts";
 import { ensureH2load } from "./loads.ts";
-import { canPin, describeMachine, moveToLoadCore } from "./machine.ts";
+import { canPin, describeMachine, LOAD_CORE, moveToCore } from "./machine.ts";
 import { type Options, readOptions, USAGE } from "./options.ts";
 import { type Report, type Taken, toMarkdown } from "./report.ts";
 import { toSvg } from "./svg.ts";
@@ -27,8 +27,8 @@ async function run(options: Options): Promise<number> {
   if (process.platform !== "linux")
     throw new Error("It reads CPU times from /proc and pins by taskset: it runs on Linux.");
   const load = ensureH2load();
-  if (canPin()) moveToLoadCore();
-  else say("There is no second core, or no taskset: nothing is pinned, and the figures mean little.");
+  if (!canPin()) say("There is no second core, or no taskset: nothing is pinned, and the figures mean little.");
+  moveToCore(process.pid, LOAD_CORE);
   const lab = await openLab(options, say);
   const end = () => void lab.stop().finally(() => process.exit(130));
   process.once("SIGINT", end).once("SIGTERM", end);

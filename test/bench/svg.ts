@@ -7,10 +7,12 @@ interface Bar {
   text: string;
   /** Of the plot's width, 0 to 1. */
   length: number;
+  /** Where the text may begin, likewise. */
+  textFrom: number;
   colour: string;
 }
 
-const WIDTH = 1_000;
+const WIDTH = 1_100;
 const LABEL_WIDTH = 430;
 const PLOT_WIDTH = 400;
 const LINE = 22;
@@ -24,7 +26,7 @@ export function toSvg(report: Report): string {
   const shares = rows.map(
     ({ label, found, reach, share, reached }): Bar => ({
       ...{ label, text: `${found} (${reach})`, colour: reached ? REACHED! : MISSED! },
-      length: Math.min(share!, MOST_SHARE) / MOST_SHARE,
+      ...{ length: Math.min(share!, MOST_SHARE) / MOST_SHARE, textFrom: 1 / MOST_SHARE },
     }),
   );
   const series = report.figures.flatMap((figure) => figure.series);
@@ -33,7 +35,7 @@ export function toSvg(report: Report): string {
   const arms = series.map(
     ({ name }, index): Bar => ({
       ...{ label: name, text: round(rates[index]!), colour: PLAIN! },
-      length: rates[index]! / most,
+      ...{ length: rates[index]! / most, textFrom: 0 },
     }),
   );
 
@@ -55,12 +57,12 @@ export function toSvg(report: Report): string {
   ].join("\n");
 }
 
-function draw({ label, text: value, length, colour }: Bar, y: number): string[] {
+function draw({ label, text: value, length, textFrom, colour }: Bar, y: number): string[] {
   const width = Math.max(1, Math.round(length * PLOT_WIDTH));
   return [
     text(LABEL_WIDTH - 8, y + 12, label, 'text-anchor="end"'),
     `<rect x="${LABEL_WIDTH}" y="${y}" width="${width}" height="${LINE - 6}" fill="${colour}"/>`,
-    text(LABEL_WIDTH + width + 6, y + 12, value, 'fill="#333333"'),
+    text(LABEL_WIDTH + Math.max(width, textFrom * PLOT_WIDTH) + 6, y + 12, value, 'fill="#333333"'),
   ];
 }
 
