@@ -102,7 +102,7 @@ export async function responderArm(lab: Lab, responder: string, parts: Omit<Veri
   // Twice: the first answer may come from another path than the ones that are measured.
   await (http1 ? callHttp1 : callHttp2)(service.address, call);
   const answer = await (http1 ? callHttp1 : callHttp2)(service.address, call);
-  const server = await lab.startResponder(responder, JSON.stringify(fixed(answer)));
+  const server = await lab.startProgram(`responders/${responder}.js`, fixed(answer));
   return verifyArm(lab, { ...parts, server });
 }
 

@@ -32,7 +32,8 @@ export interface Lab {
   storeKeys(database: string, count: number, keep?: number): Promise<string[]>;
   /** Starts a service. Settings that this build does not have are left out, with a word about it. */
   startService(env?: Record<string, string>, nodeArgs?: string[]): Promise<ServerProcess>;
-  startResponder(name: string, argument: string): Promise<ServerProcess>;
+  /** Starts one of the benchmark's own programs on the servers' core, with `options` as its JSON argument. */
+  startProgram(path: string, options: object): Promise<ServerProcess>;
   adminToken(): Promise<string>;
   /** Ends the services and responders of a figure. */
   stopServers(): Promise<void>;
@@ -97,9 +98,8 @@ export async function openLab(options: Options, say: (line: string) => void): Pr
         const program = fileURLToPath(new URL("dist/src/cli.js", ROOT));
         return tracked(await startServerProcess([...nodeArgs, program, "serve"], { ...ownEnvironment(), ...settings }));
       },
-      async startResponder(name, argument) {
-        const program = compiled(`responders/${name}.js`);
-        return tracked(await startServerProcess([program, argument], ownEnvironment()));
+      async startProgram(path, options) {
+        return tracked(await startServerProcess([compiled(path), JSON.stringify(options)], ownEnvironment()));
       },
       adminToken: () => mintDevToken(jwtSecret, { user: "bench", admin: true, ttlS: 86_400, now: new Date() }),
     };

@@ -1,7 +1,8 @@
 import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { runLoad } from "./processes.ts";
+import { cpuSecondsOf } from "./machine.ts";
+import { runLoad, type ServerProcess } from "./processes.ts";
 import type { Sample } from "./statistics.ts";
 
 /** Makes sure that h2load is there; where it can't be installed, throws what to do. */
@@ -111,8 +112,9 @@ export interface ManyKeysRun {
   once?: boolean;
   /** Dial until a connection is accepted. */
   wait?: boolean;
-  /** Hex that every answered message begins with. */
+  /** Hex that every answered message has, from byte `expectAt` on. Default: from the first. */
   expect?: string;
+  expectAt?: number;
 }
 
 export interface ManyKeysResult extends Sample {
@@ -131,7 +133,7 @@ export async function manyKeysLoad(run: ManyKeysRun): Promise<ManyKeysResult> {
     ...["-c", String(run.connections ?? 4), "-m", String(run.inFlight ?? 32)],
     ...["-warmup", `${run.warmUpSeconds ?? 0.3}s`, "-duration", `${run.seconds}s`],
     ...(run.messagesFile === undefined ? [] : ["-messages", run.messagesFile]),
-    ...(run.expect === undefined ? [] : ["-expect", run.expect]),
+    ...(run.expect === undefined ? [] : ["-expect", run.expect, "-expect-at", String(run.expectAt ?? 0)]),
     ...(run.once ? ["-once"] : []),
     ...(run.wait ? ["-wait"] : []),
   ];
@@ -151,10 +153,17 @@ export async function goodManyKeysLoad(run: ManyKeysRun): Promise<ManyKeysResult
   return result;
 }
 
-/** Runs a program that works for itself and prints the same events, on the servers' core; it is what is measured. */
-export async function ownLoad(program: string, args: string[]): Promise<Sample> {
-  const { lines, cpuSeconds } = await runLoad([program, ...args], EVENT_MARKS, "itself");
-  return { ...JSON.parse(lines.at(-1) ?? "{}"), cpuSeconds };
+/** Lets a program that works for itself do so; it is what is measured. */
+export async function measureProgram(program: ServerProcess, seconds: number): Promise<Sample> {
+  const cpuSeconds = () => cpuSecondsOf(program.pid);
+  const found = Promise.all([
+    program.nextEvent("start").then(cpuSeconds),
+    program.nextEvent("end").then(cpuSeconds),
+    program.nextEvent("result"),
+  ]);
+  program.child.stdin!.write(`${JSON.stringify({ seconds })}\n`);
+  const [atStart, atEnd, result] = await found;
+  return { answers: Number(result.answers), seconds: Number(result.seconds), cpuSeconds: atEnd - atStart };
 }
 
 export function writeMessages(file: string, messages: Uint8Array[]): string {

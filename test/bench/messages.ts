@@ -8,6 +8,7 @@ import {
   toBinary,
   toJsonString,
 } from "@bufbuild/protobuf";
+import { Code } from "@connectrpc/connect";
 import { ApiKeyService, VerifyRequestSchema, VerifyResponseSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Answer } from "./calls.ts";
 
@@ -47,17 +48,26 @@ export function verifyBody(wire: Wire, key: string): Buffer {
   return wire === "connect" ? Buffer.from(message) : enveloped(message);
 }
 
-/** The request of a method that takes many keys, whatever its fields are called: `key`, or a list of keys or of such messages. */
+/** The request of a method that takes many keys, whatever its fields are called: `key`, a message that has it, or a list of either. */
 export function requestWithKeys({ input }: DescMethod, keys: string[]): Uint8Array {
   return toBinary(input, fromJson(input, jsonWithKeys(input, keys)));
 }
 
 function jsonWithKeys(message: DescMessage, keys: string[]): JsonObject {
   if (message.field.key !== undefined) return { key: keys[0]! };
-  const list = message.fields.find(({ fieldKind }) => fieldKind === "list");
-  if (list?.fieldKind !== "list") throw new Error(`${message.typeName} takes no keys`);
-  const { message: item } = list;
-  return { [list.jsonName]: item === undefined ? keys : keys.map((key) => jsonWithKeys(item, [key])) };
+  for (const field of message.fields) {
+    if (field.fieldKind === "message") return { [field.jsonName]: jsonWithKeys(field.message, keys) };
+    if (field.fieldKind !== "list") continue;
+    const { message: item } = field;
+    return { [field.jsonName]: item === undefined ? keys : keys.map((key) => jsonWithKeys(item, [key])) };
+  }
+  throw new Error(`${message.typeName} takes no keys`);
+}
+
+/** Whether a call failed because the service has no such method, or keeps it closed. */
+export function isNotServed(error: unknown): boolean {
+  const codes = [Code.Unimplemented, Code.Unauthenticated];
+  return error instanceof Error && codes.some((code) => error.message.startsWith(`grpc-status ${code}:`));
 }
 
 /** How many times an answer of any shape says that a key is good. */

@@ -5,68 +5,70 @@ import { canPin, cpuSecondsOf, SERVER_CORE } from "./machine.ts";
 
 export interface ServerProcess {
   pid: number;
-  /** host:port */
+  /** host:port; empty for a program that does not listen. */
   address: string;
   /** host:port of the operators' port, if it has one. */
   ops: string | undefined;
   /** From the start of the process to its ready line. */
   readyMs: number;
   child: ChildProcess;
+  /** The next event of this name that it prints. Fails when it ends before. */
+  nextEvent(name: string): Promise<Event>;
   stop(): Promise<void>;
 }
 
-const READY_MS = 60_000;
+/** A line of JSON with a member `event`. */
+export type Event = Record<string, unknown>;
 
-/** Starts a Node program on the servers' core; it must print a JSON line with `"event":"ready"` and `listen`. */
+const READY_MS = 60_000;
+const STOP_MS = 15_000;
+
+/** Starts a Node program on the servers' core; it must print a JSON line with `"event":"ready"` and, if it listens, `listen`. */
 export async function startServerProcess(
   args: string[],
   env: Record<string, string | undefined>,
 ): Promise<ServerProcess> {
   const started = performance.now();
-  const child = spawnPinned(args, env);
+  // taskset becomes node: the pid stays, and so do signals.
+  const command = canPin() ? ["taskset", "-c", String(SERVER_CORE), process.execPath] : [process.execPath];
+  const child = spawn(command[0]!, [...command.slice(1), ...args], { env, stdio: ["pipe", "pipe", "inherit"] });
   const gone = once(child, "exit");
-  const ready = await readyLine(child, args);
+  const nextEvent = eventsOf(child, args.find((arg) => arg.endsWith(".js")) ?? "node");
+  const stop = async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill("SIGTERM");
+    const timer = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
+    await gone;
+    clearTimeout(timer);
+  };
+  const timer = setTimeout(() => child.kill("SIGKILL"), READY_MS);
+  const { listen = "", ops } = await nextEvent("ready");
+  clearTimeout(timer);
   const readyMs = performance.now() - started;
+  const address = String(listen);
   return {
-    ...{ pid: child.pid!, address: String(ready.listen), ops: ready.ops && String(ready.ops), readyMs, child },
-    async stop() {
-      if (child.exitCode !== null || child.signalCode !== null) return;
-      child.kill("SIGTERM");
-      const timer = setTimeout(() => child.kill("SIGKILL"), 15_000);
-      await gone;
-      clearTimeout(timer);
-    },
+    pid: child.pid!,
+    address,
+    ops: ops === undefined ? undefined : String(ops),
+    readyMs,
+    child,
+    nextEvent,
+    stop,
   };
 }
 
-function spawnPinned(args: string[], env: Record<string, string | undefined>): ChildProcess {
-  // taskset becomes node: the pid stays, and so do signals.
-  const command = canPin() ? ["taskset", "-c", String(SERVER_CORE), process.execPath] : [process.execPath];
-  return spawn(command[0]!, [...command.slice(1), ...args], { env, stdio: ["pipe", "pipe", "inherit"] });
-}
-
-function readyLine(child: ChildProcess, args: string[]): Promise<{ listen?: string; ops?: string }> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      child.kill("SIGKILL");
-      reject(new Error(`${args.join(" ")} was not ready in ${READY_MS / 1_000} s`));
-    }, READY_MS);
-    child.once("exit", (code) => {
-      clearTimeout(timer);
-      reject(new Error(`${args.join(" ")} ended with ${code} before it was ready`));
-    });
-    eachEvent(child, (event) => {
-      if (event.event !== "ready") return;
-      clearTimeout(timer);
-      resolve(event as { listen?: string });
-    });
-  });
-}
-
-function eachEvent(child: ChildProcess, take: (event: Record<string, unknown>) => void): void {
+function eventsOf(child: ChildProcess, name: string): ServerProcess["nextEvent"] {
+  const waiting = new Map<unknown, { resolve: (event: Event) => void; reject: (error: Error) => void }>();
   createInterface({ input: child.stdout! }).on("line", (line) => {
-    if (line.startsWith("{")) take(JSON.parse(line));
+    if (!line.startsWith("{")) return;
+    const event: Event = JSON.parse(line);
+    waiting.get(event.event)?.resolve(event);
+    waiting.delete(event.event);
   });
+  child.once("exit", (code, signal) => {
+    for (const { reject } of waiting.values()) reject(new Error(`${name} ended unexpectedly (${signal ?? code})`));
+  });
+  return (event) => new Promise((resolve, reject) => waiting.set(event, { resolve, reject }));
 }
 
 export interface LoadMarks {
@@ -78,14 +80,10 @@ export interface LoadMarks {
 export async function runLoad(
   command: string[],
   marks: LoadMarks,
-  serverPid: number | "itself" | undefined,
+  serverPid: number | undefined,
 ): Promise<{ lines: string[]; cpuSeconds: number }> {
-  const child =
-    serverPid === "itself"
-      ? spawnPinned(command, process.env)
-      : spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
-  const pid = serverPid === "itself" ? child.pid! : serverPid;
-  const cpuSoFar = () => (pid === undefined ? 0 : cpuSecondsOf(pid));
+  const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "pipe"] });
+  const cpuSoFar = () => (serverPid === undefined ? 0 : cpuSecondsOf(serverPid));
   const lines: string[] = [];
   let atStart: number | undefined;
   let atEnd: number | undefined;

@@ -1,7 +1,7 @@
 import { createHmac, randomBytes } from "node:crypto";
 import { Binary, type MongoClient } from "mongodb";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "../../src/keys/format.ts";
-import { COLLECTION, ensureSchema } from "../../src/store/schema.ts";
+import { ensureSchema } from "../../src/store/schema.ts";
 
 export interface Seed {
   client: MongoClient;
@@ -11,6 +11,9 @@ export interface Seed {
   /** How many of the keys are wanted; others are stored and forgotten. Default: all. */
   keep?: number;
 }
+
+/** Where the service keeps its records. */
+export const COLLECTION = "api_keys";
 
 const PREFIX = "lk";
 const BATCH = 5_000;

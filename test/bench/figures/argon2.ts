@@ -1,6 +1,5 @@
 import { type Arm, interleave } from "../arms.ts";
-import { compiled } from "../lab.ts";
-import { ownLoad } from "../loads.ts";
+import { measureProgram } from "../loads.ts";
 import { round } from "../rows.ts";
 import { median, perSecond } from "../statistics.ts";
 import type { Figure } from "./figure.ts";
@@ -10,9 +9,14 @@ export const argon2: Figure = {
   name: "argon2",
   title: "argon2id alone",
   async take(lab) {
-    const measure = (seconds: number) =>
-      ownLoad(compiled("programs/argon2.js"), [JSON.stringify({ seconds, warmUpSeconds: 0.3, inFlight: 2 })]);
-    const arms: Arm[] = [{ name: "argon2id, 19 MiB, t=2, p=1", measure, check: async () => {} }];
+    const program = await lab.startProgram("programs/argon2.js", { inFlight: 2 });
+    const arms: Arm[] = [
+      {
+        name: "argon2id, 19 MiB, t=2, p=1",
+        measure: (seconds) => measureProgram(program, seconds),
+        check: async () => {},
+      },
+    ];
     const series = await interleave(lab, arms);
     const rate = median(series[0]!.samples.map(perSecond));
     return {

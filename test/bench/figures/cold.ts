@@ -1,10 +1,9 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { COLLECTION } from "../../../src/store/schema.ts";
 import { type Arm, interleave } from "../arms.ts";
-import { compiled } from "../lab.ts";
-import { goodManyKeysLoad, ownLoad, writeMessages } from "../loads.ts";
+import { goodManyKeysLoad, measureProgram, writeMessages } from "../loads.ts";
 import { VERIFY_PATH, verifyRequest } from "../messages.ts";
+import { COLLECTION } from "../records.ts";
 import { ratioRow, skippedRow } from "../rows.ts";
 import type { Figure } from "./figure.ts";
 
@@ -30,15 +29,13 @@ export const cold: Figure = {
       });
     const ids = join(lab.dir, "ids.json");
     writeFileSync(ids, JSON.stringify(lab.keys.map((key) => key.split("_").at(-2))));
-    const options = { uriFile: lab.uriFile, database: lab.database, collection: COLLECTION, ids };
+    const options = { uriFile: lab.uriFile, database: lab.database, collection: COLLECTION, ids, inFlight: IN_FLIGHT };
+    const findOneProgram = await lab.startProgram("programs/find-one.js", options);
     const arms: Arm[] = [
       { name: "Verify, gRPC, cold", measure: load, check: async () => void (await load(0.1)) },
       {
         name: "the driver's findOne",
-        measure: (seconds) =>
-          ownLoad(compiled("programs/find-one.js"), [
-            JSON.stringify({ ...options, seconds, warmUpSeconds: 0.5, inFlight: IN_FLIGHT }),
-          ]),
+        measure: (seconds) => measureProgram(findOneProgram, seconds),
         check: async () => {},
       },
     ];

@@ -43,6 +43,7 @@ const (
 type options struct {
 	address, path, mode, prefix string
 	connections, inFlight       int
+	expectAt                    int
 	once, wait                  bool
 	expect                      []byte
 	headers                     headerList
@@ -84,7 +85,8 @@ func main() {
 	flag.IntVar(&given.inFlight, "m", 32, "calls (stream: messages) in flight on each")
 	flag.BoolVar(&given.once, "once", false, "send each message once, and measure all of it")
 	flag.BoolVar(&given.wait, "wait", false, "dial until a connection is accepted")
-	flag.StringVar(&expect, "expect", "", "bytes, in hex, that each answered message must begin with")
+	flag.StringVar(&expect, "expect", "", "bytes, in hex, that each answered message must have")
+	flag.IntVar(&given.expectAt, "expect-at", 0, "where in the message they must be")
 	flag.DurationVar(&warmup, "warmup", time.Second, "time before the measured time")
 	flag.DurationVar(&duration, "duration", time.Second, "measured time")
 	flag.Var(&given.headers, "H", "a header, as name: value")
@@ -488,7 +490,7 @@ func (c *connection) takeMessages(open *call) {
 			break
 		}
 		if len(c.sentAt) > 0 {
-			c.count(bytes.HasPrefix(rest[5:5+size], c.expect), time.Since(c.sentAt[0]))
+			c.count(c.isExpected(rest[5:5+size]), time.Since(c.sentAt[0]))
 			c.sentAt = c.sentAt[1:]
 		}
 		rest = rest[5+size:]
@@ -527,9 +529,13 @@ func (c *connection) finish(open *call) {
 	} else {
 		message := open.received
 		whole := len(message) >= 5 && int(binary.BigEndian.Uint32(message[1:5])) == len(message)-5
-		c.count(whole && bytes.HasPrefix(message[5:], c.expect), time.Since(open.sent))
+		c.count(whole && c.isExpected(message[5:]), time.Since(open.sent))
 	}
 	c.free = append(c.free, open)
+}
+
+func (c *connection) isExpected(message []byte) bool {
+	return len(message) >= c.expectAt && bytes.HasPrefix(message[c.expectAt:], c.expect)
 }
 
 func (c *connection) count(good bool, latency time.Duration) {
