@@ -8,7 +8,7 @@ import {
   toBinary,
   toJsonString,
 } from "@bufbuild/protobuf";
-import { Code } from "@connectrpc/connect";
+import type { Code } from "@connectrpc/connect";
 import { ApiKeyService, VerifyRequestSchema, VerifyResponseSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Answer } from "./calls.ts";
 
@@ -64,9 +64,8 @@ function jsonWithKeys(message: DescMessage, keys: string[]): JsonObject {
   throw new Error(`${message.typeName} takes no keys`);
 }
 
-/** Whether a call failed because the service has no such method, or keeps it closed. */
-export function isNotServed(error: unknown): boolean {
-  const codes = [Code.Unimplemented, Code.Unauthenticated];
+/** Whether a call failed with one of these codes; see `messageIn`. */
+export function failedWith(error: unknown, ...codes: Code[]): boolean {
   return error instanceof Error && codes.some((code) => error.message.startsWith(`grpc-status ${code}:`));
 }
 
@@ -83,11 +82,12 @@ export function outcomeOf(wire: Wire, answer: Answer): string {
     .outcome as string;
 }
 
-/** The first message of a gRPC or gRPC-Web answer. */
+/** The first message of a gRPC or gRPC-Web answer. Throws when there is an error instead. */
 export function messageIn({ body, headers, trailers }: Answer): Buffer {
   const status = trailers["grpc-status"] ?? headers["grpc-status"];
   if ((status !== undefined && status !== "0") || body.length < 5) {
-    throw new Error(`grpc-status ${status}: ${trailers["grpc-message"] ?? headers["grpc-message"] ?? ""}`);
+    const message = trailers["grpc-message"] ?? headers["grpc-message"] ?? "";
+    throw new Error(`grpc-status ${status}: ${decodeURIComponent(message)}`);
   }
   return body.subarray(5, 5 + body.readUInt32BE(1));
 }

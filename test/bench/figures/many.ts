@@ -1,9 +1,10 @@
 import { join } from "node:path";
+import { Code } from "@connectrpc/connect";
 import { type Arm, interleave, sameCallArm, verifyArm } from "../arms.ts";
 import { callHttp2 } from "../calls.ts";
 import type { Lab } from "../lab.ts";
 import { goodManyKeysLoad, writeMessages } from "../loads.ts";
-import { countValid, enveloped, headersOf, isNotServed, messageIn, methodNamed, requestWithKeys } from "../messages.ts";
+import { countValid, enveloped, failedWith, headersOf, messageIn, methodNamed, requestWithKeys } from "../messages.ts";
 import type { ServerProcess } from "../processes.ts";
 import { type Row, ratioRow, skippedRow } from "../rows.ts";
 import type { Figure } from "./figure.ts";
@@ -87,10 +88,10 @@ async function streamArm(lab: Lab, server: ServerProcess): Promise<Arm | string>
   return measureStream().catch(whyNotServed("VerifyStream"));
 }
 
-/** The contract may be ahead of the service. */
+/** The contract may be ahead of the service: the method is unknown to it, or closed. */
 function whyNotServed(method: string): (error: unknown) => string {
   return (error) => {
-    if (isNotServed(error)) return `the service does not serve ${method} yet`;
+    if (failedWith(error, Code.Unimplemented, Code.Unauthenticated)) return `the service does not serve ${method} yet`;
     throw error;
   };
 }
