@@ -1,0 +1,177 @@
+import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { cpuSecondsOf } from "./machine.ts";
+import { runLoad, type ServerProcess } from "./processes.ts";
+import type { Sample } from "./statistics.ts";
+
+/** Makes sure that h2load is there; where it can't be installed, throws what to do. */
+export function ensureH2load(): string {
+  if (!runs("h2load", ["--version"])) {
+    const advice = "Install h2load (nghttp2-client on Debian and Ubuntu, nghttp2 with Homebrew), and start again.";
+    if (process.getuid?.() !== 0 || !runs("apt-get", ["--version"])) throw new Error(`h2load is missing. ${advice}`);
+    try {
+      const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
+      execFileSync("apt-get", ["update", "-qq"], { stdio: "ignore", env });
+      execFileSync("apt-get", ["install", "-y", "-qq", "--no-install-recommends", "nghttp2-client"], {
+        stdio: "ignore",
+        env,
+      });
+    } catch (error) {
+      throw new Error(`h2load is missing, and apt-get could not install it. ${advice}`, { cause: error });
+    }
+  }
+  return execFileSync("h2load", ["--version"], { encoding: "utf8" }).trim();
+}
+
+/** Builds the load generator for many keys. Undefined where there is no Go. */
+export function buildManyKeysLoad(sourceDir: string, dir: string): string | undefined {
+  if (!runs("go", ["version"])) return undefined;
+  const binary = join(dir, "load");
+  try {
+    execFileSync("go", ["build", "-o", binary, "."], { cwd: sourceDir, stdio: ["ignore", "ignore", "pipe"] });
+  } catch (error) {
+    throw new Error(`The load generator could not be built: ${(error as { stderr?: Buffer }).stderr}`, {
+      cause: error,
+    });
+  }
+  return binary;
+}
+
+function runs(command: string, args: string[]): boolean {
+  try {
+    execFileSync(command, args, { stdio: "ignore" });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export interface H2loadRun {
+  serverPid: number;
+  address: string;
+  path: string;
+  headers: Record<string, string>;
+  bodyFile: string;
+  http1: boolean;
+  seconds: number;
+  /** Bytes of an answer's body, as sampled. */
+  answerBytes: number;
+}
+
+const H2LOAD_MARKS = { start: /^Main benchmark duration is started/, end: /^Main benchmark duration is over/ };
+/** Answers differ by a few bytes, as a time's nanoseconds take 0 to 6, and long ones hold many times. */
+const BYTES_TOLERANCE = 6;
+const SHARE_TOLERANCE = 0.02;
+
+/** Throws unless every answer was 2xx and of the expected size. */
+export async function h2load(run: H2loadRun): Promise<Sample> {
+  // Without a warm-up of its own: its counts of bytes and of answers would be of different times.
+  const shape = run.http1 ? ["--h1", "-c", "64"] : ["-c", "4", "-m", "32"];
+  const headers = Object.entries(run.headers).flatMap(([name, value]) => ["-H", `${name}: ${value}`]);
+  const duration = `${Math.round(run.seconds * 1_000)}ms`;
+  const args = [...shape, "-D", duration, "-d", run.bodyFile, ...headers, `http://${run.address}${run.path}`];
+  const { lines, cpuSeconds } = await runLoad(["stdbuf", "-oL", "h2load", ...args], H2LOAD_MARKS, run.serverPid);
+  return { ...parseH2load(lines.join("\n"), run.answerBytes), seconds: run.seconds, cpuSeconds };
+}
+
+/** The answers that h2load counted. Throws when some were not as expected. */
+export function parseH2load(text: string, answerBytes: number): { answers: number } {
+  const [, done, succeeded, failed, errored, timeout] =
+    /^requests: .* (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout/m.exec(text) ?? [];
+  const [, ok, redirected, refused, broken] =
+    /^status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx/m.exec(text) ?? [];
+  const [, data] = /\((\d+)\) data$/m.exec(text) ?? [];
+  if (done === undefined || ok === undefined || data === undefined) throw new Error(`h2load said: ${text}`);
+  const bad = [failed, errored, timeout, redirected, refused, broken].some((count) => Number(count) > 0);
+  if (done === "0") throw new Error("There was no answer in the measured time.");
+  if (bad || succeeded !== done) {
+    throw new Error(`Not every answer was good: ${text.match(/^(?:requests|status codes): .*$/gm)?.join("; ")}`);
+  }
+  const meanBytes = Number(data) / Number(ok);
+  if (Math.abs(meanBytes - answerBytes) > Math.max(BYTES_TOLERANCE, SHARE_TOLERANCE * answerBytes)) {
+    throw new Error(`Answers had ${meanBytes.toFixed(1)} bytes, not ${answerBytes}: not all were the expected one.`);
+  }
+  return { answers: Number(done) };
+}
+
+export interface ManyKeysRun {
+  binary: string;
+  /** Undefined: its CPU time is not asked for. */
+  serverPid: number | undefined;
+  address: string;
+  path: string;
+  /** Made by `writeMessages`; not for a flood. */
+  messagesFile?: string;
+  mode?: "unary" | "stream" | "flood";
+  connections?: number;
+  inFlight?: number;
+  warmUpSeconds?: number;
+  seconds: number;
+  /** Each message once, instead of for a time. */
+  once?: boolean;
+  /** Dial until a connection is accepted. */
+  wait?: boolean;
+  /** Hex that every answered message has, from byte `expectAt` on. Default: from the first. */
+  expect?: string;
+  expectAt?: number;
+}
+
+export interface ManyKeysResult extends Sample {
+  unexpected: number;
+  errors: Record<string, number>;
+  p50Ms: number;
+  p99Ms: number;
+  maxMs: number;
+}
+
+const EVENT_MARKS = { start: /^\{"event":"start"\}/, end: /^\{"event":"end"\}/ };
+
+export async function manyKeysLoad(run: ManyKeysRun): Promise<ManyKeysResult> {
+  const args = [
+    ...["-address", run.address, "-path", run.path, "-mode", run.mode ?? "unary"],
+    ...["-c", String(run.connections ?? 4), "-m", String(run.inFlight ?? 32)],
+    ...["-warmup", `${run.warmUpSeconds ?? 0.3}s`, "-duration", `${run.seconds}s`],
+    ...(run.messagesFile === undefined ? [] : ["-messages", run.messagesFile]),
+    ...(run.expect === undefined ? [] : ["-expect", run.expect, "-expect-at", String(run.expectAt ?? 0)]),
+    ...(run.once ? ["-once"] : []),
+    ...(run.wait ? ["-wait"] : []),
+  ];
+  const { lines, cpuSeconds } = await runLoad([run.binary, ...args], EVENT_MARKS, run.serverPid);
+  return { ...JSON.parse(lines.at(-1) ?? "{}"), cpuSeconds };
+}
+
+/** As `manyKeysLoad`, and throws unless every answer was the expected one. */
+export async function goodManyKeysLoad(run: ManyKeysRun): Promise<ManyKeysResult> {
+  const result = await manyKeysLoad(run);
+  const failures = Object.entries(result.errors).map(([text, count]) => `${count} × ${text}`);
+  if (failures.length > 0 || result.unexpected > 0 || result.answers === 0) {
+    throw new Error(
+      `Of ${result.answers} answers ${result.unexpected} were not the expected one; ${failures.join(", ") || "no errors"}`,
+    );
+  }
+  return result;
+}
+
+/** Lets a program that works for itself do so; it is what is measured. */
+export async function measureProgram(program: ServerProcess, seconds: number): Promise<Sample> {
+  const cpuSeconds = () => cpuSecondsOf(program.pid);
+  const found = Promise.all([
+    program.nextEvent("start").then(cpuSeconds),
+    program.nextEvent("end").then(cpuSeconds),
+    program.nextEvent("result"),
+  ]);
+  program.child.stdin!.write(`${JSON.stringify({ seconds })}\n`);
+  const [atStart, atEnd, result] = await found;
+  return { answers: Number(result.answers), seconds: Number(result.seconds), cpuSeconds: atEnd - atStart };
+}
+
+export function writeMessages(file: string, messages: Uint8Array[]): string {
+  const parts = messages.flatMap((message) => {
+    const length = Buffer.alloc(4);
+    length.writeUInt32BE(message.length);
+    return [length, message];
+  });
+  writeFileSync(file, Buffer.concat(parts));
+  return file;
+}
