@@ -31,20 +31,25 @@ export interface KeyRecord {
 
 export type StoredState = "active" | "retiring" | "revoked" | "expired";
 
-export interface Status {
+/** What says whether a key may be used. Times are Dates, or Unix milliseconds. */
+export interface Lifecycle<Time extends Date | number = Date> {
   state: StoredState;
-  revokedAt?: Date | undefined;
+  expiresAt?: Time | undefined;
+  retiresAt?: Time | undefined;
+  revokedAt?: Time | undefined;
   revocationReason?: string | undefined;
 }
+
+export type Status<Time extends Date | number = Date> = Pick<
+  Lifecycle<Time>,
+  "state" | "revokedAt" | "revocationReason"
+>;
 
 /** The reason of keys that Refresh replaced. Callers can't send it. */
 export const SUPERSEDED = "superseded";
 
 /** The state of `record` at `now`: an explicit revocation outranks expiry, and expiry the end of a grace period. */
-export function statusAt(
-  record: Pick<KeyRecord, "state" | "expiresAt" | "retiresAt" | "revokedAt" | "revocationReason">,
-  now: Date,
-): Status {
+export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, now: Date | number): Status<Time> {
   if (record.state === "revoked") {
     return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
   }
@@ -66,6 +71,6 @@ export function displayPrefix(record: Pick<KeyRecord, "prefix" | "id">): string 
   return `${record.prefix}_${record.id.slice(0, 8)}`;
 }
 
-function isPast(end: Date | undefined, now: Date): boolean {
+function isPast(end: Date | number | undefined, now: Date | number): boolean {
   return end !== undefined && end <= now;
 }

@@ -1,8 +1,17 @@
 import { LRUCache } from "lru-cache";
-import type { Fingerprint, KeyRecord } from "./key.ts";
+import type { Fingerprint, KeyRecord, Lifecycle, StoredState } from "./key.ts";
 
-/** A record without what proves its secret. */
-export type HeldRecord = Omit<KeyRecord, "secretHash" | "fingerprint">;
+/** A record without what proves its secret. Times are Unix milliseconds: a Date takes six times the memory. */
+export interface HeldRecord extends Lifecycle<number> {
+  id: string;
+  userId: string;
+  name: string | undefined;
+  prefix: string;
+  scopes: readonly string[];
+  createdAt: number;
+  lastUsedAt: number | undefined;
+  rev: number;
+}
 
 /** A record in memory, and what was found out about it since it was read. */
 export interface Entry {
@@ -57,6 +66,7 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
   const entries = new LRUCache<string, Entry>({ max: maxKeys });
   const unknown = new LRUCache<string, true>({ max: maxKeys });
   const windows = new Set<{ overtaken: Map<string, number>; valid: boolean }>();
+  const share = createShare();
   let following = false;
 
   const overtake = (id: string, rev: number) => {
@@ -78,7 +88,7 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
           if ((window.overtaken.get(record.id) ?? 0) > record.rev) return undefined;
           const held = entries.peek(record.id);
           if (held !== undefined && held.record.rev >= record.rev) return held;
-          const entry = toEntry(record);
+          const entry = toEntry(record, share);
           // The secret of an id never changes.
           entry.provenDigest = held?.provenDigest;
           if (window.valid) {
@@ -125,20 +135,67 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
   };
 }
 
-function toEntry({ secretHash, fingerprint, ...record }: KeyRecord): Entry {
+/** Spelled out, so that all entries have one shape, and share what most of them have in common. */
+function toEntry(record: KeyRecord, share: Share): Entry {
+  const { id, userId, name, revocationReason, rev, secretHash, fingerprint } = record;
+  const held: HeldRecord = {
+    id,
+    userId,
+    name,
+    prefix: share.text(record.prefix),
+    scopes: share.list(record.scopes),
+    state: STATES[record.state],
+    createdAt: record.createdAt.getTime(),
+    expiresAt: record.expiresAt?.getTime(),
+    retiresAt: record.retiresAt?.getTime(),
+    revokedAt: record.revokedAt?.getTime(),
+    lastUsedAt: record.lastUsedAt?.getTime(),
+    revocationReason,
+    rev,
+  };
   return {
-    record,
-    changesAtMs: changesAtMs(record),
+    record: held,
+    changesAtMs: changesAtMs(held),
     digests: { secretHash, fingerprint },
     provenDigest: undefined,
-    usedMs: record.lastUsedAt?.getTime() ?? 0,
+    usedMs: held.lastUsedAt ?? 0,
     encoded: undefined,
     encodedJson: undefined,
     encodedUntilMs: 0,
   };
 }
 
+const STATES: Record<StoredState, StoredState> = {
+  active: "active",
+  retiring: "retiring",
+  revoked: "revoked",
+  expired: "expired",
+};
+
 function changesAtMs({ state, expiresAt, retiresAt }: HeldRecord): number {
   if (state !== "active" && state !== "retiring") return Number.POSITIVE_INFINITY;
-  return Math.min(expiresAt?.getTime() ?? Number.POSITIVE_INFINITY, retiresAt?.getTime() ?? Number.POSITIVE_INFINITY);
+  return Math.min(expiresAt ?? Number.POSITIVE_INFINITY, retiresAt ?? Number.POSITIVE_INFINITY);
+}
+
+/** One copy of what was decoded many times. */
+interface Share {
+  text(value: string): string;
+  list(values: readonly string[]): readonly string[];
+}
+
+const MAX_SHARED = 10_000;
+
+function createShare(): Share {
+  const texts = new LRUCache<string, string>({ max: MAX_SHARED });
+  const lists = new LRUCache<string, readonly string[]>({ max: MAX_SHARED });
+  const once = <T extends object | string>(cache: LRUCache<string, T>, key: string, value: T): T => {
+    const known = cache.get(key);
+    if (known === undefined) cache.set(key, value);
+    return known ?? value;
+  };
+  return {
+    text: (value) => once(texts, value, value),
+    // A scope has no space in it.
+    list: (values) => once(lists, values.join(" "), values),
+  };
 }

@@ -1,5 +1,5 @@
 import { create } from "@bufbuild/protobuf";
-import { durationFromMs, timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   type ApiKey,
   ApiKeySchema,
@@ -9,26 +9,28 @@ import {
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { KeyError } from "../keys/errors.ts";
-import { displayPrefix, statusAt } from "../keys/key.ts";
+import { displayPrefix, type KeyRecord, statusAt } from "../keys/key.ts";
 import type { HeldRecord } from "../keys/view.ts";
 
 const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.REVOKED, expired: State.EXPIRED };
 
 /** What callers are told of a record, with its state at `nowMs`. */
-export function toApiKey(record: HeldRecord, nowMs: number): ApiKey {
-  const { state, revokedAt, revocationReason } = statusAt(record, new Date(nowMs));
+export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey {
+  const { state, revokedAt, revocationReason } = statusAt<Date | number>(record, nowMs);
+  const optional = (field: string, time: Date | number | undefined) =>
+    time !== undefined && { [field]: timestampFromMs(Number(time)) };
   return create(ApiKeySchema, {
     id: record.id,
     userId: record.userId,
     name: record.name ?? "",
     prefix: displayPrefix(record),
-    scopes: record.scopes,
+    scopes: [...record.scopes],
     state: STATES[state],
-    createdAt: timestampFromDate(record.createdAt),
-    ...(record.expiresAt && { expiresAt: timestampFromDate(record.expiresAt) }),
-    ...(record.retiresAt && { retiresAt: timestampFromDate(record.retiresAt) }),
-    ...(revokedAt && { revokedAt: timestampFromDate(revokedAt) }),
-    ...(record.lastUsedAt && { lastUsedAt: timestampFromDate(record.lastUsedAt) }),
+    createdAt: timestampFromMs(Number(record.createdAt)),
+    ...optional("expiresAt", record.expiresAt),
+    ...optional("retiresAt", record.retiresAt),
+    ...optional("revokedAt", revokedAt),
+    ...optional("lastUsedAt", record.lastUsedAt),
     revocationReason: revocationReason ?? "",
   });
 }

@@ -12,11 +12,10 @@ import {
   type VerifyResultSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { checked, invalid, KeyError } from "../keys/errors.ts";
-import { displayPrefix } from "../keys/key.ts";
+import { displayPrefix, type KeyRecord } from "../keys/key.ts";
 import type { Caller, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
-import type { HeldRecord } from "../keys/view.ts";
 import { toApiKey, toVerifyError } from "./api-key-message.ts";
 import { caller, logged } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
@@ -46,7 +45,7 @@ export function createApiKeyService({
   verifyMany,
   clock,
 }: ApiKeyServiceParts): Omit<ServiceImpl<typeof ApiKeyService>, "watch"> {
-  const describe = (record: HeldRecord): ApiKey => toApiKey(record, clock().getTime());
+  const describe = (record: KeyRecord): ApiKey => toApiKey(record, clock().getTime());
 
   return {
     async create(request, context) {
