@@ -58,6 +58,8 @@ function describeError(error: unknown): Record<string, unknown> {
 export interface Metrics {
   /** `code` is the canonical code in lower case, `ok` included. */
   rpc(method: string, code: string, durationMs: number): void;
+  streamOpened(method: string): void;
+  streamEnded(method: string, code: string): void;
   verified(outcome: string): void;
   /** Called at each scrape. */
   gauge(name: string, help: string, read: () => number): void;
@@ -81,7 +83,24 @@ export function createMetrics(): Metrics {
     labelNames: ["outcome"],
     registers: [registry],
   });
+  const streams = new Gauge({
+    name: "latchkey_streams_open",
+    help: "Open streams, by method",
+    labelNames: ["method"],
+    registers: [registry],
+  });
+  const ended = new Counter({
+    name: "latchkey_streams_ended_total",
+    help: "Streams that ended, by method and canonical code",
+    labelNames: ["method", "code"],
+    registers: [registry],
+  });
   return {
+    streamOpened: (method) => streams.inc({ method }),
+    streamEnded: (method, code) => {
+      streams.dec({ method });
+      ended.inc({ method, code });
+    },
     rpc: (method, code, durationMs) => durations.observe({ method, code }, durationMs / 1_000),
     verified: (outcome) => outcomes.inc({ outcome }),
     gauge: (name, help, read) => {

@@ -21,7 +21,8 @@ export interface InterceptorParts {
 
 /**
  * In the order a request meets them:
- * 1. observe: outermost, so that every answer is counted and logged, refusals included, and each error is mapped once.
+ * 1. observe: outermost, so that every answer is counted and logged, refusals included, and each error is mapped once. Of a
+ *    stream, its opening and its end.
  * 2. authenticate: before anything is said about the message, so that strangers learn nothing.
  * 3. refuse what could not be decoded.
  */
@@ -31,13 +32,16 @@ export function createInterceptors(parts: InterceptorParts): Interceptor[] {
 
 function observe({ log, metrics }: InterceptorParts): Interceptor {
   return (next) => async (request) => {
-    if (request.stream) return next(request);
     const startedMs = performance.now();
     const requestId = requestIdFrom(request.header);
+    const method = `${request.service.typeName}/${request.method.name}`;
+    const streams = request.method.methodKind !== "unary";
     request.contextValues.set(logged, {});
     const done = (code: string, fields: object, level: "debug" | "info" | "error", text: string) => {
       const durationMs = performance.now() - startedMs;
-      metrics.rpc(`${request.service.typeName}/${request.method.name}`, code, durationMs);
+      // A stream's length says nothing of how fast answers are.
+      if (streams) metrics.streamEnded(method, code);
+      else metrics.rpc(method, code, durationMs);
       const userId = request.contextValues.get(caller)?.userId;
       log[level](
         {
@@ -49,18 +53,10 @@ function observe({ log, metrics }: InterceptorParts): Interceptor {
         text,
       );
     };
-    try {
-      const response = await next(request);
-      const { outcome } = request.contextValues.get(logged);
-      if (outcome !== undefined) metrics.verified(outcome);
-      // Management is rare and matters; Verify and health are asked all the time.
-      done("ok", {}, request.contextValues.get(caller) !== undefined ? "info" : "debug", "answered");
-      response.header.set("cache-control", "no-store");
-      return response;
-    } catch (error) {
+    const failed = (error: unknown): ConnectError => {
       if (error instanceof ConnectError) {
         done(Code[error.code], {}, "info", "refused");
-        throw error;
+        return error;
       }
       const refusal = asKeyError(error);
       const internal = CODES[refusal.reason] === Code.Internal || refusal.reason === "DB_UNAVAILABLE";
@@ -68,17 +64,49 @@ function observe({ log, metrics }: InterceptorParts): Interceptor {
       done(Code[CODES[refusal.reason]], { reason: refusal.reason, ...cause }, internal ? "error" : "info", "refused");
       const mapped = toConnectError(refusal, requestId);
       mapped.metadata.set("cache-control", "no-store");
-      throw mapped;
+      return mapped;
+    };
+    async function* observed<T>(messages: AsyncIterable<T>): AsyncGenerator<T> {
+      let left = true;
+      try {
+        yield* messages;
+        left = false;
+        done("ok", {}, "debug", "ended");
+      } catch (error) {
+        left = false;
+        throw failed(error);
+      } finally {
+        if (left) done("canceled", {}, "debug", "left");
+      }
+    }
+    try {
+      if (streams) {
+        metrics.streamOpened(method);
+        log.debug({ event: "stream_opened", requestId, method: request.method.name }, "stream opened");
+      }
+      const response = await next(request);
+      response.header.set("cache-control", "no-store");
+      if (response.stream) return { ...response, message: observed(response.message) };
+      const { outcome } = request.contextValues.get(logged);
+      if (outcome !== undefined) metrics.verified(outcome);
+      // Management is rare and matters; Verify and health are asked all the time.
+      done("ok", {}, request.contextValues.get(caller) !== undefined ? "info" : "debug", "answered");
+      return response;
+    } catch (error) {
+      throw failed(error);
     }
   };
 }
+
+const { verify, batchVerify, verifyStream, watch } = ApiKeyService.method;
+/** Anything else needs a user: a method added later is closed until it is opened here. */
+const FOR_SERVICES: ReadonlySet<string> = new Set([verify, batchVerify, verifyStream, watch].map(({ name }) => name));
 
 function authenticate(authenticator: Authenticator): Interceptor {
   return (next) => async (request) => {
     if (request.service.typeName !== ApiKeyService.typeName) return next(request);
     const authorization = request.header.get("authorization");
-    // Anything that is not Verify needs a user: a method added later is closed until it is opened here.
-    if (request.method.name === ApiKeyService.method.verify.name) await authenticator.service(authorization);
+    if (FOR_SERVICES.has(request.method.name)) await authenticator.service(authorization);
     else request.contextValues.set(caller, await authenticator.user(authorization));
     return next(request);
   };
