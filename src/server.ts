@@ -9,6 +9,7 @@ import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Config, TokenKey } from "./config.ts";
 import { type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { type ChangeKind, createChanges } from "./keys/changes.ts";
 import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
 import { createLookup } from "./keys/lookup.ts";
@@ -27,14 +28,16 @@ import { createInterceptors } from "./rpc/interceptors.ts";
 import { reflectionRoutes } from "./rpc/reflection.ts";
 import { createAuthenticator, type VerifyAuth } from "./rpc/tokens.ts";
 import { createVerifyMany, MAX_BATCH_BYTES } from "./rpc/verify-many.ts";
+import { createWatch } from "./rpc/watch.ts";
 import type { StartupError } from "./startup-error.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
 import { connect, VERIFY_OPTIONS } from "./store/connection.ts";
 import { createKeyStore } from "./store/keys.ts";
+import { readLineage } from "./store/lineage.ts";
 import { startMongod } from "./store/mongod.ts";
 import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
-import { watchKeys } from "./store/watch.ts";
+import { type KeyEvent, watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
 import { listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
@@ -84,7 +87,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       queue: config.hashQueue,
     });
     const secrets = createSecretKeeper(config.peppers ?? [developmentPepper(devSecrets!)], gate);
-    const { view, lookup, clusterTime } = await openView(config, uri, hooks, metrics, cleanUps);
+    const { view, lookup, clusterTime, changes, lineage } = await openView(config, uri, hooks, metrics, cleanUps);
     const store = createKeyStore({ client: database.client, database: config.database, clusterTime, view, clock });
     const usage = createUsage({
       write: store.noteUses,
@@ -130,7 +133,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       maxMessageBytes: config.limits.maxMessageBytes,
       largerMessages: new Map([[`/${ApiKeyService.typeName}/${batchVerify.name}`, MAX_BATCH_BYTES]]),
       routes: (router) => {
-        router.service(ApiKeyService, apiKeys);
+        router.service(ApiKeyService, { ...apiKeys, ...createWatch({ changes, lineage }) });
         router.rpc(batchVerify, apiKeys.batchVerify, { readMaxBytes: MAX_BATCH_BYTES });
         health.routes(router);
         reflectionRoutes(SERVED_FILES)(router);
@@ -150,6 +153,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     health.set(true);
     cleanUps.push(async () => {
       health.drain();
+      changes.drain();
       await listener.close(DRAIN_MS);
     });
     cleanUps.push(
@@ -199,6 +203,8 @@ async function openView(
   const view = createView({ maxKeys: cacheKeys });
   const freshness = createFreshness({ maxStalenessMs, outageGraceMs });
   const source = createRecordSource(db, clusterTime);
+  const changes = createChanges();
+  const lineage = await readLineage(db);
   const lookup = createLookup({ view, freshness, source, readTimeoutMs, wallMs });
 
   let firstProof = () => {};
@@ -208,10 +214,17 @@ async function openView(
   const watch = watchKeys({
     ...{ db, clusterTime, maxStalenessMs, wallMs },
     sink: {
-      restarted: view.restart,
-      changed: ({ id, rev }) => view.changed(id, rev),
-      proven: (moment) => {
+      restarted: (time) => {
+        view.restart();
+        changes.restarted(time);
+      },
+      changed: (event) => {
+        view.changed(event.id, event.rev);
+        changes.changed({ id: event.id, kind: kindOf(event), clusterTime: event.clusterTime });
+      },
+      proven: (moment, time) => {
         freshness.prove(moment);
+        changes.proven(moment.wallMs, time);
         firstProof();
       },
     },
@@ -226,9 +239,17 @@ async function openView(
   );
   metrics.gauge("latchkey_outage", "1 while reads of Verify fail", () => Number(lookup.outage));
   metrics.gauge("latchkey_watch_opened", "Change streams opened since the start", () => watch.opened);
+  metrics.gauge("latchkey_watchers", "Open calls of Watch", () => changes.watchers);
+  metrics.gauge("latchkey_watch_restarts", "Restarts told to watchers since the start", () => changes.restarts);
   // Better to be listening late than to answer the first calls slowly; but without a proof, reads answer too.
   await Promise.race([proven, sleep(FIRST_PROOF_MS, undefined, { ref: false })]);
-  return { view, lookup, clusterTime };
+  return { view, lookup, clusterTime, changes, lineage };
+}
+
+function kindOf({ rev, state }: KeyEvent): ChangeKind {
+  if (state === undefined) return rev === Number.POSITIVE_INFINITY ? "removed" : "updated";
+  if (state === "active") return rev === 1 ? "created" : "updated";
+  return state;
 }
 
 const SERVED_FILES = [

@@ -5,11 +5,12 @@ import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 
 export * from "#gen/latchkey/v1/api_key_service_pb";
 export { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+export { type WatchKeysOptions, watchKeys } from "./watch-keys.ts";
 
 export interface LatchkeyClientOptions {
   /** For example `http://127.0.0.1:8080`. */
   baseUrl: string;
-  /** The bearer token: a user token, or a service token for Verify. A function is asked at each call. */
+  /** The bearer token: a user token, or a service token for Verify and Watch. A function is asked at each call. */
   token?: string | (() => string | Promise<string>);
   /** Default: `grpc`. */
   protocol?: "grpc" | "connect";

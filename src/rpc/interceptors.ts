@@ -65,9 +65,9 @@ async function* observed<T>(messages: AsyncIterable<T>, call: LoggedCall, calls:
   }
 }
 
-const { verify, batchVerify, verifyStream } = ApiKeyService.method;
+const { verify, batchVerify, verifyStream, watch } = ApiKeyService.method;
 /** Methods for services and gateways. Any other needs a user: one that is added later is closed until it is opened here. */
-const OF_SERVICES: ReadonlySet<string> = new Set([verify, batchVerify, verifyStream].map(({ name }) => name));
+const OF_SERVICES: ReadonlySet<string> = new Set([verify, batchVerify, verifyStream, watch].map(({ name }) => name));
 
 function authenticate(authenticator: Authenticator): Interceptor {
   return (next) => async (request) => {

@@ -31,7 +31,7 @@ const ROOMS: Record<string, string[]> = {
     "lru-cache",
   ],
   "src/transport/": ["src/transport/", "src/keys/", "src/startup-error.ts", "node:"],
-  "src/client/": ["src/client/", "#gen/", "@connectrpc/", "@bufbuild/"],
+  "src/client/": ["src/client/", "#gen/", "@connectrpc/", "@bufbuild/", "node:"],
 };
 
 test.each(Object.entries(ROOMS))("%s imports only what lies below it", (room, allowed) => {

@@ -664,7 +664,7 @@ export const WatchRequestSchema: GenMessage<WatchRequest> = /*@__PURE__*/
   messageDesc(file_latchkey_v1_api_key_service, 17);
 
 /**
- * One message of Watch. The first is a heartbeat, or a restart when the token is too old or unknown.
+ * One message of Watch. Without a token the first is a heartbeat; with one that is too old or unknown, a restart.
  *
  * @generated from message latchkey.v1.WatchResponse
  */
@@ -1082,7 +1082,11 @@ export const ApiKeyService: GenService<{
   },
   /**
    * Tells which keys changed, so that a client may keep answers of Verify: an answer holds until its key is named here,
-   * or until `heartbeat.as_of` is older than the client can bear. Who may call it is configured as for Verify.
+   * or until `heartbeat.as_of` is older than the client can bear. Only an answer of a call that was made with
+   * CONSISTENCY_STRONG, after the watch said its first word (and its last restart), and during which the key was not named,
+   * may be kept: another process may answer a weaker call from before a change that was told here already. What time does
+   * (`expires_at`, `retires_at`) is not told. Who may call it is configured as for Verify. The stream ends with UNAVAILABLE
+   * when the process stops: go on elsewhere with the token. OVERLOADED when too many watches are open.
    *
    * @generated from rpc latchkey.v1.ApiKeyService.Watch
    */

@@ -81,8 +81,8 @@ export enum ErrorReason {
   NO_KEY = 8,
 
   /**
-   * RESOURCE_EXHAUSTED, with RetryInfo: too much work is queued to answer within the caller's deadline. Nothing was
-   * done.
+   * RESOURCE_EXHAUSTED, with RetryInfo: too much work is queued to answer within the caller's deadline, or too many
+   * watches are open. Nothing was done.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 9;
    */

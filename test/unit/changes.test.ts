@@ -1,0 +1,203 @@
+import { expect, test } from "@jest/globals";
+import { array, assert, asyncProperty, constantFrom, integer, oneof, record } from "fast-check";
+import { type Changes, createChanges, type Told } from "../../src/keys/changes.ts";
+
+const open = (changes: Changes, from?: bigint | "unknown") => {
+  const controller = new AbortController();
+  const stream = changes.watch(from, controller.signal);
+  return {
+    next: async (): Promise<Told | undefined> => (await stream.next()).value ?? undefined,
+    leave: async () => {
+      controller.abort();
+      await stream.return();
+    },
+  };
+};
+const change = (id: string, clusterTime: bigint) => ({ id, kind: "revoked" as const, clusterTime });
+const following = (options = {}) => {
+  const changes = createChanges(options);
+  changes.restarted(10n);
+  changes.proven(1_000, 11n);
+  return changes;
+};
+const shown = (told: Told | undefined) =>
+  told === undefined ? "end" : told.event === "change" ? told.change.id : `${told.event} ${told.asOfMs}`;
+
+test("a watch begins with a heartbeat, and then tells each change and each proof in order", async () => {
+  const changes = following();
+  const watch = open(changes);
+  expect(shown(await watch.next())).toBe("heartbeat 1000");
+  const waiting = watch.next();
+  changes.changed(change("a", 12n));
+  changes.proven(1_250, 13n);
+  changes.changed(change("b", 14n));
+  expect(shown(await waiting)).toBe("a");
+  expect(shown(await watch.next())).toBe("heartbeat 1250");
+  expect(shown(await watch.next())).toBe("b");
+  await watch.leave();
+  expect(changes.watchers).toBe(0);
+});
+
+test("before the first proof nothing is told: there is no time that could be claimed", async () => {
+  const changes = createChanges();
+  const watch = open(changes);
+  const first = watch.next();
+  changes.restarted(1n);
+  changes.changed(change("a", 2n));
+  const early = await Promise.race([first, new Promise((resolve) => setImmediate(resolve, "nothing"))]);
+  expect(early).toBe("nothing");
+  changes.proven(5, 3n);
+  expect(shown(await first)).toBe("restart 5");
+});
+
+test("heartbeats are told together to who reads slowly, and never before the changes that they cover", async () => {
+  const changes = following();
+  const watch = open(changes);
+  await watch.next();
+  changes.proven(2_000, 12n);
+  changes.changed(change("a", 13n));
+  changes.proven(3_000, 14n);
+  changes.proven(4_000, 15n);
+  expect(shown(await watch.next())).toBe("a");
+  expect(shown(await watch.next())).toBe("heartbeat 4000");
+});
+
+test("changes of one transaction are not split by a resumption: all of them are told again", async () => {
+  const changes = following();
+  const first = open(changes);
+  await first.next();
+  changes.changed(change("before", 19n));
+  changes.changed(change("old", 20n));
+  changes.changed(change("new", 20n));
+  await first.next();
+  const { position } = (await first.next())!;
+  const resumed = open(changes, position);
+  const told = [await resumed.next(), await resumed.next(), await resumed.next()];
+  expect(told.map(shown)).toEqual(["heartbeat 1000", "old", "new"]);
+});
+
+test("a token from after a proof does not step over changes that were not told yet", async () => {
+  const changes = following();
+  changes.proven(2_000, 12n);
+  changes.changed(change("a", 13n));
+  changes.changed(change("b", 14n));
+  const resumed = open(changes, 12n);
+  const heartbeat = await resumed.next();
+  expect(shown(heartbeat)).toBe("heartbeat 2000");
+  const again = open(changes, heartbeat!.position);
+  await again.next();
+  expect([shown(await again.next()), shown(await again.next())]).toEqual(["a", "b"]);
+});
+
+test("who asks for more than is held, or sends an unknown token, is told to start again", async () => {
+  const changes = following({ maxHeld: 2 });
+  for (const [id, time] of [
+    ["a", 20n],
+    ["b", 21n],
+    ["c", 22n],
+  ] as const)
+    changes.changed(change(id, time));
+  for (const from of [9n, 20n, "unknown"] as const)
+    expect(shown(await open(changes, from).next())).toBe("restart 1000");
+  const resumed = open(changes, 21n);
+  expect([shown(await resumed.next()), shown(await resumed.next())]).toEqual(["heartbeat 1000", "b"]);
+  expect(changes.restarts).toBe(3);
+});
+
+test("who falls behind by more than is held is told so, and then follows again", async () => {
+  const changes = following({ maxHeld: 2 });
+  const watch = open(changes);
+  await watch.next();
+  for (let index = 0n; index < 3n; index += 1n) changes.changed(change(`lost ${index}`, 20n + index));
+  expect(shown(await watch.next())).toBe("restart 1000");
+  changes.changed(change("a", 30n));
+  expect(shown(await watch.next())).toBe("a");
+});
+
+test("when the stream of changes begins anew, everyone is told, those who were up to date too", async () => {
+  const changes = following();
+  const watches = [open(changes), open(changes)];
+  for (const watch of watches) await watch.next();
+  changes.restarted(50n);
+  for (const watch of watches) expect(shown(await watch.next())).toBe("restart 1000");
+  expect(shown(await open(changes, 49n).next())).toBe("restart 1000");
+});
+
+test("watchers are bounded, and a drain ends them all", async () => {
+  const changes = following({ maxWatchers: 2 });
+  const watches = [open(changes), open(changes)];
+  for (const watch of watches) await watch.next();
+  await expect(open(changes).next()).rejects.toMatchObject({ reason: "OVERLOADED", retryAfterMs: 1_000 });
+  const ends = watches.map((watch) => watch.next());
+  changes.drain();
+  expect((await Promise.all(ends)).map(shown)).toEqual(["end", "end"]);
+  expect(changes.watchers).toBe(0);
+});
+
+test("whatever happens and wherever a watcher resumes, no heartbeat covers a change that it was neither told nor told to have missed", async () => {
+  const step = oneof(
+    { weight: 4, arbitrary: record({ what: constantFrom("changed" as const), by: integer({ min: 0, max: 2 }) }) },
+    { weight: 2, arbitrary: record({ what: constantFrom("proven" as const), by: integer({ min: 1, max: 2 }) }) },
+    { weight: 6, arbitrary: record({ what: constantFrom("read" as const), by: integer({ min: 0, max: 1 }) }) },
+    { weight: 1, arbitrary: record({ what: constantFrom("resume" as const), by: integer({ min: 0, max: 1 }) }) },
+    { weight: 1, arbitrary: record({ what: constantFrom("restarted" as const), by: integer({ min: 1, max: 2 }) }) },
+  );
+  await assert(
+    asyncProperty(array(step, { maxLength: 60 }), async (steps) => {
+      // Two processes follow the same changes; the watcher moves between them.
+      const processes = [following({ maxHeld: 4 }), following({ maxHeld: 4 })];
+      let time = 11n;
+      let wallMs = 1_000;
+      const happened: { id: string; wallMs: number }[] = [];
+      /** What the watcher does not know to be outdated: true answers as of the beginning of its watch. */
+      const unaware = new Set<string>();
+      let position: bigint | undefined;
+      let watch = open(processes[0]!);
+      const take = (told: Told | undefined) => {
+        if (told === undefined) return;
+        if (told.event === "change") unaware.delete(told.change.id);
+        if (told.event === "restart") unaware.clear();
+        if (told.event === "heartbeat") {
+          const covered = happened.filter((one) => one.wallMs <= told.asOfMs && unaware.has(one.id));
+          expect(covered).toEqual([]);
+        }
+        position = told.position;
+      };
+      take(await watch.next());
+      for (const { what, by } of steps) {
+        if (what === "changed") {
+          time += BigInt(by);
+          wallMs += 1;
+          const id = `${happened.length}`;
+          happened.push({ id, wallMs });
+          unaware.add(id);
+          for (const one of processes) one.changed(change(id, time));
+        } else if (what === "proven") {
+          time += BigInt(by);
+          wallMs += 1;
+          for (const one of processes) one.proven(wallMs, time);
+        } else if (what === "restarted") {
+          time += BigInt(by);
+          processes[by % 2]!.restarted(time);
+        } else if (what === "resume") {
+          await watch.leave();
+          watch = open(processes[by]!, position);
+        } else {
+          const pending = watch.next();
+          const told = await Promise.race([
+            pending,
+            new Promise<undefined>((resolve) => setImmediate(resolve, undefined)),
+          ]);
+          if (told === undefined) {
+            // Nothing to tell: leave, as a client whose connection broke would.
+            await watch.leave();
+            await pending;
+            watch = open(processes[by]!, position);
+          } else take(told);
+        }
+      }
+      await watch.leave();
+    }),
+    { numRuns: 500 },
+  );
+});
