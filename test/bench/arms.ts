@@ -2,7 +2,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Answer, type Call, callHttp1, callHttp2 } from "./calls.ts";
 import type { Lab } from "./lab.ts";
-import { h2load } from "./loads.ts";
+import { checkByH2load, h2load } from "./loads.ts";
 import { headersOf, outcomeOf, VERIFY_PATH, verifyBody, type Wire } from "./messages.ts";
 import type { ServerProcess } from "./processes.ts";
 import type { Sample } from "./statistics.ts";
@@ -59,14 +59,18 @@ export async function sameCallArm(lab: Lab, parts: SameCallParts): Promise<Arm> 
   expect(sample);
   const bodyFile = join(lab.dir, `${name.replace(/\W+/g, "-")}.body`);
   writeFileSync(bodyFile, call.body);
+  const target = {
+    ...{ serverPid: server.pid, address: server.address, path: call.path, headers: call.headers },
+    ...{ bodyFile, http1, answerBytes: sample.body.length },
+  };
   return {
     name,
-    check: async () => expect(await ask()),
+    async check() {
+      expect(await ask());
+      await checkByH2load(target);
+    },
     async measure(seconds) {
-      const measured = await h2load({
-        ...{ serverPid: server.pid, address: server.address, path: call.path, headers: call.headers },
-        ...{ bodyFile, http1, seconds, answerBytes: sample.body.length },
-      });
+      const measured = await h2load(target, seconds);
       return { ...measured, answers: measured.answers * keysPerCall };
     },
   };

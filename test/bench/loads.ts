@@ -1,6 +1,7 @@
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { cpuSecondsOf } from "./machine.ts";
 import { runLoad, type ServerProcess } from "./processes.ts";
 import type { Sample } from "./statistics.ts";
@@ -47,14 +48,13 @@ function runs(command: string, args: string[]): boolean {
   }
 }
 
-export interface H2loadRun {
+export interface H2loadTarget {
   serverPid: number;
   address: string;
   path: string;
   headers: Record<string, string>;
   bodyFile: string;
   http1: boolean;
-  seconds: number;
   /** Bytes of an answer's body, as sampled. */
   answerBytes: number;
 }
@@ -63,36 +63,57 @@ const H2LOAD_MARKS = { start: /^Main benchmark duration is started/, end: /^Main
 /** Answers differ by a few bytes, as a time's nanoseconds take 0 to 6, and long ones hold many times. */
 const BYTES_TOLERANCE = 6;
 const SHARE_TOLERANCE = 0.02;
+const CHECKED_CALLS = 1_000;
 
-/** Throws unless every answer was 2xx and of the expected size. */
-export async function h2load(run: H2loadRun): Promise<Sample> {
-  // Without a warm-up of its own: its counts of bytes and of answers would be of different times.
-  const shape = run.http1 ? ["--h1", "-c", "64"] : ["-c", "4", "-m", "32"];
-  const headers = Object.entries(run.headers).flatMap(([name, value]) => ["-H", `${name}: ${value}`]);
-  const duration = `${Math.round(run.seconds * 1_000)}ms`;
-  const args = [...shape, "-D", duration, "-d", run.bodyFile, ...headers, `http://${run.address}${run.path}`];
-  const { lines, cpuSeconds } = await runLoad(["stdbuf", "-oL", "h2load", ...args], H2LOAD_MARKS, run.serverPid);
-  return { ...parseH2load(lines.join("\n"), run.answerBytes), seconds: run.seconds, cpuSeconds };
+/** Throws unless every answer was 2xx and, on average, of no less than the expected size. */
+export async function h2load(target: H2loadTarget, seconds: number): Promise<Sample> {
+  const args = ["-D", `${Math.round(seconds * 1_000)}ms`, ...h2loadArguments(target)];
+  const { lines, cpuSeconds } = await runLoad(["stdbuf", "-oL", "h2load", ...args], H2LOAD_MARKS, target.serverPid);
+  const { answers, meanBytes } = parseH2load(lines.join("\n"));
+  // Not more: its count of bytes begins with the connections, that of answers a moment later.
+  if (meanBytes < target.answerBytes - toleranceOf(target)) throw new Error(unexpectedSize(meanBytes, target));
+  return { answers, seconds, cpuSeconds };
 }
 
-/** The answers that h2load counted. Throws when some were not as expected. */
-export function parseH2load(text: string, answerBytes: number): { answers: number } {
+/** A thousand calls in the manner of `h2load`, all of which must be answered with 2xx and, on average, the expected size. */
+export async function checkByH2load(target: H2loadTarget): Promise<void> {
+  const args = ["-n", String(CHECKED_CALLS), ...h2loadArguments(target)];
+  const { stdout } = await promisify(execFile)("h2load", args);
+  const { answers, meanBytes } = parseH2load(stdout);
+  if (answers !== CHECKED_CALLS) throw new Error(`There were ${answers} answers to ${CHECKED_CALLS} calls.`);
+  if (Math.abs(meanBytes - target.answerBytes) > toleranceOf(target))
+    throw new Error(unexpectedSize(meanBytes, target));
+}
+
+function h2loadArguments({ http1, headers, bodyFile, address, path }: H2loadTarget): string[] {
+  const shape = http1 ? ["--h1", "-c", "64"] : ["-c", "4", "-m", "32"];
+  const sent = Object.entries(headers).flatMap(([name, value]) => ["-H", `${name}: ${value}`]);
+  return [...shape, "-d", bodyFile, ...sent, `http://${address}${path}`];
+}
+
+function toleranceOf({ answerBytes }: H2loadTarget): number {
+  return Math.max(BYTES_TOLERANCE, SHARE_TOLERANCE * answerBytes);
+}
+
+/** Errors of gRPC are HTTP 200 without a body: only the size tells. */
+function unexpectedSize(meanBytes: number, { answerBytes }: H2loadTarget): string {
+  return `Answers had ${meanBytes.toFixed(1)} bytes, not ${answerBytes}: not all were the expected one.`;
+}
+
+/** The answers that h2load counted, and the mean size of their bodies. Throws when some were not good, or there were none. */
+export function parseH2load(text: string): { answers: number; meanBytes: number } {
   const [, done, succeeded, failed, errored, timeout] =
     /^requests: .* (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout/m.exec(text) ?? [];
   const [, ok, redirected, refused, broken] =
     /^status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx/m.exec(text) ?? [];
   const [, data] = /\((\d+)\) data$/m.exec(text) ?? [];
   if (done === undefined || ok === undefined || data === undefined) throw new Error(`h2load said: ${text}`);
-  const bad = [failed, errored, timeout, redirected, refused, broken].some((count) => Number(count) > 0);
   if (done === "0") throw new Error("There was no answer in the measured time.");
+  const bad = [failed, errored, timeout, redirected, refused, broken].some((count) => Number(count) > 0);
   if (bad || succeeded !== done) {
     throw new Error(`Not every answer was good: ${text.match(/^(?:requests|status codes): .*$/gm)?.join("; ")}`);
   }
-  const meanBytes = Number(data) / Number(ok);
-  if (Math.abs(meanBytes - answerBytes) > Math.max(BYTES_TOLERANCE, SHARE_TOLERANCE * answerBytes)) {
-    throw new Error(`Answers had ${meanBytes.toFixed(1)} bytes, not ${answerBytes}: not all were the expected one.`);
-  }
-  return { answers: Number(done) };
+  return { answers: Number(done), meanBytes: Number(data) / Number(ok) };
 }
 
 export interface ManyKeysRun {

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { availableParallelism, cpus, release, totalmem } from "node:os";
 import type { MongoClient } from "mongodb";
 
@@ -49,8 +49,9 @@ export function moveToCore(pid: number, core: number): void {
   if (canPin()) execFileSync("taskset", ["-a", "-c", "-p", String(core), String(pid)], { stdio: "ignore" });
 }
 
-/** CPU time of all threads of a process so far, to the nanosecond where the kernel tells, else to its clock tick. */
+/** CPU time of all threads of a process so far, to the nanosecond where the kernel tells, else to its clock tick. NaN when it is gone. */
 export function cpuSecondsOf(pid: number): number {
+  if (!existsSync(`/proc/${pid}`)) return Number.NaN;
   try {
     let nanoseconds = 0;
     for (const task of readdirSync(`/proc/${pid}/task`)) {

@@ -29,13 +29,23 @@ async function run(options: Options): Promise<number> {
   const load = ensureH2load();
   if (!canPin()) say("There is no second core, or no taskset: nothing is pinned, and the figures mean little.");
   moveToCore(process.pid, LOAD_CORE);
-  const lab = await openLab(options, say);
-  const end = () => void lab.stop().finally(() => process.exit(130));
+  let lab: Lab | undefined;
+  let interrupted = false;
+  const end = () => {
+    interrupted = true;
+    // What is half set up can't be taken down: it is when it is whole.
+    void lab?.stop().finally(() => process.exit(130));
+  };
   process.once("SIGINT", end).once("SIGTERM", end);
+  lab = await openLab(options, say);
   try {
     const figures: Taken[] = [];
-    for (const figure of FIGURES.filter(({ name }) => options.only.includes(name)))
-      figures.push(await take(lab, figure));
+    if (interrupted) return 130;
+    for (const figure of FIGURES.filter(({ name }) => options.only.includes(name))) {
+      const taken = await take(lab, figure);
+      if (interrupted) return 130;
+      figures.push(taken);
+    }
     const report: Report = {
       machine: await describeMachine(lab.client, load),
       ...{ rounds: options.rounds, secondsPerRound: options.seconds, figures },

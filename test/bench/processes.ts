@@ -100,5 +100,6 @@ export async function runLoad(
   if (code !== 0 || atStart === undefined || atEnd === undefined) {
     throw new Error(`${command.slice(0, 2).join(" ")} failed (${code}): ${complaint || lines.slice(-5).join(" | ")}`);
   }
+  if (Number.isNaN(atEnd - atStart)) throw new Error("The server ended under load.");
   return { lines, cpuSeconds: atEnd - atStart };
 }
