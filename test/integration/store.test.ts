@@ -126,16 +126,19 @@ test("a fingerprint is replaced unless another change came between", async () =>
 });
 
 test("without a server to ask, every call is DB_UNAVAILABLE and may be repeated", async () => {
-  const closed = new MongoClient("mongodb://127.0.0.1:1/?replicaSet=none", { serverSelectionTimeoutMS: 100 });
-  const away = createKeyStore(closed, "none", () => new Date());
-  for (const call of [
-    () => away.findCurrent(user, inMs(10_000)),
-    () => away.change(user, inMs(10_000), () => ({ update: [], answer: undefined })),
-    () => away.setFingerprint(record(), { pepper: "p", mac: Buffer.alloc(32) }, inMs(10_000)),
-  ]) {
-    expect(await refusal(call())).toMatchObject({ reason: "DB_UNAVAILABLE", retryAfterMs: expect.any(Number) });
+  const calls: ((away: KeyStore) => Promise<unknown>)[] = [
+    (away) => away.findCurrent(user, inMs(10_000)),
+    (away) => away.change(user, inMs(10_000), () => ({ update: [], answer: undefined })),
+    (away) => away.setFingerprint(record(), { pepper: "p", mac: Buffer.alloc(32) }, inMs(10_000)),
+  ];
+  for (const call of calls) {
+    const client = new MongoClient("mongodb://127.0.0.1:1/?replicaSet=none", { serverSelectionTimeoutMS: 100 });
+    expect(await refusal(call(createKeyStore(client, "none", () => new Date())))).toMatchObject({
+      reason: "DB_UNAVAILABLE",
+      retryAfterMs: expect.any(Number),
+    });
+    await client.close();
   }
-  await closed.close();
 });
 
 test("a collection made before its validation gets it, and what is in it stays", async () => {
