@@ -133,11 +133,11 @@ test("a cached mongod is neither hashed nor run again until its file changes", a
   // Were it hashed, this would be found wrong.
   writeFileSync(`${found}.sha256`, "another");
   expect(await find()).toBe(found);
-  expect(runs()).toBe(1);
+  expect({ runs: runs(), asked: asked.length }).toEqual({ runs: 1, asked: 2 });
   writeFileSync(`${found}.sha256`, expected);
   chmodSync(found, 0o700);
-  expect(await find()).toBe(found);
-  expect(runs()).toBe(2);
+  for (let start = 0; start < 2; start += 1) expect(await find()).toBe(found);
+  expect({ runs: runs(), asked: asked.length }).toEqual({ runs: 2, asked: 2 });
 });
 
 test("a damaged cached mongod is reported and fetched again, even when its size is the same", async () => {
