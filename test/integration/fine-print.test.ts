@@ -269,3 +269,23 @@ test("the documentation says that a change answered by DB_UNAVAILABLE may still 
     expect(text).toMatch(/may still have (been made|committed)/);
   }
 });
+
+test("an answer to GET is not to be stored, neither a key's description nor a refusal", async () => {
+  const service = await start();
+  const user = randomUUID();
+  const url = `${service.baseUrl}/latchkey.v1.ApiKeyService/Get?connect=v1&encoding=json&message=%7B%7D`;
+  const headers = { authorization: `Bearer ${await userToken(user)}` };
+  for (const status of [404, 200]) {
+    if (status === 200) await service.client(user).create({ scopes: ["read"] });
+    const response = await fetch(url, { headers });
+    expect([response.status, response.headers.get("cache-control")]).toEqual([status, "no-store"]);
+  }
+});
+
+test("an error's reason is the bare word; the enum of the proto carries its prefix", async () => {
+  const { ErrorReason } = await import("#gen/latchkey/v1/error_reason_pb");
+  const { reason } = await refusalOf((await start()).client().get({}));
+  expect(reason).toBe("NO_KEY");
+  expect(ErrorReason[ErrorReason.NO_KEY]).toBe(reason);
+  expect(readFileSync("proto/latchkey/v1/error_reason.proto", "utf8")).toContain(`ERROR_REASON_${reason} = `);
+});
