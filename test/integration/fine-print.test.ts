@@ -1,11 +1,17 @@
 import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { timestampDate } from "@bufbuild/protobuf/wkt";
+import { createClient } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
-import { Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
+import { ApiKeyService, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
+import type { KeyStore } from "../../src/keys/key-store.ts";
+import { createKeyManager } from "../../src/keys/manage.ts";
+import type { SecretKeeper } from "../../src/keys/secret.ts";
 import { refusalOf } from "../support/errors.ts";
-import { PEPPER, startService, type TestService } from "../support/service.ts";
+import { PEPPER, startService, type TestService, userToken } from "../support/service.ts";
 
 const started: TestService[] = [];
 // The user tokens of the tests expire by the real clock, so the tests' clock starts there.
@@ -130,4 +136,156 @@ test("after the pepper is lost or rotated every key still verifies, and its fing
   }
   expect((await records.findOne({ _id: apiKey!.id }))?.rev).toBe(3);
   await mongo.close();
+});
+
+test("scopes are compared exactly: no part, pattern or other case of one stands for it", async () => {
+  const client = (await start()).client();
+  const { key } = await client.create({ scopes: ["billing:read"] });
+  for (const required of ["billing", "billing:", "billing:rea", "billing:read:all"]) {
+    const { outcome, missingScopes } = await client.verify({ key, requiredScopes: [required] });
+    expect({ outcome, missingScopes }).toEqual({ outcome: Outcome.INSUFFICIENT_SCOPE, missingScopes: [required] });
+  }
+  for (const senseless of ["billing:*", "Billing:read", " billing:read"]) {
+    expect(await refusalOf(client.verify({ key, requiredScopes: [senseless] }))).toMatchObject({
+      reason: "INVALID_ARGUMENT",
+      fields: ["required_scopes[0]"],
+    });
+  }
+  expect((await client.verify({ key, requiredScopes: ["billing:read"] })).outcome).toBe(Outcome.VALID);
+});
+
+test("user_id and sub have 1 to 256 characters and are compared exactly", async () => {
+  const service = await start();
+  const admin = service.client(undefined, { admin: true });
+  const name = randomUUID();
+  const alike = [name, ` ${name}`, name.toUpperCase(), `${name}\u00e9`, `${name}e\u0301`, name.padEnd(256, "x")];
+  for (const userId of alike) {
+    const { apiKey } = await admin.create({ userId, scopes: ["read"] });
+    expect((await service.client(userId).get({})).apiKey).toMatchObject({ id: apiKey?.id, userId });
+  }
+  for (const userId of ["", name.padEnd(257, "x")]) {
+    for (const call of [admin.create({ userId, scopes: ["read"] }), admin.get({ userId }), admin.revoke({ userId })])
+      expect(await refusalOf(call)).toMatchObject({ reason: "INVALID_ARGUMENT", fields: ["user_id"] });
+  }
+});
+
+test("LATCHKEY_MAX_GRACE: an explicit excess is refused, as much as it allows is taken", async () => {
+  const client = (await start({ LATCHKEY_MAX_GRACE: "1m" })).client();
+  await client.create({ scopes: ["read"] });
+  expect(await refusalOf(client.refresh({ gracePeriod: { seconds: 60n, nanos: 1_000_000 } }))).toMatchObject({
+    reason: "INVALID_ARGUMENT",
+    fields: ["grace_period"],
+  });
+  const { previous } = await client.refresh({ gracePeriod: { seconds: 60n } });
+  expect(timestampDate(previous!.retiresAt!).getTime()).toBe(now.getTime() + 60_000);
+});
+
+test("a key without an end, inherited under a LATCHKEY_MAX_TTL, ends by it", async () => {
+  const before = await start();
+  const user = randomUUID();
+  expect((await before.client(user).create({ scopes: ["read"] })).apiKey?.expiresAt).toBeUndefined();
+  const after = await start({ MONGODB_DATABASE: before.database, LATCHKEY_MAX_TTL: "1d" });
+  const { apiKey } = await after.client(user).refresh({});
+  expect(timestampDate(apiKey!.expiresAt!).getTime()).toBe(now.getTime() + 86_400_000);
+});
+
+test("an API key as bearer is refused before ADMIN_REQUIRED and fields, by shape and checksum: one with a typo is only a bad token", async () => {
+  const service = await start();
+  const bearing = (bearer: string) =>
+    createClient(
+      ApiKeyService,
+      createConnectTransport({
+        baseUrl: service.baseUrl,
+        httpVersion: "1.1",
+        interceptors: [
+          (next) => (request) => {
+            request.header.set("authorization", `Bearer ${bearer}`);
+            return next(request);
+          },
+        ],
+      }),
+    );
+  const unknown = formatKey({ prefix: "lk", id: "0".repeat(16), secret: "0".repeat(43) });
+  const bad = { userId: "somebody", name: " ", scopes: ["admin"] };
+  expect(await refusalOf(bearing(unknown).create(bad))).toMatchObject({ reason: "API_KEY_NOT_ALLOWED" });
+  expect(await refusalOf(bearing(`${unknown.slice(0, -1)}!`).create(bad))).toMatchObject({ reason: "UNAUTHENTICATED" });
+  expect(await refusalOf(bearing(await userToken("nobody")).create(bad))).toMatchObject({ reason: "ADMIN_REQUIRED" });
+});
+
+test("an explicit revocation outranks the end of a grace period: its time and reason stay", async () => {
+  const client = (await start()).client();
+  const { key } = await client.create({ scopes: ["read"] });
+  await client.refresh({ gracePeriod: { seconds: 60n } });
+  advance(1_000);
+  const revokedAt = now.getTime();
+  await client.revoke({ reason: "leaked" });
+  advance(120_000);
+  const { apiKey } = await client.verify({ key });
+  expect(apiKey).toMatchObject({ state: State.REVOKED, revocationReason: "leaked" });
+  expect(timestampDate(apiKey!.revokedAt!).getTime()).toBe(revokedAt);
+});
+
+test("Refresh over an expired key inherits its lifetime too, and the stored record is marked expired with it", async () => {
+  const service = await start();
+  const client = service.client();
+  const first = await client.create({ scopes: ["read"], lifetime: ttl(5) });
+  advance(60_000);
+  const { apiKey } = await client.refresh({});
+  expect(timestampDate(apiKey!.expiresAt!).getTime()).toBe(now.getTime() + 5_000);
+  const mongo = await MongoClient.connect(process.env.TEST_MONGODB_URI!);
+  const records = mongo.db(service.database).collection<{ _id: string; state: string }>("api_keys");
+  expect((await records.findOne({ _id: first.apiKey!.id }))?.state).toBe("expired");
+  await mongo.close();
+});
+
+test("Create looks for an active key before it hashes: a refusal costs no argon2", async () => {
+  let hashed = 0;
+  const active = {
+    ...{ id: "0".repeat(16), userId: "alice", prefix: "lk", scopes: ["read"], state: "active" as const, rev: 1 },
+    ...{ secretHash: "$argon2id$", createdAt: now },
+  };
+  const patterns = { matches: () => true };
+  const keys = createKeyManager({
+    store: { findCurrent: async () => ({ active }) } as unknown as KeyStore,
+    secrets: {
+      digest: async () => {
+        hashed += 1;
+        throw new Error("not to be reached");
+      },
+    } as unknown as SecretKeeper,
+    policy: { scopes: patterns, memberScopes: patterns, maxGraceMs: 0 },
+    prefix: "lk",
+    clock: () => now,
+    randomBytes: (size) => new Uint8Array(size),
+  });
+  const create = keys.create({ userId: "alice", admin: false }, { scopes: ["read"] }, performance.now() + 10_000);
+  await expect(create).rejects.toMatchObject({ reason: "KEY_EXISTS" });
+  expect(hashed).toBe(0);
+});
+
+test("the documentation says that a change answered by DB_UNAVAILABLE may still have been made", () => {
+  for (const file of ["README.md", "proto/latchkey/v1/error_reason.proto"]) {
+    const text = readFileSync(file, "utf8").replaceAll(/\s*\n\s*\/\/\s*/g, " ");
+    expect(text).toMatch(/may still have (been made|committed)/);
+  }
+});
+
+test("an answer to GET is not to be stored, neither a key's description nor a refusal", async () => {
+  const service = await start();
+  const user = randomUUID();
+  const url = `${service.baseUrl}/latchkey.v1.ApiKeyService/Get?connect=v1&encoding=json&message=%7B%7D`;
+  const headers = { authorization: `Bearer ${await userToken(user)}` };
+  for (const status of [404, 200]) {
+    if (status === 200) await service.client(user).create({ scopes: ["read"] });
+    const response = await fetch(url, { headers });
+    expect([response.status, response.headers.get("cache-control")]).toEqual([status, "no-store"]);
+  }
+});
+
+test("an error's reason is the bare word; the enum of the proto carries its prefix", async () => {
+  const { ErrorReason } = await import("#gen/latchkey/v1/error_reason_pb");
+  const { reason } = await refusalOf((await start()).client().get({}));
+  expect(reason).toBe("NO_KEY");
+  expect(ErrorReason[ErrorReason.NO_KEY]).toBe(reason);
+  expect(readFileSync("proto/latchkey/v1/error_reason.proto", "utf8")).toContain(`ERROR_REASON_${reason} = `);
 });

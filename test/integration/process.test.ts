@@ -91,6 +91,29 @@ test("SIGTERM stops service and mongod with exit code 0, and the data is there a
   expect((await createLatchkeyClient({ baseUrl: second.url }).verify({ key })).outcome).toBe(Outcome.VALID);
 });
 
+test("npm start passes a signal on: sent to npm alone, it ends npm, the service and mongod", async () => {
+  const dataDir = newDirectory();
+  const npm = spawn("npm", ["start"], {
+    env: {
+      ...{ PATH: process.env.PATH, HOME: process.env.HOME, LATCHKEY_DATA_DIR: dataDir },
+      ...{ LATCHKEY_LISTEN: "127.0.0.1:0", LATCHKEY_OPS_LISTEN: "off" },
+    },
+    stdio: ["ignore", "pipe", "ignore"],
+  });
+  running.push(npm);
+  let output = "";
+  npm.stdout.on("data", (chunk) => {
+    output += chunk;
+  });
+  while (!output.includes('"event":"ready"')) await new Promise((resolve) => setTimeout(resolve, 20));
+  const mongod = Number(readFileSync(join(dataDir, "db", "mongod.lock"), "utf8"));
+  npm.kill("SIGTERM");
+  // Closed: by the service too, which writes to it.
+  await once(npm, "close");
+  expect(output).toContain('"event":"stopped"');
+  expect(() => process.kill(mongod, 0)).toThrow();
+}, 60_000);
+
 test("the secrets it made are readable by their owner alone", async () => {
   const dataDir = newDirectory();
   await serve(dataDir);

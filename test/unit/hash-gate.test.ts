@@ -114,6 +114,28 @@ test("callers with the same secret of one key share one argon2 run", async () =>
   expect({ proven: proofs.every(({ proven }) => proven), runs: runs() }).toEqual({ proven: true, runs: 2 });
 });
 
+test("callers with other secrets of one key wait their turn: one argon2 run a key at a time", async () => {
+  let [running, most] = [0, 0];
+  const gate: HashGate = {
+    ...{ running: 0, waiting: 0 },
+    run: async (work) => {
+      running += 1;
+      most = Math.max(most, running);
+      return work().finally(() => {
+        running -= 1;
+      });
+    },
+  };
+  const keeper = createSecretKeeper([pepper("p1")], gate);
+  const { secretHash } = await keeper.digest("i", "right", forEver);
+  const secrets = ["wrong", "right", "other", "right", "wrong"];
+  const proofs = await Promise.all(secrets.map((secret) => keeper.prove({ id: "i", secretHash }, secret, forEver)));
+  expect(proofs.map(({ proven }) => proven)).toEqual([false, true, false, true, false]);
+  expect(most).toBe(1);
+  await Promise.all(["j", "k"].map((id) => keeper.prove({ id, secretHash }, "right", forEver)));
+  expect(most).toBe(2);
+});
+
 test("the fingerprint is HMAC-SHA-256 of <id>_<secret>", async () => {
   const keeper = createSecretKeeper([{ id: "p", secret: Buffer.alloc(32, 1) }], counted().gate);
   const { fingerprint } = await keeper.digest("id", "secret", forEver);
