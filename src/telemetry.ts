@@ -1,6 +1,6 @@
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { AggregatorRegistry, Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 export type { Logger } from "pino";
 
@@ -61,11 +61,16 @@ export interface Metrics {
   streamOpened(method: string): void;
   streamEnded(method: string, code: string): void;
   verified(outcome: string): void;
-  /** Called at each scrape. */
-  gauge(name: string, help: string, read: () => number): void;
+  /** Called at each scrape. `ofAll`: what several workers' values come to together; default: their sum. */
+  gauge(name: string, help: string, read: () => number, ofAll?: "sum" | "min" | "max"): void;
   contentType: string;
   text(): Promise<string>;
+  /** For `mergedMetrics` in another process. */
+  values(): Promise<MetricValues>;
 }
+
+/** Plain data that can be sent between processes. */
+export type MetricValues = object[];
 
 export function createMetrics(): Metrics {
   const registry = new Registry();
@@ -103,10 +108,11 @@ export function createMetrics(): Metrics {
     },
     rpc: (method, code, durationMs) => durations.observe({ method, code }, durationMs / 1_000),
     verified: (outcome) => outcomes.inc({ outcome }),
-    gauge: (name, help, read) => {
+    gauge: (name, help, read, ofAll = "sum") => {
       new Gauge({
         name,
         help,
+        aggregator: ofAll,
         registers: [registry],
         collect() {
           this.set(read());
@@ -115,5 +121,11 @@ export function createMetrics(): Metrics {
     },
     contentType: registry.contentType,
     text: () => registry.metrics(),
+    values: () => registry.getMetricsAsJSON(),
   };
+}
+
+/** The metrics of several processes as one text. */
+export async function mergedMetrics(all: MetricValues[]): Promise<string> {
+  return AggregatorRegistry.aggregate(all).metrics();
 }
