@@ -8,7 +8,7 @@ import { file_health_v1_health } from "#gen/health/v1/health_pb";
 import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Config, TokenKey } from "./config.ts";
-import { type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { DEV_PEPPER, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
 import { type ChangeKind, createChanges } from "./keys/changes.ts";
 import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
@@ -309,7 +309,7 @@ function watchDatabase(
 }
 
 function developmentPepper({ pepper }: DevSecrets): Pepper {
-  return { id: "dev", secret: Buffer.from(pepper, "base64") };
+  return { id: DEV_PEPPER, secret: Buffer.from(pepper, "base64") };
 }
 
 function developmentKey({ jwtSecret }: DevSecrets): TokenKey {
