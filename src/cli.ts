@@ -18,6 +18,7 @@ import { parseDuration, readClientConfig, readConfig } from "./config.ts";
 import { mintDevToken, readDevSecrets } from "./dev-secrets.ts";
 import { runDoctor } from "./doctor.ts";
 import { serve } from "./main.ts";
+import { formatPeppers, reportPeppers } from "./peppers.ts";
 import { StartupError } from "./startup-error.ts";
 
 /** Exit codes: 0 done (verify: the key is good), 1 refused or failed, 2 wrong usage, 3 verify: the key is not good. */
@@ -133,6 +134,17 @@ program
     const lines = findings.map(({ what, ok, detail }) => `${ok ? "ok  " : "FAIL"}  ${what}: ${detail}`);
     print(json ? JSON.stringify(findings) : lines.join("\n"));
     if (findings.some(({ ok }) => !ok)) process.exitCode = 1;
+  });
+
+program
+  .command("peppers")
+  .description(
+    "count keys by the pepper of their fingerprint, and say which pepper may be taken out of LATCHKEY_PEPPERS",
+  )
+  .option("--json", "print JSON")
+  .action(async ({ json }) => {
+    const report = await reportPeppers(readConfig());
+    print(json ? JSON.stringify(report) : formatPeppers(report));
   });
 
 function keyCommand(name: string, description: string): Command {

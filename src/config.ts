@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
-import { homedir } from "node:os";
+import { availableParallelism, homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { z } from "zod";
 import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
@@ -181,8 +181,18 @@ export const VARIABLES = {
     .prefault("150ms")
     .describe("time without an answer to a read of Verify after which MongoDB counts as away"),
   LATCHKEY_CACHE_KEYS: count.prefault("100000").describe("records held in memory"),
-  LATCHKEY_HASH_CONCURRENCY: count.optional().meta({ shown: "cores" }).describe("argon2 runs at once"),
-  LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one"),
+  LATCHKEY_WORKERS: z
+    .union(
+      [z.literal("auto").transform(() => availableParallelism()), count],
+      "must be a whole number above 0, or auto",
+    )
+    .prefault("1")
+    .describe("processes that share the public port; `auto`: one a core. Each keeps a memory of records of its own"),
+  LATCHKEY_HASH_CONCURRENCY: count
+    .optional()
+    .meta({ shown: "cores" })
+    .describe("argon2 runs at once, of all workers together"),
+  LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one, a worker"),
   LATCHKEY_TLS_CERT_FILE: z
     .string()
     .optional()
@@ -263,6 +273,7 @@ export interface Config {
   readonly outageGraceMs: number;
   readonly readTimeoutMs: number;
   readonly cacheKeys: number;
+  readonly workers: number;
   readonly hashConcurrency: number | undefined;
   readonly hashQueue: number;
   readonly tls: TlsFiles | undefined;
@@ -386,6 +397,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     outageGraceMs: settings.LATCHKEY_OUTAGE_GRACE,
     readTimeoutMs: settings.LATCHKEY_READ_TIMEOUT,
     cacheKeys: settings.LATCHKEY_CACHE_KEYS,
+    workers: settings.LATCHKEY_WORKERS,
     hashConcurrency: settings.LATCHKEY_HASH_CONCURRENCY,
     hashQueue: settings.LATCHKEY_HASH_QUEUE,
     tls: tlsFiles(settings),

@@ -10,6 +10,9 @@ export interface DevSecrets {
   pepper: string;
 }
 
+/** The id of the pepper that is made where none is configured. */
+export const DEV_PEPPER = "dev";
+
 const FILE = "secrets.json";
 
 /** The secrets of this data directory, or undefined when there are none yet. */

@@ -1,11 +1,15 @@
+import cluster from "node:cluster";
 import { readConfig } from "./config.ts";
 import { mintDevToken } from "./dev-secrets.ts";
 import { type Server, startServer } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { createLogger, type Logger } from "./telemetry.ts";
+import { serveAsWorker } from "./worker.ts";
+import { startWorkers } from "./workers.ts";
 
 /** Runs the service until SIGINT or SIGTERM. Returns the exit code. */
 export async function serve(): Promise<number> {
+  if (cluster.isWorker) return serveAsWorker();
   let log: Logger | undefined;
   const fail = (error: unknown): number => {
     if (!(error instanceof StartupError)) throw error;
@@ -19,7 +23,8 @@ export async function serve(): Promise<number> {
   try {
     const config = readConfig();
     log = createLogger({ level: config.logLevel, output: process.stdout });
-    const starting = startServer(config, {
+    const start = config.workers > 1 ? startWorkers : startServer;
+    const starting = start(config, {
       log,
       say: (line) => process.stderr.write(`${line}\n`),
       terminal: process.stderr.isTTY ? process.stderr : undefined,

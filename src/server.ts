@@ -8,7 +8,7 @@ import { file_health_v1_health } from "#gen/health/v1/health_pb";
 import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Config, TokenKey } from "./config.ts";
-import { type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { DEV_PEPPER, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
 import { type ChangeKind, createChanges } from "./keys/changes.ts";
 import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
@@ -51,6 +51,15 @@ export interface ServerHooks {
   /** The service can't go on; it must be stopped. */
   onFatal: (error: StartupError) => void;
   clock?: () => Date;
+  /** A database that is ready, where another process looks after it. Default: opened here. */
+  database?: ReadyDatabase;
+  /** Told whether calls are served, at the start and at each change. */
+  onServing?: (serving: boolean) => void;
+}
+
+export interface ReadyDatabase {
+  uri: string;
+  devSecrets: DevSecrets | undefined;
 }
 
 export interface Server {
@@ -59,11 +68,12 @@ export interface Server {
   readonly opsAddress: string | undefined;
   /** The secret that development tokens are signed with; undefined when tokens are configured. */
   readonly devTokenSecret: string | undefined;
+  readonly metrics: Pick<Metrics, "values">;
   /** Not serving → in-flight calls finish → everything is released. Idempotent. */
   stop(): Promise<void>;
 }
 
-const DRAIN_MS = 10_000;
+export const DRAIN_MS = 10_000;
 const DATABASE_CHECK_MS = 1_000;
 const FIRST_PROOF_MS = 2_000;
 
@@ -76,10 +86,10 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
   };
   try {
     const tls = config.tls && loadTls(config.tls);
-    const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
+    const { uri, devSecrets } = hooks.database ?? (await openDatabase(config, hooks, cleanUps));
     const database = await connect(uri);
     cleanUps.push(() => database.close());
-    await ensureSchema(database.client.db(config.database));
+    if (hooks.database === undefined) await ensureSchema(database.client.db(config.database));
 
     const metrics = createMetrics();
     const gate = createHashGate({
@@ -120,8 +130,15 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
     const health = createHealth([ApiKeyService.typeName]);
-    metrics.gauge("latchkey_serving", "1 while calls are served, 0 while MongoDB is away or the service drains", () =>
-      Number(health.serving),
+    const serving = (value: boolean) => {
+      health.set(value);
+      hooks.onServing?.(value);
+    };
+    metrics.gauge(
+      "latchkey_serving",
+      "1 while calls are served, 0 while MongoDB is away or the service drains",
+      () => Number(health.serving),
+      "max",
     );
 
     const calls = createCallLog({ log, metrics });
@@ -150,7 +167,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many)],
       hotStreams: [createHotVerifyStream(many)],
     });
-    health.set(true);
+    serving(true);
     cleanUps.push(async () => {
       health.drain();
       changes.drain();
@@ -162,7 +179,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
           { event: up ? "database_up" : "database_down" },
           up ? "MongoDB answers again" : "MongoDB does not answer",
         );
-        health.set(up);
+        serving(up);
       }),
     );
 
@@ -171,6 +188,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       address: listener.address,
       opsAddress: ops?.address,
       devTokenSecret: devSecrets?.jwtSecret,
+      metrics,
       stop: () => {
         stopping ??= release();
         return stopping;
@@ -233,11 +251,14 @@ async function openView(
   });
   cleanUps.push(() => watch.stop());
   metrics.gauge("latchkey_view_keys", "Records in memory", () => view.size);
-  metrics.gauge("latchkey_view_fresh", "1 while Verify answers from memory", () => Number(freshness.isFresh()));
-  metrics.gauge("latchkey_view_age_seconds", "Age of the last proof of freshness", () =>
-    Math.min((performance.now() - freshness.provenMs) / 1_000, Number.MAX_SAFE_INTEGER),
+  metrics.gauge("latchkey_view_fresh", "1 while Verify answers from memory", () => Number(freshness.isFresh()), "min");
+  metrics.gauge(
+    "latchkey_view_age_seconds",
+    "Age of the last proof of freshness",
+    () => Math.min((performance.now() - freshness.provenMs) / 1_000, Number.MAX_SAFE_INTEGER),
+    "max",
   );
-  metrics.gauge("latchkey_outage", "1 while reads of Verify fail", () => Number(lookup.outage));
+  metrics.gauge("latchkey_outage", "1 while reads of Verify fail", () => Number(lookup.outage), "max");
   metrics.gauge("latchkey_watch_opened", "Change streams opened since the start", () => watch.opened);
   metrics.gauge("latchkey_watchers", "Open calls of Watch", () => changes.watchers);
   metrics.gauge("latchkey_watch_restarts", "Restarts told to watchers since the start", () => changes.restarts);
@@ -261,11 +282,12 @@ const SERVED_FILES = [
   file_google_rpc_error_details,
 ];
 
-async function openDatabase(
+/** The configured database, or an embedded one, which is started. */
+export async function openDatabase(
   config: Config,
   { log, say, terminal, onFatal }: ServerHooks,
   cleanUps: (() => Promise<void> | void)[],
-): Promise<{ uri: string; devSecrets: DevSecrets | undefined }> {
+): Promise<ReadyDatabase> {
   if (config.mongodbUri !== undefined) return { uri: config.mongodbUri, devSecrets: undefined };
   const mongod = await startMongod({
     ...{ dataDir: config.dataDir, cacheDir: config.cacheDir, binary: config.mongodBinary, path: config.path },
@@ -308,7 +330,7 @@ function watchDatabase(
 }
 
 function developmentPepper({ pepper }: DevSecrets): Pepper {
-  return { id: "dev", secret: Buffer.from(pepper, "base64") };
+  return { id: DEV_PEPPER, secret: Buffer.from(pepper, "base64") };
 }
 
 function developmentKey({ jwtSecret }: DevSecrets): TokenKey {

@@ -1,6 +1,6 @@
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
-import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
+import { AggregatorRegistry, Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 
 export type { Logger } from "pino";
 
@@ -63,14 +63,19 @@ export interface Metrics {
   streamOpened(method: string): void;
   streamEnded(method: string, code: string): void;
   verified(outcome: string): void;
-  /** Called at each scrape. */
-  gauge(name: string, help: string, read: () => number): void;
+  /** Called at each scrape. `ofAll`: what several workers' values come to together; default: their sum. */
+  gauge(name: string, help: string, read: () => number, ofAll?: "sum" | "min" | "max"): void;
   contentType: string;
   text(): Promise<string>;
+  /** For `mergedMetrics` in another process. */
+  values(): Promise<MetricValues>;
 }
 
 /** Upper bounds in seconds. */
 const BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+
+/** Plain data that can be sent between processes. */
+export type MetricValues = object[];
 
 export function createMetrics(): Metrics {
   const registry = new Registry();
@@ -109,10 +114,11 @@ export function createMetrics(): Metrics {
     rpc: (method, code, durationMs) => durations.of(method, code).observe(durationMs),
     series: (method, code) => durations.of(method, code),
     verified: (outcome) => outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1),
-    gauge: (name, help, read) => {
+    gauge: (name, help, read, ofAll = "sum") => {
       new Gauge({
         name,
         help,
+        aggregator: ofAll,
         registers: [registry],
         collect() {
           this.set(read());
@@ -121,6 +127,7 @@ export function createMetrics(): Metrics {
     },
     contentType: registry.contentType,
     text: () => registry.metrics(),
+    values: () => registry.getMetricsAsJSON(),
   };
 }
 
@@ -180,4 +187,9 @@ class DurationSeries {
       { metricName: `${name}_count`, labels: { method, code }, value: this.count },
     ];
   }
+}
+
+/** The metrics of several processes as one text. */
+export async function mergedMetrics(all: MetricValues[]): Promise<string> {
+  return AggregatorRegistry.aggregate(all).metrics();
 }

@@ -47,9 +47,7 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
   const binary = await findMongod(options);
   const password = await ensureKeyFile(dataDir);
   const port = await choosePort(dataDir);
-  const uri =
-    `mongodb://__system:${encodeURIComponent(password)}@127.0.0.1:${port}/` +
-    `?authSource=local&authMechanism=SCRAM-SHA-256&replicaSet=${REPLICA_SET}`;
+  const uri = uriOf(password, port);
 
   let { child, pid } = await launch(binary, dataDir, uri, port);
   let stopping = false;
@@ -97,6 +95,29 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
       return stopped;
     },
   };
+}
+
+/**
+ * Where the mongod is that a running service embeds in `dataDir`; undefined when none ever ran there. Holds the password: never
+ * to be logged.
+ */
+export async function embeddedUri(dataDir: string): Promise<string | undefined> {
+  try {
+    const password = await readFile(keyFile(dataDir), "utf8");
+    return uriOf(password, Number(await readFile(portFile(dataDir), "utf8")));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw new StartupError(
+      `The data directory ${dataDir} can't be read (${(error as Error).message}). Run as the user who owns it.`,
+    );
+  }
+}
+
+function uriOf(password: string, port: number): string {
+  return (
+    `mongodb://__system:${encodeURIComponent(password)}@127.0.0.1:${port}/` +
+    `?authSource=local&authMechanism=SCRAM-SHA-256&replicaSet=${REPLICA_SET}`
+  );
 }
 
 /** Starts mongod and waits until it takes writes. Where its data is in use, by nobody who lives, what holds it is ended first. */
@@ -287,7 +308,7 @@ async function ensureKeyFile(dataDir: string): Promise<string> {
 
 /** The port of last time where it is free: the replica set then knows itself at once. */
 async function choosePort(dataDir: string): Promise<number> {
-  const file = join(dataDir, "mongod.port");
+  const file = portFile(dataDir);
   const last = Number(await readFile(file, "utf8").catch(() => "0"));
   const port = (last > 0 && (await freePort(last))) || (await freePort(0))!;
   await writeFile(file, String(port));
@@ -349,6 +370,10 @@ async function readFrom(file: string, offset: number): Promise<string> {
 
 function keyFile(dataDir: string): string {
   return join(dataDir, "mongod.key");
+}
+
+function portFile(dataDir: string): string {
+  return join(dataDir, "mongod.port");
 }
 
 function ownerFile(dataDir: string): string {

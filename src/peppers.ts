@@ -1,0 +1,82 @@
+import type { Config } from "./config.ts";
+import { DEV_PEPPER } from "./dev-secrets.ts";
+import { StartupError } from "./startup-error.ts";
+import { type Connection, connect } from "./store/connection.ts";
+import { countFingerprints, type FingerprintCount } from "./store/fingerprints.ts";
+import { embeddedUri } from "./store/mongod.ts";
+
+export interface PepperReport {
+  /** The pepper of new fingerprints. */
+  newest: string;
+  /** Keys that are good, and have no fingerprint under it. */
+  outdated: number;
+  peppers: PepperLine[];
+}
+
+export interface PepperLine {
+  /** Its id; null: records without a fingerprint. */
+  pepper: string | null;
+  /** Whether it stands in the ring. */
+  known: boolean;
+  /** Active and retiring keys that have not run out. */
+  good: number;
+  /** Records in any state. */
+  all: number;
+  advice: string;
+}
+
+/** Counts records by the pepper of their fingerprint. Changes nothing. */
+export async function reportPeppers(config: Config): Promise<PepperReport> {
+  const connection = await open(config);
+  try {
+    const counts = await countFingerprints(connection.client.db(config.database), new Date());
+    return describe(config.peppers?.map(({ id }) => id) ?? [DEV_PEPPER], counts);
+  } finally {
+    await connection.close();
+  }
+}
+
+export function formatPeppers({ newest, outdated, peppers }: PepperReport): string {
+  const width = Math.max(6, ...peppers.map(({ pepper }) => pepper?.length ?? 0));
+  const line = (pepper: string, good: string, all: string, advice: string) =>
+    `${pepper.padEnd(width)}  ${good.padStart(9)}  ${all.padStart(9)}  ${advice}`.trimEnd();
+  return [
+    line("pepper", "good keys", "records", ""),
+    ...peppers.map(({ pepper, good, all, advice }) => line(pepper ?? "(none)", String(good), String(all), advice)),
+    outdated === 0
+      ? `Every good key is under ${newest}, the newest pepper.`
+      : `${outdated} good key(s) are not under ${newest}, the newest pepper. Each moves to it when it is next used.`,
+  ].join("\n");
+}
+
+/** `ring`: newest first. */
+export function describe(ring: readonly string[], counts: readonly FingerprintCount[]): PepperReport {
+  const newest = ring[0]!;
+  const strangers = counts
+    .map(({ pepper }) => pepper)
+    .filter((pepper) => pepper === undefined || !ring.includes(pepper));
+  const lines = [...ring, ...strangers].map((pepper): PepperLine => {
+    const { good, all } = counts.find((count) => count.pepper === pepper) ?? { good: 0, all: 0 };
+    const known = pepper !== undefined && ring.includes(pepper);
+    const advice = pepper === newest ? "newest" : adviceOn(known, good);
+    return { pepper: pepper ?? null, known, good, all, advice };
+  });
+  const outdated = lines.reduce((sum, { pepper, good }) => (pepper === newest ? sum : sum + good), 0);
+  return { newest, outdated, peppers: lines };
+}
+
+function adviceOn(known: boolean, good: number): string {
+  if (!known) return good === 0 ? "* not in the ring" : "* not in the ring: each costs one argon2 at its next use";
+  if (good === 0) return "* may be taken out of the ring";
+  return "* keep it in the ring until no good key is left under it, or each costs one argon2 at its next use";
+}
+
+async function open({ mongodbUri, dataDir }: Config): Promise<Connection> {
+  if (mongodbUri !== undefined) return connect(mongodbUri);
+  const uri = await embeddedUri(dataDir);
+  const connection = uri === undefined ? undefined : await connect(uri).catch(() => undefined);
+  if (connection !== undefined) return connection;
+  throw new StartupError(
+    `The embedded MongoDB in ${dataDir} does not answer. Start the service there, or set LATCHKEY_DATA_DIR or MONGODB_URI.`,
+  );
+}

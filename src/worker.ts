@@ -1,0 +1,67 @@
+import cluster from "node:cluster";
+import { readConfig } from "./config.ts";
+import { readDevSecrets } from "./dev-secrets.ts";
+import { type ReadyDatabase, startServer } from "./server.ts";
+import { StartupError } from "./startup-error.ts";
+import { embeddedUri } from "./store/mongod.ts";
+import { createLogger, type MetricValues } from "./telemetry.ts";
+
+/** What a worker tells the process that started it. */
+export type FromWorker =
+  | { kind: "listening"; address: string }
+  | { kind: "serving"; serving: boolean }
+  /** It can't start, and ends. */
+  | { kind: "failed"; message: string }
+  | { kind: "metrics"; question: number; values: MetricValues };
+
+export type ToWorker = { kind: "stop" } | { kind: "metrics"; question: number };
+
+/** Runs the service in one of several processes, until it is told to stop. Returns the exit code. */
+export async function serveAsWorker(): Promise<number> {
+  // A terminal's Ctrl-C and a supervisor's SIGTERM may reach every process of the group: the first one decides what follows.
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => {});
+  let stop = () => {};
+  const stopped = new Promise<void>((resolve) => {
+    stop = resolve;
+  });
+  let values: () => Promise<MetricValues> = async () => [];
+  process.on("message", (message: ToWorker) => {
+    if (message.kind === "stop") stop();
+    else if (message.kind === "metrics") {
+      void values().then((all) => tell({ kind: "metrics", question: message.question, values: all }));
+    }
+  });
+  try {
+    const config = readConfig();
+    const server = await startServer(config, {
+      log: createLogger({ level: config.logLevel, output: process.stdout }).child({ worker: cluster.worker?.id }),
+      say: () => {},
+      onFatal: () => {},
+      database: await findDatabase(config.mongodbUri, config.dataDir),
+      onServing: (serving) => tell({ kind: "serving", serving }),
+    });
+    values = server.metrics.values;
+    tell({ kind: "listening", address: server.address });
+    await stopped;
+    await server.stop();
+    return 0;
+  } catch (error) {
+    if (!(error instanceof StartupError)) throw error;
+    tell({ kind: "failed", message: error.message });
+    return 1;
+  } finally {
+    cluster.worker?.disconnect();
+  }
+}
+
+async function findDatabase(mongodbUri: string | undefined, dataDir: string): Promise<ReadyDatabase> {
+  if (mongodbUri !== undefined) return { uri: mongodbUri, devSecrets: undefined };
+  const uri = await embeddedUri(dataDir);
+  if (uri === undefined) throw new StartupError(`There is no embedded MongoDB in ${dataDir}.`);
+  return { uri, devSecrets: readDevSecrets(dataDir) };
+}
+
+function tell(message: FromWorker): void {
+  // The other side may have ended; then this process does too.
+  process.send?.(message, undefined, undefined, () => {});
+}
