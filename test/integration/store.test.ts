@@ -4,9 +4,16 @@ import { type Collection, type Db, MongoClient } from "mongodb";
 import { KeyError } from "../../src/keys/errors.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
 import type { KeyStore } from "../../src/keys/key-store.ts";
+import { createView } from "../../src/keys/view.ts";
+import { createClusterTime } from "../../src/store/cluster-time.ts";
 import { type Connection, connect } from "../../src/store/connection.ts";
 import { createKeyStore } from "../../src/store/keys.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
+
+function storeIn(client: MongoClient, database: string): KeyStore {
+  const view = createView({ maxKeys: 10 });
+  return createKeyStore({ client, database, clusterTime: createClusterTime(), view, clock: () => new Date() });
+}
 
 let connection: Connection;
 let mongo: MongoClient;
@@ -20,7 +27,7 @@ beforeAll(async () => {
   db = mongo.db(name);
   await ensureSchema(db);
   stored = db.collection("api_keys");
-  store = createKeyStore(connection.client, name, () => new Date());
+  store = storeIn(connection.client, name);
 });
 afterAll(async () => {
   await connection.close();
@@ -133,7 +140,7 @@ test("without a server to ask, every call is DB_UNAVAILABLE and may be repeated"
   ];
   for (const call of calls) {
     const client = new MongoClient("mongodb://127.0.0.1:1/?replicaSet=none", { serverSelectionTimeoutMS: 100 });
-    expect(await refusal(call(createKeyStore(client, "none", () => new Date())))).toMatchObject({
+    expect(await refusal(call(storeIn(client, "none")))).toMatchObject({
       reason: "DB_UNAVAILABLE",
       retryAfterMs: expect.any(Number),
     });
