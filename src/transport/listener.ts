@@ -1,13 +1,13 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
-import type { SecureContext } from "node:tls";
+import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
-import { handshake } from "./tls.ts";
+import type { TlsIdentity } from "./tls.ts";
 import { serveHotRequests, serveHotStreams } from "./unary.ts";
 
 export interface ListenerOptions {
@@ -19,7 +19,7 @@ export interface ListenerOptions {
   hot?: readonly HotMethod[];
   hotStreams?: readonly HotStreamMethod[];
   /** Serves TLS alone; cleartext when left out. */
-  tls?: SecureContext | undefined;
+  tls?: TlsIdentity | undefined;
   limits?: Partial<ListenerLimits>;
 }
 
@@ -155,25 +155,46 @@ export async function listen({
     http2.emit("connection", socket);
   };
 
+  /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */
+  const shaking = new Map<string, Socket>();
+  const track = (socket: Socket) => {
+    sockets.add(socket);
+    undecided.add(socket);
+    socket.once("close", () => {
+      sockets.delete(socket);
+      undecided.delete(socket);
+    });
+    socket.on("error", () => socket.destroy());
+  };
   // Keep-alive probes find peers that vanished without a word while an answer was streamed to them.
-  const server = createServer(
-    { noDelay: true, keepAlive: true, keepAliveInitialDelay: limits.keepAliveProbeMs },
-    (socket) => {
-      sockets.add(socket);
-      undecided.add(socket);
-      socket.once("close", () => {
-        sockets.delete(socket);
+  const tcp = { noDelay: true, keepAlive: true, keepAliveInitialDelay: limits.keepAliveProbeMs };
+  const createCleartext = () =>
+    createServer(tcp, (socket) => {
+      track(socket);
+      sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => {
         undecided.delete(socket);
+        isHttp2 ? serveHttp2(socket) : serveHttp1(socket);
       });
-      socket.on("error", () => socket.destroy());
-      const serve = (ready: Socket, isHttp2: boolean) => {
-        undecided.delete(socket);
-        isHttp2 ? serveHttp2(ready) : serveHttp1(ready);
-      };
-      if (tls !== undefined) handshake(socket, tls, limits.firstBytesTimeoutMs, serve);
-      else sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => serve(socket, isHttp2));
-    },
-  );
+    });
+  const createSecure = (identity: TlsIdentity) =>
+    createTlsServer({
+      ...{ ...tcp, ...identity, minVersion: "TLSv1.2", ALPNProtocols: ["h2", "http/1.1"] },
+      handshakeTimeout: limits.firstBytesTimeoutMs,
+    })
+      .on("connection", (socket: Socket) => {
+        track(socket);
+        const peer = peerOf(socket);
+        shaking.set(peer, socket);
+        socket.once("close", () => shaking.delete(peer));
+      })
+      .on("tlsClientError", (_error, socket) => socket.destroy())
+      .on("secureConnection", (socket) => {
+        const raw = shaking.get(peerOf(socket));
+        if (raw !== undefined) undecided.delete(raw);
+        socket.on("error", () => socket.destroy());
+        socket.alpnProtocol === "h2" ? serveHttp2(socket) : serveHttp1(socket);
+      });
+  const server = tls === undefined ? createCleartext() : createSecure(tls);
   server.maxConnections = limits.maxConnections;
 
   const release = () => {
@@ -215,6 +236,10 @@ export async function listen({
       return closing;
     },
   };
+}
+
+function peerOf({ remoteAddress, remotePort }: Socket): string {
+  return `${remoteAddress} ${remotePort}`;
 }
 
 function whyNot(address: string, error: NodeJS.ErrnoException): string {

@@ -1,6 +1,5 @@
 import { readFileSync } from "node:fs";
-import type { Socket } from "node:net";
-import { createSecureContext, type SecureContext, TLSSocket } from "node:tls";
+import { createSecureContext } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 
 export interface TlsFiles {
@@ -10,12 +9,18 @@ export interface TlsFiles {
   keyFile: string;
 }
 
-/** Throws a StartupError that names the variable to mend. */
-export function loadTls({ certFile, keyFile }: TlsFiles): SecureContext {
+export interface TlsIdentity {
+  cert: string | Buffer;
+  key: string | Buffer;
+}
+
+/** Throws a StartupError that says what is wrong with which file. */
+export function loadTls({ certFile, keyFile }: TlsFiles): TlsIdentity {
   const cert = readPem("LATCHKEY_TLS_CERT_FILE", certFile);
   const key = readPem("LATCHKEY_TLS_KEY_FILE", keyFile);
   try {
-    return createSecureContext({ cert, key, minVersion: "TLSv1.2" });
+    createSecureContext({ cert, key });
+    return { cert, key };
   } catch (error) {
     const { message } = error as Error;
     const why = /mismatch/i.test(message)
@@ -33,24 +38,4 @@ function readPem(variable: string, file: string): Buffer {
   } catch (error) {
     throw new StartupError(`${variable}=${file} can't be read (${(error as NodeJS.ErrnoException).code}).`);
   }
-}
-
-/**
- * Calls `decide` when the handshake is done; a client that offers no protocol speaks HTTP/1.1. A socket that does not get
- * so far within `timeoutMs` is destroyed.
- */
-export function handshake(
-  socket: Socket,
-  secureContext: SecureContext,
-  timeoutMs: number,
-  decide: (secure: TLSSocket, isHttp2: boolean) => void,
-): void {
-  const timer = setTimeout(() => socket.destroy(), timeoutMs);
-  socket.once("close", () => clearTimeout(timer));
-  const secure = new TLSSocket(socket, { isServer: true, secureContext, ALPNProtocols: ["h2", "http/1.1"] });
-  secure.on("error", () => socket.destroy());
-  secure.once("secure", () => {
-    clearTimeout(timer);
-    decide(secure, secure.alpnProtocol === "h2");
-  });
 }
