@@ -84,17 +84,18 @@ export function createLookup(options: LookupOptions): KeyLookup {
       });
   }
 
+  /** Says of no id that it is unknown: its record may have been made since, and to refuse a good key is worse than to ask again. */
   async function findInOutage(id: string): Promise<Found> {
     if (!freshness.isWithinGrace()) throw unavailable();
     const asOfMs = freshness.asOfMs;
-    const entry = view.get(id);
-    if (entry !== undefined || view.isUnknown(id)) return { entry, asOfMs };
-    try {
-      const result = await readFromSecondary(id);
-      return { entry: result.entry, asOfMs };
-    } catch (error) {
+    const held = view.get(id);
+    if (held !== undefined) return { entry: held, asOfMs };
+    if (view.isUnknown(id)) throw unavailable();
+    const result = await readFromSecondary(id).catch((error: unknown) => {
       throw error instanceof KeyError ? error : unavailable(error);
-    }
+    });
+    if (result.entry === undefined) throw unavailable();
+    return { entry: result.entry, asOfMs };
   }
 
   function peek(id: string): Found | undefined {

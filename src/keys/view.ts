@@ -31,8 +31,8 @@ export interface Entry {
 }
 
 /**
- * A read or a write under way. What it brings is kept unless an event about the same key overtook it: otherwise a slow
- * read could bring a revoked key back after the revocation was seen.
+ * A read or a write under way. What it brings is kept unless an event about the same key, or another read or write, overtook
+ * it: otherwise a slow read could bring a revoked key back after the revocation was seen.
  */
 export interface ViewWindow {
   /** The entry to answer from: the newest known. Undefined when an event overtook the record; read again. */
@@ -51,10 +51,8 @@ export interface View {
   /** Whether it is known that no record has this id. */
   isUnknown(id: string): boolean;
   open(): ViewWindow;
-  /** An event: the record is now at `rev` (or later). */
+  /** An event: the record is now at `rev` (or later); Infinity: it is gone. */
   changed(id: string, rev: number): void;
-  /** An event: the record is gone. */
-  removed(id: string): void;
   /** A write of this user's keys may or may not have been made. */
   dropUser(userId: string): void;
   /** Events are followed from a moment before now on, and those of before are lost: forget everything, and begin to keep. */
@@ -85,16 +83,17 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
       windows.add(window);
       return {
         keep(record) {
-          if ((window.overtaken.get(record.id) ?? 0) > record.rev) return undefined;
+          // Older reads under way must not bring back what was before, not even where this one makes room for others.
+          overtake(record.id, record.rev);
+          unknown.delete(record.id);
           const held = entries.peek(record.id);
           if (held !== undefined && held.record.rev >= record.rev) return held;
+          entries.delete(record.id);
+          if ((window.overtaken.get(record.id) ?? 0) > record.rev) return undefined;
           const entry = toEntry(record, share);
           // The secret of an id never changes.
           entry.provenDigest = held?.provenDigest;
-          if (window.valid) {
-            entries.set(record.id, entry);
-            unknown.delete(record.id);
-          }
+          if (window.valid) entries.set(record.id, entry);
           return entry;
         },
         keepUnknown(id) {
@@ -114,10 +113,6 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
       const held = entries.peek(id);
       if (held !== undefined && held.record.rev < rev) entries.delete(id);
       unknown.delete(id);
-    },
-    removed(id) {
-      overtake(id, Number.POSITIVE_INFINITY);
-      entries.delete(id);
     },
     dropUser(userId) {
       invalidateWindows();

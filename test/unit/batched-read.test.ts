@@ -1,0 +1,174 @@
+import { setImmediate as turn } from "node:timers/promises";
+import { beforeEach, expect, test } from "@jest/globals";
+import { type BatchedRead, createBatchedRead } from "../../src/keys/batched-read.ts";
+import type { KeyRecord } from "../../src/keys/key.ts";
+import { createView, type View } from "../../src/keys/view.ts";
+import { deferred, recordOf, stillClock } from "../support/records.ts";
+
+interface Read {
+  ids: readonly string[];
+  signal: AbortSignal;
+  answer: (...records: KeyRecord[]) => void;
+  fail: (error: unknown) => void;
+}
+
+let view: View;
+let reads: Read[];
+let clock: ReturnType<typeof stillClock>;
+beforeEach(() => {
+  view = createView({ maxKeys: 100_000 });
+  view.restart();
+  reads = [];
+  clock = stillClock(1_000);
+});
+
+function batched(timeoutMs = 60_000): BatchedRead {
+  return createBatchedRead({
+    ...{ view, timeoutMs, wallMs: clock.nowMs },
+    read: (ids, signal) => {
+      const { promise, resolve, reject } = deferred<KeyRecord[]>();
+      reads.push({ ids, signal, answer: (...records) => resolve(records), fail: reject });
+      return promise;
+    },
+  });
+}
+
+async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await turn();
+}
+/** All that can run has run. */
+async function settled(): Promise<void> {
+  for (let turns = 0; turns < 5; turns += 1) await turn();
+}
+
+test("calls that come together are one read, each id asked for once, and each call gets its own answer", async () => {
+  const read = batched();
+  const calls = [read("a"), read("b"), read("a"), read("unknown")];
+  await until(() => reads.length === 1);
+  expect(reads[0]!.ids).toEqual(["a", "b", "unknown"]);
+  reads[0]!.answer(recordOf("b"), recordOf("a"));
+  const answers = await Promise.all(calls);
+  expect(answers.map(({ entry }) => entry?.record.id)).toEqual(["a", "b", "a", undefined]);
+  expect([view.get("a")?.record.id, view.isUnknown("unknown"), reads.length]).toEqual(["a", true, 1]);
+});
+
+test("a call is never answered by a read that began before it, and says when its own began", async () => {
+  const read = batched();
+  const first = read("a");
+  await until(() => reads.length === 1);
+  clock.pass(5);
+  const second = read("a");
+  let answered = false;
+  void second.then(() => {
+    answered = true;
+  });
+  reads[0]!.answer(recordOf("a", 1));
+  expect(await first).toMatchObject({ beganMs: 1_000, entry: { record: { rev: 1 } } });
+  await until(() => reads.length === 2);
+  expect(answered).toBe(false);
+  reads[1]!.answer(recordOf("a", 2));
+  expect(await second).toMatchObject({ beganMs: 1_005, entry: { record: { rev: 2 } } });
+});
+
+test("at most two reads are on their way; what comes meanwhile is collected into the next", async () => {
+  const read = batched();
+  const calls: Promise<unknown>[] = [];
+  for (const id of ["a", "b", "c", "d", "e"]) {
+    calls.push(read(id));
+    await settled();
+  }
+  expect(reads.map(({ ids }) => ids)).toEqual([["a"], ["b"]]);
+  reads[1]!.answer();
+  await until(() => reads.length === 3);
+  expect(reads[2]!.ids).toEqual(["c", "d", "e"]);
+  reads[0]!.answer();
+  reads[2]!.answer();
+  await Promise.all(calls);
+});
+
+test("a read is of no more than 256 ids", async () => {
+  const read = batched();
+  const calls = Array.from({ length: 300 }, (_, n) => read(`id ${n}`));
+  await until(() => reads.length === 2);
+  expect(reads.map(({ ids }) => ids.length)).toEqual([256, 44]);
+  for (const { answer } of reads) answer();
+  await Promise.all(calls);
+});
+
+test("a read overtaken by an event is made again, and the newer record answered", async () => {
+  const read = batched();
+  const call = read("a");
+  const fresh = read("b");
+  await until(() => reads.length === 1);
+  view.changed("a", 2);
+  view.changed("b", 1);
+  reads[0]!.answer(recordOf("a", 1));
+  await until(() => reads.length === 2);
+  expect(reads[1]!.ids).toEqual(["a", "b"]);
+  reads[1]!.answer(recordOf("a", 2), recordOf("b", 1));
+  expect((await call).entry?.record.rev).toBe(2);
+  expect((await fresh).entry?.record.rev).toBe(1);
+});
+
+test("a record that changes at every read is CONFLICT in the end, to be tried again", async () => {
+  const read = batched();
+  const call = read("a");
+  const refused = expect(call).rejects.toMatchObject({ reason: "CONFLICT", retryAfterMs: expect.any(Number) });
+  for (let rev = 1; rev <= 5; rev += 1) {
+    await until(() => reads.length === rev);
+    view.changed("a", rev + 1);
+    reads[rev - 1]!.answer(recordOf("a", rev));
+  }
+  await refused;
+  expect(reads).toHaveLength(5);
+});
+
+test("a read that fails, fails its own calls, and the next is made", async () => {
+  const read = batched();
+  const call = read("a");
+  const refused = expect(call).rejects.toThrow("connection lost");
+  await until(() => reads.length === 1);
+  reads[0]!.fail(new Error("connection lost"));
+  await refused;
+  const next = read("a");
+  await until(() => reads.length === 2);
+  reads[1]!.answer(recordOf("a"));
+  expect((await next).entry?.record.id).toBe("a");
+});
+
+test("without an answer in time, calls fail, the read is told to give up, and its place is given back even if it does not", async () => {
+  const read = batched(20);
+  // Three batches: two never answer, one waits for their place until its own time is up.
+  const calls: Promise<unknown>[] = [];
+  for (const id of ["a", "b", "c"]) {
+    calls.push(expect(read(id)).rejects.toMatchObject({ name: "ReadTimeout" }));
+    await settled();
+  }
+  await Promise.all(calls);
+  expect(reads.slice(0, 2).map(({ signal }) => signal.aborted)).toEqual([true, true]);
+  const begun = reads.length;
+  const next = read("d");
+  await until(() => reads.length > begun);
+  reads.at(-1)!.answer(recordOf("d"));
+  expect((await next).entry?.record.id).toBe("d");
+  // An answer after all is nobody's, and not kept.
+  reads[0]!.answer(recordOf("a"));
+  await settled();
+  expect(view.get("a")).toBeUndefined();
+});
+
+test("beyond 10,000 waiting calls the rest are OVERLOADED at once; as soon as some were answered, others may come", async () => {
+  const read = batched();
+  const calls = Array.from({ length: 10_000 }, (_, n) => read(`id ${n}`));
+  await expect(read("one more")).rejects.toMatchObject({ reason: "OVERLOADED", retryAfterMs: expect.any(Number) });
+  const all = Promise.all(calls);
+  for (let answered = 0; answered < 40; answered += 1) {
+    await until(() => reads.length > answered);
+    reads[answered]!.answer();
+  }
+  await all;
+  const later = read("one more");
+  await until(() => reads.length === 41);
+  reads[40]!.answer();
+  expect((await later).entry).toBeUndefined();
+});
