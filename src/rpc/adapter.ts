@@ -1,5 +1,6 @@
 import { Code, type ConnectRouter, type Interceptor } from "@connectrpc/connect";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
+import type { connectNodeAdapter } from "@connectrpc/connect-node";
+import { nodeAdapter } from "./node-adapter.ts";
 import { refuseUndecodable } from "./strict-decoding.ts";
 
 export type RequestHandler = ReturnType<typeof connectNodeAdapter>;
@@ -14,7 +15,7 @@ const MAX_MESSAGE_BYTES = 64 * 1024;
 
 /** Serves the routes in gRPC, gRPC-Web and Connect, and refuses everything else in the asker's own protocol. */
 export function createRequestHandler({ interceptors, routes }: AdapterParts): RequestHandler {
-  return connectNodeAdapter({
+  return nodeAdapter({
     interceptors,
     readMaxBytes: MAX_MESSAGE_BYTES,
     jsonOptions: { ignoreUnknownFields: false },
