@@ -31,7 +31,7 @@ import { createVerifyMany, MAX_BATCH_BYTES } from "./rpc/verify-many.ts";
 import { createWatch } from "./rpc/watch.ts";
 import type { StartupError } from "./startup-error.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
-import { connect, VERIFY_OPTIONS } from "./store/connection.ts";
+import { connect, openVerifyClient } from "./store/connection.ts";
 import { createKeyStore } from "./store/keys.ts";
 import { readLineage } from "./store/lineage.ts";
 import { startMongod } from "./store/mongod.ts";
@@ -214,9 +214,9 @@ async function openView(
 ) {
   const { maxStalenessMs, outageGraceMs, readTimeoutMs, cacheKeys } = config;
   const wallMs = wallClock(hooks);
-  const connection = await connect(uri, VERIFY_OPTIONS);
-  cleanUps.push(() => connection.close());
-  const db = connection.client.db(config.database);
+  const client = openVerifyClient(uri);
+  cleanUps.push(() => client.close());
+  const db = client.db(config.database);
   const clusterTime = createClusterTime();
   const view = createView({ maxKeys: cacheKeys });
   const freshness = createFreshness({ maxStalenessMs, outageGraceMs });

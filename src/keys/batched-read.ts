@@ -6,6 +6,8 @@ export interface BatchedReadOptions {
   view: View;
   /** Reads the records with these ids, in any order; absent ones are left out. Must give up when `signal` aborts. */
   read(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
+  /** Time after which a read no longer holds up the next. Default: `timeoutMs`. */
+  lateMs?: number;
   /** Longest wait from the call to the answer. */
   timeoutMs: number;
   /** Unix milliseconds. */
@@ -30,6 +32,8 @@ export class ReadTimeout extends Error {
 /** Two at once: one is on its way while the other is collected. More would only split them into smaller ones. */
 const CONCURRENT = 2;
 const MAX_BATCH = 256;
+/** Late reads at once; beyond this, each holds its place until it ends. */
+const MAX_LATE = 16;
 /** A read overtaken by events this often is of a record that changes all the time. */
 const MAX_ATTEMPTS = 5;
 /** Calls that may wait. A flood of ids never seen before fills this and no more: the rest is refused. */
@@ -45,9 +49,10 @@ interface Batch {
  * Collects calls into reads of many records. A call is never answered by a read that began before it, so that the answer
  * reflects all that was acknowledged before the call.
  */
-export function createBatchedRead({ view, read, timeoutMs, wallMs }: BatchedReadOptions): BatchedRead {
+export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: BatchedReadOptions): BatchedRead {
   const queue: Batch[] = [];
   let running = 0;
+  let late = 0;
   let waiting = 0;
   let scheduled = false;
 
@@ -94,10 +99,23 @@ export function createBatchedRead({ view, read, timeoutMs, wallMs }: BatchedRead
 
   async function run(batch: Batch): Promise<void> {
     running += 1;
+    let ownsPlace = true;
+    const giveBack = () => {
+      if (ownsPlace) running -= 1;
+      ownsPlace = false;
+      schedule();
+    };
+    let isLate = false;
+    const lateTimer = setTimeout(() => {
+      if (late >= MAX_LATE) return;
+      isLate = true;
+      late += 1;
+      giveBack();
+    }, lateMs ?? timeoutMs);
     const window = view.open();
     const beganMs = wallMs();
     const { signal } = batch.abort;
-    // The place is given back when the time is up, even where the driver still waits on a dead connection.
+    // The calls are answered when the time is up, even where the driver still waits on a dead connection.
     const timedOut = new Promise<never>((_, reject) => {
       signal.addEventListener("abort", () => reject(signal.reason));
     });
@@ -119,8 +137,9 @@ export function createBatchedRead({ view, read, timeoutMs, wallMs }: BatchedRead
       fail(batch, error);
     } finally {
       window.close();
-      running -= 1;
-      schedule();
+      clearTimeout(lateTimer);
+      if (isLate) late -= 1;
+      giveBack();
     }
   }
 

@@ -44,6 +44,9 @@ export interface KeyLookup {
   readonly outage: boolean;
 }
 
+/** How long a call that nothing else can answer waits for the database; its caller may well wait less. */
+const PATIENCE_MS = 2_000;
+
 /**
  * While the view is fresh, it answers, and what it lacks is read. While it is not, each call reads (shared with those that
  * came at the same time), and where the database does not answer, an outage is on: the view and secondaries answer
@@ -51,7 +54,7 @@ export interface KeyLookup {
  */
 export function createLookup(options: LookupOptions): KeyLookup {
   const { view, freshness, source, readTimeoutMs, wallMs, clockMs = () => performance.now() } = options;
-  const common = { view, timeoutMs: readTimeoutMs, wallMs };
+  const common = { view, lateMs: readTimeoutMs, timeoutMs: Math.max(readTimeoutMs, PATIENCE_MS), wallMs };
   const readRecent = createBatchedRead({ ...common, read: source.readRecent });
   const readProven = createBatchedRead({ ...common, read: source.readProven });
   const readFromSecondary = createBatchedRead({ ...common, read: source.readFromSecondary });
@@ -61,19 +64,37 @@ export function createLookup(options: LookupOptions): KeyLookup {
   /** From a failed read until one succeeds, or until a proof that was sent after the failure comes back. */
   const isOutage = () => failedMs > freshness.provenMs;
 
-  async function attempt(read: BatchedRead, id: string): Promise<ReadResult | undefined> {
+  async function attempt(read: BatchedRead, id: string): Promise<ReadResult> {
     try {
       const result = await read(id);
       failedMs = Number.NEGATIVE_INFINITY;
       return result;
     } catch (error) {
-      if (error instanceof KeyError) throw error;
-      failedMs = clockMs();
-      return undefined;
+      if (!(error instanceof KeyError)) failedMs = clockMs();
+      throw error;
     }
   }
 
-  /** In an outage nobody waits for the database; one read at a time finds out whether it is over. */
+  /** The answer, or undefined when it fails or takes so long that the database counts as away. */
+  async function inTime(answer: Promise<ReadResult>): Promise<ReadResult | undefined> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<undefined>((resolve) => {
+      timer = setTimeout(() => {
+        failedMs = clockMs();
+        resolve(undefined);
+      }, readTimeoutMs);
+    });
+    try {
+      return await Promise.race([answer, late]);
+    } catch (error) {
+      if (error instanceof KeyError) throw error;
+      return undefined;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** In an outage nobody who has an answer waits for the database; one read at a time finds out whether it is over. */
   function probe(id: string): void {
     if (probing) return;
     probing = true;
@@ -84,18 +105,29 @@ export function createLookup(options: LookupOptions): KeyLookup {
       });
   }
 
-  /** Says of no id that it is unknown: its record may have been made since, and to refuse a good key is worse than to ask again. */
-  async function findInOutage(id: string): Promise<Found> {
-    if (!freshness.isWithinGrace()) throw unavailable();
+  async function fromSecondary(id: string): Promise<Found> {
     const asOfMs = freshness.asOfMs;
-    const held = view.get(id);
-    if (held !== undefined) return { entry: held, asOfMs };
-    if (view.isUnknown(id)) throw unavailable();
-    const result = await readFromSecondary(id).catch((error: unknown) => {
-      throw error instanceof KeyError ? error : unavailable(error);
+    const { entry } = await readFromSecondary(id);
+    // An id is not called unknown: its record may have been made since, and to refuse a good key is worse than to wait.
+    if (entry === undefined) throw unavailable();
+    return { entry, asOfMs };
+  }
+
+  /** What can be had: from memory, from a secondary, or from the primary after all, which may only be slow. */
+  async function findInOutage(id: string, answer?: Promise<Found>): Promise<Found> {
+    const good = freshness.isWithinGrace();
+    const entry = good ? view.get(id) : undefined;
+    if (entry !== undefined) {
+      if (answer === undefined) probe(id);
+      return { entry, asOfMs: freshness.asOfMs };
+    }
+    const late = answer ?? attempt(readProven, id).then(asOfItsBegin);
+    return Promise.any(good && !view.isUnknown(id) ? [late, fromSecondary(id)] : [late]).catch((failures) => {
+      const causes: unknown[] = failures.errors;
+      throw (
+        causes.find((cause) => cause instanceof KeyError && cause.reason !== "DB_UNAVAILABLE") ?? unavailable(causes[0])
+      );
     });
-    if (result.entry === undefined) throw unavailable();
-    return { entry: result.entry, asOfMs };
   }
 
   function peek(id: string): Found | undefined {
@@ -107,15 +139,13 @@ export function createLookup(options: LookupOptions): KeyLookup {
   async function find(id: string): Promise<Found> {
     const known = peek(id);
     if (known !== undefined) return known;
-    if (isOutage()) {
-      probe(id);
-      return findInOutage(id);
-    }
+    if (isOutage()) return findInOutage(id);
     const fresh = freshness.isFresh();
     const asOfMs = freshness.asOfMs;
-    const result = await attempt(fresh ? readRecent : readProven, id);
-    if (result === undefined) return findInOutage(id);
-    return { entry: result.entry, asOfMs: fresh ? asOfMs : result.beganMs };
+    const answer = attempt(fresh ? readRecent : readProven, id);
+    const asked = fresh ? answer.then(({ entry }) => ({ entry, asOfMs })) : answer.then(asOfItsBegin);
+    asked.catch(() => {});
+    return (await inTime(answer)) === undefined ? findInOutage(id, asked) : asked;
   }
 
   return {
@@ -126,14 +156,20 @@ export function createLookup(options: LookupOptions): KeyLookup {
         probe(id);
         throw unavailable();
       }
-      const result = await attempt(readProven, id);
-      if (result === undefined) throw unavailable();
-      return { entry: result.entry, asOfMs: result.beganMs };
+      try {
+        return asOfItsBegin(await attempt(readProven, id));
+      } catch (error) {
+        throw error instanceof KeyError ? error : unavailable(error);
+      }
     },
     get outage() {
       return isOutage();
     },
   };
+}
+
+function asOfItsBegin({ entry, beganMs }: ReadResult): Found {
+  return { entry, asOfMs: beganMs };
 }
 
 function unavailable(cause?: unknown): KeyError {

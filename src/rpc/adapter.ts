@@ -1,5 +1,6 @@
 import { Code, type ConnectRouter, type Interceptor } from "@connectrpc/connect";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
+import type { connectNodeAdapter } from "@connectrpc/connect-node";
+import { nodeAdapter } from "./node-adapter.ts";
 import { refuseUndecodable } from "./strict-decoding.ts";
 
 export type RequestHandler = ReturnType<typeof connectNodeAdapter>;
@@ -16,7 +17,7 @@ export interface AdapterParts {
 /** Serves the routes in gRPC, gRPC-Web and Connect, and refuses everything else in the asker's own protocol. */
 export function createRequestHandler(parts: AdapterParts): RequestHandler {
   const { interceptors, routes, maxMessageBytes, largerMessages } = parts;
-  return connectNodeAdapter({
+  return nodeAdapter({
     interceptors,
     readMaxBytes: maxMessageBytes,
     jsonOptions: { ignoreUnknownFields: false },

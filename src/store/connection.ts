@@ -29,22 +29,9 @@ const OPTIONS: MongoClientOptions = {
   retryWrites: true,
 };
 
-/**
- * For Verify: what does not answer soon is given up, and nothing of it waits behind the transactions of other calls.
- * Detection of a member that vanished takes about `connectTimeoutMS` + `heartbeatFrequencyMS`.
- */
-export const VERIFY_OPTIONS: MongoClientOptions = {
-  socketTimeoutMS: 5_000,
-  waitQueueTimeoutMS: 500,
-  serverSelectionTimeoutMS: 500,
-  connectTimeoutMS: 1_000,
-  heartbeatFrequencyMS: 500,
-  maxPoolSize: 16,
-};
-
 /** Connects to a replica set or a sharded cluster; anything else is refused with a StartupError. */
-export async function connect(uri: string, options: MongoClientOptions = {}): Promise<Connection> {
-  const client = openClient(uri, options);
+export async function connect(uri: string): Promise<Connection> {
+  const client = openClient(uri);
   try {
     const hello = await client.db("admin").command({ hello: 1 });
     if (hello.setName === undefined && hello.msg !== "isdbgrid") {
@@ -76,7 +63,16 @@ export async function connect(uri: string, options: MongoClientOptions = {}): Pr
   };
 }
 
-function openClient(uri: string, options: MongoClientOptions): MongoClient {
+/**
+ * A client for Verify, so that nothing of it waits behind the transactions of other calls. It connects when first used. That
+ * a member vanished is noticed after about `connectTimeoutMS` + `heartbeatFrequencyMS`; how long a read may take is its
+ * caller's to say.
+ */
+export function openVerifyClient(uri: string): MongoClient {
+  return openClient(uri, { connectTimeoutMS: 1_000, heartbeatFrequencyMS: 500, maxPoolSize: 32 });
+}
+
+function openClient(uri: string, options: MongoClientOptions = {}): MongoClient {
   try {
     return new MongoClient(uri, { ...OPTIONS, ...options });
   } catch {

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fromBinary } from "@bufbuild/protobuf";
 import { timestampMs } from "@bufbuild/protobuf/wkt";
 import type { Client } from "@connectrpc/connect";
-import { afterEach, expect, test } from "@jest/globals";
+import { afterEach, expect, jest, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import {
   ApiKeyService,
@@ -254,6 +254,27 @@ test("a stopping process ends its watches with UNAVAILABLE, and watchKeys goes o
   await watching;
 });
 
+test("a watcher who goes away without a word leaves nothing on standard error", async () => {
+  const complaints = jest.spyOn(console, "error").mockImplementation(() => {});
+  cleanUps.push(() => complaints.mockRestore());
+  const { changes, baseUrl } = await startWatchOnly({});
+  const slow = await openUnread(baseUrl);
+  const gone = watch(createLatchkeyClient({ baseUrl, protocol: "connect" }));
+  await gone.next();
+  // One waits for its caller to read when that goes; the other is written to while it goes.
+  for (let count = 0; count < 9_000; count += 1) {
+    changes.changed({ id: "x".repeat(16), kind: "revoked", clusterTime: 10n + BigInt(count) });
+    if (count === 8_000) await sleep(50);
+    if (count === 8_500) {
+      slow.leave();
+      gone.leave();
+    }
+    if (count % 100 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  while (changes.watchers > 0) await sleep(5);
+  expect(complaints).not.toHaveBeenCalled();
+});
+
 /** Watch alone, on a real socket, with changes that the test makes. */
 async function startWatchOnly(options: { maxHeld?: number; maxWatchers?: number }) {
   const changes = createChanges(options);
@@ -334,6 +355,7 @@ async function openUnread(baseUrl: string) {
   stream.end(Buffer.alloc(5));
   await once(stream, "response");
   return {
+    leave: () => session.destroy(),
     async readUntil(isLast: (message: WatchResponse) => boolean): Promise<WatchResponse[]> {
       const messages: WatchResponse[] = [];
       let buffered = Buffer.alloc(0);

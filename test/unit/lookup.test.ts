@@ -16,6 +16,8 @@ let clock: ReturnType<typeof stillClock>;
 let records: Map<string, KeyRecord>;
 let down: Set<Kind>;
 let asked: Kind[];
+/** What a primary waits for before it answers. */
+let hinder: () => Promise<void>;
 let lookup: KeyLookup;
 
 /** The wall clock is a million ahead of the monotonic one. */
@@ -24,7 +26,8 @@ const prove = (monotonicMs: number) => freshness.prove({ wallMs: wall(monotonicM
 
 beforeEach(() => build());
 
-function build({ outageGraceMs = 30_000 } = {}): void {
+function build({ outageGraceMs = 30_000, readTimeoutMs = 60_000 } = {}): void {
+  hinder = async () => {};
   clock = stillClock(1_000);
   view = createView({ maxKeys: 100 });
   view.restart();
@@ -35,11 +38,12 @@ function build({ outageGraceMs = 30_000 } = {}): void {
   asked = reads;
   const read = (kind: Kind) => async (ids: readonly string[]) => {
     reads.push(kind);
+    if (kind !== "readFromSecondary") await hinder();
     if (down.has(kind)) throw new Error(`${kind} is down`);
     return ids.flatMap((id) => records.get(id) ?? []);
   };
   lookup = createLookup({
-    ...{ view, freshness, readTimeoutMs: 60_000, clockMs: clock.nowMs, wallMs: () => wall(clock.nowMs()) },
+    ...{ view, freshness, readTimeoutMs, clockMs: clock.nowMs, wallMs: () => wall(clock.nowMs()) },
     source: {
       readRecent: read("readRecent"),
       readProven: read("readProven"),
@@ -163,7 +167,7 @@ test("where no secondary answers either, the call is UNAVAILABLE, with the cause
   prove(0);
   allDown();
   const error = await lookup.find("a").catch((thrown: unknown) => thrown);
-  expect(error).toMatchObject({ ...unavailable, cause: { message: "readFromSecondary is down" } });
+  expect(error).toMatchObject({ ...unavailable, cause: { message: "readRecent is down" } });
 });
 
 test("in an outage strong calls are UNAVAILABLE at once, without waiting for a read", async () => {
@@ -236,4 +240,20 @@ test("a refusal for overload is passed on, and is no outage", async () => {
   await expect(refusing.find("a")).rejects.toBe(overloaded);
   await expect(refusing.findStrong("a")).rejects.toBe(overloaded);
   expect(refusing.outage).toBe(false);
+});
+
+test("a database that is only slow: memory answers in its stead, and what is not in memory waits for it", async () => {
+  build({ readTimeoutMs: 20 });
+  hold(recordOf("held", 1));
+  prove(0);
+  clock.pass(1);
+  const slow = deferred<void>();
+  store(recordOf("absent", 7));
+  hinder = () => slow.promise;
+  const absent = lookup.find("absent");
+  expect(await lookup.find("held")).toMatchObject(found(1, wall(0)));
+  expect(lookup.outage).toBe(true);
+  slow.resolve();
+  expect(await absent).toMatchObject(found(7, wall(1_001)));
+  expect(lookup.outage).toBe(false);
 });

@@ -21,9 +21,13 @@ beforeEach(() => {
 });
 afterEach(() => usage.stop());
 
+const view = createView({ maxKeys: 1 });
+
 function entryOf(id: string, lastUsedAt?: Date): Entry {
-  const view = createView({ maxKeys: 1 });
-  return view.open().keep(recordOf(id, 1, { lastUsedAt }))!;
+  const window = view.open();
+  const entry = window.keep(recordOf(id, 1, { lastUsedAt }))!;
+  window.close();
+  return entry;
 }
 const writtenOf = (id: string) => writes.flatMap((used) => used.get(id) ?? []);
 

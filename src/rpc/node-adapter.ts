@@ -1,0 +1,28 @@
+import { createConnectRouter } from "@connectrpc/connect";
+import {
+  compressionBrotli,
+  compressionGzip,
+  type connectNodeAdapter,
+  universalRequestFromNodeRequest,
+  universalResponseToNodeResponse,
+} from "@connectrpc/connect-node";
+
+type Options = Parameters<typeof connectNodeAdapter>[0] & { fallback: Handler };
+type Handler = ReturnType<typeof connectNodeAdapter>;
+
+/**
+ * As `connectNodeAdapter`, without its line on standard error for each caller who goes away while a stream is open. What
+ * went wrong in a call is logged by the interceptors; what is left here is an answer that nobody is there to take.
+ */
+export function nodeAdapter({ routes, fallback, ...options }: Options): Handler {
+  const router = createConnectRouter({ acceptCompression: [compressionGzip, compressionBrotli], ...options });
+  routes(router);
+  const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
+  return (request, response) => {
+    const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
+    if (handler === undefined) return fallback(request, response);
+    handler(universalRequestFromNodeRequest(request, response, undefined, undefined))
+      .then((answer) => universalResponseToNodeResponse(answer, response))
+      .catch(() => response.destroy());
+  };
+}
