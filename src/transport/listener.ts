@@ -135,8 +135,12 @@ export async function listen({
       enablePush: false,
     },
   });
-  // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
-  const stock = createHttp2Server(handler);
+  // Never has a connection of its own: it makes requests and responses of the streams that it is told of. An empty body
+  // may have ended before, and then nobody else tells its request.
+  const stock = createHttp2Server((request, response) => {
+    if (request.stream.readableEnded) request.push(null);
+    handler(request, response);
+  });
   const bidi = serveBidiStreams({
     ...{ methods: hotStreams, maxMessageBytes },
     next: (...stream) => void stock.emit("stream", ...stream),

@@ -66,12 +66,14 @@ export function serveHotStreams(parts: HotParts<StreamListener>): StreamListener
     }
   };
   const serve = ({ stream, headers, flags, rawHeaders, method, format }: HotStream, body: Buffer | null) => {
+    // Broken off: what came of the body looks ended, and is not whole.
+    if (stream.destroyed || stream.closed) return;
     const call = callFrom(format, headers, messageIn(format, body, method.maxMessageBytes ?? maxMessageBytes), stream);
     const answer = call && answerTo(method, call);
     if (answer === undefined) {
       if (body !== null) stream.unshift(body);
       stock(stream, headers, flags, rawHeaders);
-    } else if (answer instanceof Promise) settle(answer, call!, (late) => writeStream(stream, format, late));
+    } else if (isPromise(answer)) settle(answer, call!, (late) => writeStream(stream, format, late));
     else writeStream(stream, format, answer);
   };
 
@@ -114,7 +116,7 @@ export function serveHotRequests(parts: HotParts<RequestListener>): RequestListe
       if (answer === undefined) {
         if (body !== null) request.unshift(body);
         stock(request, response);
-      } else if (answer instanceof Promise) settle(answer, call!, (late) => writeResponse(response, format, late));
+      } else if (isPromise(answer)) settle(answer, call!, (late) => writeResponse(response, format, late));
       else writeResponse(response, format, answer);
     };
     setImmediate(() => {
@@ -156,6 +158,11 @@ function messageIn({ protocol }: Format, body: Buffer | null, maxBytes: number):
   const length = body.length - ENVELOPE_BYTES;
   if (length < 0 || length > maxBytes || body[0] !== 0 || body.readUInt32BE(1) !== length) return undefined;
   return body.subarray(ENVELOPE_BYTES);
+}
+
+/** Not by `instanceof`: promises come from other realms too. */
+function isPromise(answer: HotAnswer | Promise<HotAnswer>): answer is Promise<HotAnswer> {
+  return "then" in answer;
 }
 
 function answerTo(method: HotMethod, call: Call): HotAnswer | Promise<HotAnswer> | undefined {

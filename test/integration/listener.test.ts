@@ -10,9 +10,11 @@ import {
 } from "node:http2";
 import { connect as connectTcp, type Socket } from "node:net";
 import { networkInterfaces } from "node:os";
+import { connect as connectTls, type TLSSocket } from "node:tls";
 import { afterEach, describe, expect, test } from "@jest/globals";
 import { StartupError } from "../../src/startup-error.ts";
 import { type Listener, type ListenerLimits, listen } from "../../src/transport/listener.ts";
+import { loadTls } from "../../src/transport/tls.ts";
 
 type Request = IncomingMessage | Http2ServerRequest;
 /** What both versions have in common. */
@@ -460,6 +462,88 @@ describe("close", () => {
     expect((await answer).text).toBe("finished");
     await Promise.all(both);
     await listener.close(0);
+  });
+});
+
+describe("TLS", () => {
+  const certFile = "test/support/tls/server-cert.pem";
+  const keyFile = "test/support/tls/server-key.pem";
+  const startTls = async (limits: Partial<ListenerLimits> = {}) => {
+    const tls = loadTls({ certFile, keyFile });
+    const listener = await listen({ host: "127.0.0.1", port: 0, handler: answerAtOnce, tls, limits });
+    cleanUps.push(() => listener.close(0));
+    return listener;
+  };
+  const openTls = ({ address }: Listener, options: object): TLSSocket => {
+    const port = Number(address.split(":")[1]);
+    const socket = connectTls({ host: "127.0.0.1", port, ca: loadTls({ certFile, keyFile }).cert, ...options });
+    cleanUps.push(() => socket.destroy());
+    return socket;
+  };
+
+  test("serves HTTP/2 and HTTP/1.1, as the client's ALPN asks, and HTTP/1.1 to one that does not ask", async () => {
+    const listener = await startTls();
+    const http2 = openTls(listener, { ALPNProtocols: ["h2", "http/1.1"] });
+    await once(http2, "secureConnect");
+    const session = connectHttp2("https://localhost", { createConnection: () => http2 });
+    cleanUps.push(() => session.destroy());
+    expect(await textOf(session.request())).toBe("served over 2.0");
+    for (const options of [{ ALPNProtocols: ["http/1.1"] }, {}]) {
+      const http1 = openTls(listener, options);
+      http1.write("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+      expect(await allFrom(http1)).toMatch(/^HTTP\/1\.1 200 OK\r\n[\s\S]*served over 1\.1/);
+    }
+  });
+
+  test("older than 1.2, and cleartext, are refused; nobody else is harmed", async () => {
+    const listener = await startTls();
+    const old = openTls(listener, { maxVersion: "TLSv1.1", minVersion: "TLSv1", ciphers: "DEFAULT@SECLEVEL=0" });
+    await expect(once(old, "secureConnect")).rejects.toThrow();
+    const cleartext = openSocket(listener);
+    cleartext.write("GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    expect(await allFrom(cleartext)).not.toMatch(/^HTTP/);
+    await once(openTls(listener, {}), "secureConnect");
+  });
+
+  test("a handshake that does not come to an end is cut off", async () => {
+    const silent = openSocket(await startTls({ firstBytesTimeoutMs: 50 }));
+    expect(await allFrom(silent)).toBe("");
+  });
+
+  test("a drain ends what is in its handshake, and lets a call in flight finish", async () => {
+    const { handler, next } = holding();
+    const tls = loadTls({ certFile, keyFile });
+    const listener = await listen({ host: "127.0.0.1", port: 0, handler, tls });
+    cleanUps.push(() => listener.close(0));
+    const silent = openSocket(listener);
+    await once(silent, "connect");
+    const busy = openTls(listener, {});
+    busy.write("GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    const response = await next();
+    const answer = allFrom(busy);
+    const closed = listener.close(20_000);
+    expect(await allFrom(silent)).toBe("");
+    response.end("finished");
+    expect(await answer).toMatch(/finished/);
+    await closed;
+  });
+
+  test("files that can't be read, or don't belong together, are a StartupError that names them", () => {
+    const failing = (files: Parameters<typeof loadTls>[0]) => {
+      try {
+        loadTls(files);
+      } catch (error) {
+        expect(error).toBeInstanceOf(StartupError);
+        return (error as Error).message;
+      }
+      return "";
+    };
+    expect(failing({ certFile: "nowhere", keyFile })).toBe("LATCHKEY_TLS_CERT_FILE=nowhere can't be read (ENOENT).");
+    expect(failing({ certFile, keyFile: "nowhere" })).toBe("LATCHKEY_TLS_KEY_FILE=nowhere can't be read (ENOENT).");
+    expect(failing({ certFile, keyFile: "test/support/tls/other-key.pem" })).toMatch(
+      /not the one that the certificate/,
+    );
+    expect(failing({ certFile: "package.json", keyFile })).toMatch(/no certificate and key in PEM/);
   });
 });
 
