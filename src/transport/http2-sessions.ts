@@ -1,3 +1,5 @@
+import { EventEmitter } from "node:events";
+import type { OutgoingHttpHeaders } from "node:http";
 import { constants, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
 import type { Socket } from "node:net";
 
@@ -14,6 +16,15 @@ export interface Http2Sessions {
    */
   drain(): void;
   stop(): void;
+}
+
+const TRAILERS: unique symbol = Symbol("trailers");
+
+type TrackedStream = ServerHttp2Stream & { [TRAILERS]?: OutgoingHttpHeaders };
+
+/** What is sent when the stream, made to wait for trailers, wants them. */
+export function setTrailers(stream: TrackedStream, trailers: OutgoingHttpHeaders): void {
+  stream[TRAILERS] = trailers;
 }
 
 interface Tracked {
@@ -74,13 +85,21 @@ export function trackSessions({ requestTimeoutMs, idleTimeoutMs }: SessionLimits
       const tracked: Tracked = { socket, streams, used: false, idleSinceMs: performance.now() };
       sessions.set(session, tracked);
       session.once("close", () => sessions.delete(session));
-      function forget(this: ServerHttp2Stream) {
-        streams.delete(this);
+      // In the place of listeners, each of which would cost as much as answering a call: for `close`, for the errors of
+      // streams that their peer breaks off, which would end the process, and for trailers.
+      function emit(this: TrackedStream, event: string | symbol, ...values: unknown[]): boolean {
+        if (event === "wantTrailers" && this[TRAILERS] !== undefined) {
+          this.sendTrailers(this[TRAILERS]);
+          return true;
+        }
+        if (event === "close") streams.delete(this);
+        if (event === "error" && this.listenerCount("error") === 0) return true;
+        return EventEmitter.prototype.emit.call(this, event, ...values);
       }
-      session.on("stream", (stream) => {
+      session.on("stream", (stream: TrackedStream) => {
         tracked.used = true;
         streams.set(stream, UNSWEPT);
-        stream.on("close", forget);
+        stream.emit = emit;
       });
     },
     drain() {

@@ -97,14 +97,20 @@ export async function listen({
   const answers = new Map<Socket, Set<ServerResponse>>();
   const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
-  const serveRequest = serveHotRequests({ methods: hot, maxMessageBytes, stock: handler });
 
-  function forgetAnswer(this: ServerResponse) {
-    const { socket } = this.req;
+  const answered = (response: ServerResponse) => {
+    const { socket } = response.req;
     const open = answers.get(socket);
-    open?.delete(this);
+    open?.delete(response);
     if (closing !== undefined && open?.size === 0) socket.destroySoon();
-  }
+  };
+  const serveRequest = serveHotRequests({
+    ...{ methods: hot, maxMessageBytes, answered },
+    stock(request, response) {
+      response.once("close", () => answered(response));
+      handler(request, response);
+    },
+  });
   const http1 = createHttp1Server(
     {
       maxHeaderSize: limits.maxHeaderBytes,
@@ -115,7 +121,6 @@ export async function listen({
     },
     (request, response) => {
       answers.get(request.socket)?.add(response);
-      response.on("close", forgetAnswer);
       if (closing !== undefined) response.setHeader("connection", "close");
       serveRequest(request, response);
     },
@@ -135,12 +140,8 @@ export async function listen({
       enablePush: false,
     },
   });
-  // Never has a connection of its own: it makes requests and responses of the streams that it is told of. An empty body
-  // may have ended before, and then nobody else tells its request.
-  const stock = createHttp2Server((request, response) => {
-    if (request.stream.readableEnded) request.push(null);
-    handler(request, response);
-  });
+  // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
+  const stock = createHttp2Server(handler);
   const bidi = serveBidiStreams({
     ...{ methods: hotStreams, maxMessageBytes },
     next: (...stream) => void stock.emit("stream", ...stream),

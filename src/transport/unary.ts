@@ -1,8 +1,9 @@
 import type { EventEmitter } from "node:events";
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
 import type { ServerHttp2Stream } from "node:http2";
-import type { Readable } from "node:stream";
 import type { HotAnswer, HotCall, HotMethod, Protocol } from "./hot-method.ts";
+import { setTrailers } from "./http2-sessions.ts";
+import { giveBack, intake } from "./intake.ts";
 import {
   connectError,
   connectStatus,
@@ -46,83 +47,58 @@ const FAILED: HotAnswer = { error: { code: 13, message: "internal error", detail
 /**
  * Serves hot methods on HTTP/2 streams, and hands everything else to `stock` as if it had not been touched.
  *
- * About a microsecond is all that may be added to what Node itself needs for a stream. Node tells of each frame by
- * itself, the headers first, so streams are looked at when all that came from the network in one go has been told:
- * nearly always a call is whole by then, and needs neither listeners for its body, nor, when it is answered at once, a
- * promise, timer or signal.
+ * About a microsecond is all that may be added to what Node itself needs for a stream: a call is answered while Node tells
+ * of its end, without a listener, and, where nothing has to be waited for, without a promise, timer or signal.
  */
 export function serveHotStreams(parts: HotParts<StreamListener>): StreamListener {
   const { stock, maxMessageBytes } = parts;
   const byPath = byPathOf(parts.methods);
-  let arrived: HotStream[] = [];
-
-  const serveArrived = () => {
-    const all = arrived;
-    arrived = [];
-    for (const one of all) {
-      const body = one.stream.read() as Buffer | null;
-      if (hasEnded(one.stream)) serve(one, body);
-      else gather(one.stream, body, one.method.maxMessageBytes ?? maxMessageBytes, (whole) => serve(one, whole));
-    }
-  };
-  const serve = ({ stream, headers, flags, rawHeaders, method, format }: HotStream, body: Buffer | null) => {
-    // Broken off: what came of the body looks ended, and is not whole.
-    if (stream.destroyed || stream.closed) return;
-    const call = callFrom(format, headers, messageIn(format, body, method.maxMessageBytes ?? maxMessageBytes), stream);
-    const answer = call && answerTo(method, call);
-    if (answer === undefined) {
-      if (body !== null) stream.unshift(body);
-      stock(stream, headers, flags, rawHeaders);
-    } else if (isPromise(answer)) settle(answer, call!, (late) => writeStream(stream, format, late));
-    else writeStream(stream, format, answer);
-  };
 
   return (stream, headers, flags, rawHeaders) => {
     const method = headers[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
     const format = method && formatOf(headers);
     if (method === undefined || format === undefined) return stock(stream, headers, flags, rawHeaders);
-    // A stream that its peer breaks off emits an error, and Node ends the process when nobody listens.
-    stream.on("error", ignore);
-    if (arrived.push({ stream, headers, flags, rawHeaders, method, format }) === 1) setImmediate(serveArrived);
+
+    const maxBytes = method.maxMessageBytes ?? maxMessageBytes;
+    const take = (body: Buffer | null) => {
+      const call = callFrom(format, headers, messageIn(format, body, maxBytes), stream);
+      const answer = call && answerTo(method, call);
+      if (answer === undefined) {
+        giveBack(stream, body);
+        stock(stream, headers, flags, rawHeaders);
+      } else if (isPromise(answer)) settle(answer, call!, (late) => writeStream(stream, format, late));
+      else writeStream(stream, format, answer);
+    };
+    intake(stream, ENVELOPE_BYTES + maxBytes, take, () => stock(stream, headers, flags, rawHeaders));
   };
 }
 
-interface HotStream {
-  stream: ServerHttp2Stream;
-  headers: IncomingHttpHeaders;
-  flags: number;
-  rawHeaders: string[];
-  method: HotMethod;
-  format: Format;
-}
-
 /** The same for HTTP/1.1, where gRPC proper can't be spoken. */
-export function serveHotRequests(parts: HotParts<RequestListener>): RequestListener {
-  const { stock, maxMessageBytes } = parts;
+export function serveHotRequests(parts: HotParts<RequestListener> & { answered: (response: ServerResponse) => void }) {
+  const { stock, maxMessageBytes, answered } = parts;
   const byPath = byPathOf(parts.methods);
-  return (request, response) => {
+  return (request: IncomingMessage, response: ServerResponse): void => {
     const method = request.method === "POST" ? byPath.get(request.url) : undefined;
     const format = method && formatOf(request.headers);
-    if (method === undefined || format === undefined || format.protocol === "grpc") return stock(request, response);
-
-    const serve = (body: Buffer | null) => {
-      const call = callFrom(
-        format,
-        request.headers,
-        messageIn(format, body, method.maxMessageBytes ?? maxMessageBytes),
-        response,
-      );
+    if (method === undefined || format === undefined || format.protocol === "grpc") {
+      stock(request, response);
+      return;
+    }
+    const maxBytes = method.maxMessageBytes ?? maxMessageBytes;
+    const write = (answer: HotAnswer) => {
+      writeResponse(response, format, answer);
+      answered(response);
+    };
+    const take = (body: Buffer | null) => {
+      const call = callFrom(format, request.headers, messageIn(format, body, maxBytes), response);
       const answer = call && answerTo(method, call);
       if (answer === undefined) {
-        if (body !== null) request.unshift(body);
+        giveBack(request, body);
         stock(request, response);
-      } else if (isPromise(answer)) settle(answer, call!, (late) => writeResponse(response, format, late));
-      else writeResponse(response, format, answer);
+      } else if (isPromise(answer)) settle(answer, call!, write);
+      else write(answer);
     };
-    setImmediate(() => {
-      const body = request.read() as Buffer | null;
-      hasEnded(request) ? serve(body) : gather(request, body, method.maxMessageBytes ?? maxMessageBytes, serve);
-    });
+    intake(request, ENVELOPE_BYTES + maxBytes, take, () => stock(request, response));
   };
 }
 
@@ -241,10 +217,10 @@ function writeStream(stream: ServerHttp2Stream, format: Format, answer: HotAnswe
   }
   const { error, trailers } = answer;
   stream.respond(headersOf(format, answer), WAIT_FOR_TRAILERS);
-  if (error === undefined && trailers === undefined) stream.on("wantTrailers", sendOkTrailers);
+  if (error === undefined && trailers === undefined) setTrailers(stream, OK_TRAILERS);
   else {
-    const all = { ...trailers, ...(error === undefined ? OK_TRAILERS : { ...NO_STORE, ...statusTrailers(error) }) };
-    stream.on("wantTrailers", () => stream.sendTrailers(all));
+    const status = error === undefined ? OK_TRAILERS : { ...NO_STORE, ...statusTrailers(error) };
+    setTrailers(stream, { ...trailers, ...status });
   }
   if (error === undefined) stream.end(envelope(answer.message ?? EMPTY));
   else stream.end();
@@ -255,10 +231,6 @@ function writeResponse(response: ServerResponse, format: Format, answer: HotAnsw
   if (format.protocol === "grpc-web") response.setHeader("content-length", bytes.length);
   response.writeHead(status, headers);
   response.end(bytes);
-}
-
-function sendOkTrailers(this: ServerHttp2Stream): void {
-  this.sendTrailers(OK_TRAILERS);
 }
 
 /** As on the stock path, what gRPC says beside an error stands in the trailers. */
@@ -305,35 +277,3 @@ function connectBody(format: Format, answer: HotAnswer): Body {
   for (const name in trailers) headers[`trailer-${name}`] = trailers[name]!;
   return { status: 200, headers, bytes: message };
 }
-
-/** What is read until a body is whole, or larger than any that is served here. */
-function gather(
-  source: Readable,
-  first: Buffer | null,
-  maxMessageBytes: number,
-  done: (body: Buffer | null) => void,
-): void {
-  const chunks = first === null ? [] : [first];
-  let size = first?.length ?? 0;
-  const onReadable = () => {
-    const chunk = source.read() as Buffer | null;
-    if (chunk !== null) {
-      chunks.push(chunk);
-      size += chunk.length;
-    }
-    if (source.destroyed || (size <= ENVELOPE_BYTES + maxMessageBytes && !hasEnded(source))) return;
-    source.off("readable", onReadable);
-    done(size === 0 ? null : Buffer.concat(chunks));
-  };
-  source.on("readable", onReadable);
-}
-
-/**
- * Whether everything was received. `readableEnded` is true only after the `end` event, which comes too late: Node's own
- * note of it is asked, as Node's HTTP and HTTP/2 code does.
- */
-function hasEnded(source: Readable): boolean {
-  return (source as unknown as { _readableState: { ended: boolean } })._readableState.ended;
-}
-
-function ignore(): void {}
