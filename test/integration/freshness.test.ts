@@ -126,9 +126,10 @@ test.each(FAULTS)(
     // Once the grace is over it stays over.
     expect((await ask(anyone(strict), good.key)).outcome).toBe("DB_UNAVAILABLE");
 
-    await untilGauge(patient, "latchkey_outage", (outage) => outage === 1);
+    await untilGauge(patient, "latchkey_view_fresh", (fresh) => fresh === 0);
     const inOutage = await ask(anyone(patient), good.key);
     expect(inOutage.outcome).toBe("VALID");
+    expect(await gauge(patient, "latchkey_outage")).toBe(1);
     expect((await ask(anyone(patient), good.key, { strong: true })).outcome).toBe("DB_UNAVAILABLE");
 
     weather({});
@@ -164,22 +165,23 @@ test("a grace of 0: as soon as the view is not fresh and MongoDB does not answer
 });
 
 test("where MongoDB answers but the stream is late, the staleness holds: every call reads", async () => {
-  const maxStalenessMs = 300;
+  const maxStalenessMs = 150;
   const { other, behind } = await replicas({
     LATCHKEY_MAX_STALENESS: `${maxStalenessMs}ms`,
     LATCHKEY_READ_TIMEOUT: "10s",
-    LATCHKEY_OUTAGE_GRACE: "24h",
+    // Nothing but a read can be why a key is accepted.
+    LATCHKEY_OUTAGE_GRACE: "0s",
   });
   const [service] = behind as [TestService];
   const [good, bad] = [await make(other), await make(other)];
   await warm(service, good, bad);
-  weather({ delayMs: { toClient: 500 } });
+  weather({ delayMs: { toClient: 200 } });
   await revoke(other, bad);
   const history = await askUntil(anyone(service), bad.key, "REVOKED");
   history.push(...(await askUntil(anyone(service), good.key, "VALID")));
   const lives = new Map([good, bad].map(({ key, life }) => [key, life]));
   expect(brokenPromises(history, lives, maxStalenessMs)).toEqual([]);
-  expect(await gauge(service, "latchkey_outage")).toBe(0);
+  expect(await gauge(service, "latchkey_view_fresh")).toBe(0);
 }, 60_000);
 
 test("when the stream's history is gone, the memory is cleared: a key revoked meanwhile is refused, and the stream goes on", async () => {
@@ -248,7 +250,8 @@ test("a record that was changed or deleted by hand is seen too", async () => {
 });
 
 test("a flood of ids that nobody has does not stop good keys, in memory or not", async () => {
-  const { other, behind } = await replicas({});
+  // The flood comes from the process that answers it: on a busy machine a read may take long.
+  const { other, behind } = await replicas({ LATCHKEY_READ_TIMEOUT: "20s" });
   const [service] = behind as [TestService];
   const made = await Promise.all(Array.from({ length: 20 }, () => make(other)));
   await warm(service, made[0]!);
@@ -271,7 +274,12 @@ test("a flood of ids that nobody has does not stop good keys, in memory or not",
 async function hammer(
   verifying: TestService[],
   managing: TestService[],
-  { boundMs, rounds, callStrong = true }: { boundMs: number; rounds: number; callStrong?: boolean },
+  {
+    boundMs,
+    rounds,
+    pauseMs = 20,
+    callStrong = true,
+  }: { boundMs: number; rounds: number; pauseMs?: number; callStrong?: boolean },
 ): Promise<{ broken: string[]; accepted: number; refused: number }> {
   const lives = new Map<string, Life>();
   const history: Asked[] = [];
@@ -309,7 +317,7 @@ async function hammer(
       }
       if (round % 4 > 0) lives.set(last!, ended(lives.get(last!)!, beganMs));
       // Long enough for Verify to be asked within and past the bound.
-      await sleep(20 + (round % 3) * 30);
+      await sleep(pauseMs * (1 + (round % 3)));
     }
   });
   await Promise.all(managers);
@@ -329,14 +337,13 @@ test("under a hammer through two replicas no key is accepted after its end was a
   expect(refused).toBeGreaterThan(0);
 }, 120_000);
 
-test("the hammer's check can fail: a replica whose stream brings nothing, and which believes it for hours, is found out", async () => {
+test("the hammer's check can fail: a replica whose stream is late, and which believes it for hours, is found out", async () => {
   const { other, behind } = await replicas({ LATCHKEY_MAX_STALENESS: "1h", LATCHKEY_OUTAGE_GRACE: "24h" });
   const [deaf] = behind as [TestService];
   await untilGauge(deaf, "latchkey_view_fresh", (fresh) => fresh === 1);
-  // Reads are answered late, and events come when all is over.
+  // Every answer comes late, events too, and what it calls strong is not.
   weather({ delayMs: { toClient: 100 } });
-  const slow = hammer([deaf], [other], { boundMs: 10, rounds: 8, callStrong: false });
-  const { broken } = await slow;
+  const { broken } = await hammer([deaf], [other], { boundMs: 10, rounds: 8, pauseMs: 300, callStrong: false });
   expect(broken.some((text) => text.startsWith("default"))).toBe(true);
   expect(broken.some((text) => text.startsWith("strong"))).toBe(true);
 }, 60_000);

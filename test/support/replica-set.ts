@@ -107,7 +107,7 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   };
   const common = [
     ...["--replSet", "faults", "--setParameter", "oplogNetworkTimeoutBufferSeconds=1"],
-    ...["--setParameter", "enableTestCommands=1", "--oplogSize", String(oplogMb)],
+    ...["--setParameter", "enableTestCommands=1", "--oplogSize", String(oplogMb), "--syncdelay", "1"],
   ];
   await Promise.all(
     Array.from({ length: size }, async (_, index) => {
@@ -152,7 +152,10 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
         const seen = await states();
         for (const [index, member] of members.entries()) {
           const votes = seen.filter((answer) => answer?.[index]?.stateStr === "PRIMARY").length;
-          if (member !== not && votes > size / 2) return member;
+          if (member === not || votes <= size / 2) continue;
+          // Elected is not yet writable: it first applies what it had received.
+          const { isWritablePrimary } = await ask(member, { hello: 1 });
+          if (isWritablePrimary) return member;
         }
         await sleep(100);
       }
