@@ -154,8 +154,8 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
           const votes = seen.filter((answer) => answer?.[index]?.stateStr === "PRIMARY").length;
           if (member === not || votes <= size / 2) continue;
           // Elected is not yet writable: it first applies what it had received.
-          const { isWritablePrimary } = await ask(member, { hello: 1 });
-          if (isWritablePrimary) return member;
+          const hello = await ask(member, { hello: 1 }).catch(() => undefined);
+          if (hello?.isWritablePrimary) return member;
         }
         await sleep(100);
       }
