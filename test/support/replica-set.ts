@@ -140,7 +140,9 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
     replSetInitiate: {
       _id: "faults",
       members: hosts.map((host, index) => ({ _id: index, host })),
-      settings: { electionTimeoutMillis: 2_000, heartbeatIntervalMillis: 500, catchUpTimeoutMillis: 1_000 },
+      // For 30 s after their sync source vanished, members tell of what they have by heartbeat only: that is how long a
+      // majority write then takes.
+      settings: { electionTimeoutMillis: 2_000, heartbeatIntervalMillis: 50, catchUpTimeoutMillis: 1_000 },
     },
   });
 
