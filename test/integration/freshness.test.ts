@@ -374,3 +374,24 @@ test("with a long staleness the stream is asked often enough that its connection
   await client.close();
   expect(Math.max(...awaits)).toBeLessThanOrEqual(1_000);
 });
+
+test("a proof is as old as its heartbeat was sent, however late it comes back", async () => {
+  const delayMs = 300;
+  const client = await MongoClient.connect(set.uri);
+  weather({ delayMs: { toClient: delayMs } });
+  const ages: number[] = [];
+  const sink = {
+    restarted: () => {},
+    changed: () => {},
+    proven: ({ monotonicMs }: { monotonicMs: number }) => ages.push(performance.now() - monotonicMs),
+  };
+  const watch = watchKeys({
+    ...{ db: client.db(`test-${randomUUID()}`), clusterTime: createClusterTime(), maxStalenessMs: 4_000, sink },
+    ...{ wallMs: Date.now },
+  });
+  while (ages.length < 2) await sleep(10);
+  await watch.stop();
+  await client.close();
+  // Timers may be a millisecond early.
+  expect(Math.min(...ages)).toBeGreaterThan(delayMs - 5);
+});
