@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { MongoClient, type MongoClientOptions } from "mongodb";
+import { type Document, MongoClient, type MongoClientOptions, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 
 export interface Connection {
@@ -11,6 +11,9 @@ export interface Connection {
 
 /** No operation takes longer, whatever its caller would wait for. */
 export const OPERATION_TIMEOUT_MS = 5_000;
+
+/** How long a start waits for the primary. */
+const FIRST_ANSWER_MS = 5_000;
 
 // Set here, not in the URI, so that nothing in MONGODB_URI weakens what the store promises.
 const OPTIONS: MongoClientOptions = {
@@ -46,7 +49,7 @@ export const VERIFY_OPTIONS: MongoClientOptions = {
 export async function connect(uri: string, options: MongoClientOptions = {}): Promise<Connection> {
   const client = openClient(uri, options);
   try {
-    const hello = await client.db("admin").command({ hello: 1 });
+    const hello = await firstAnswer(client);
     if (hello.setName === undefined && hello.msg !== "isdbgrid") {
       throw new StartupError(
         "MONGODB_URI points to a standalone MongoDB server. Latchkey needs transactions and change streams, which only " +
@@ -74,6 +77,19 @@ export async function connect(uri: string, options: MongoClientOptions = {}): Pr
     },
     close: () => client.close(),
   };
+}
+
+/** Connections that give up soon, as Verify's do, are given time to be made. */
+async function firstAnswer(client: MongoClient): Promise<Document> {
+  const untilMs = performance.now() + FIRST_ANSWER_MS;
+  for (;;) {
+    try {
+      return await client.db("admin").command({ hello: 1 });
+    } catch (error) {
+      if (error instanceof MongoServerError || performance.now() >= untilMs) throw error;
+    }
+    await sleep(50);
+  }
 }
 
 function openClient(uri: string, options: MongoClientOptions): MongoClient {
