@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { MongoClient, type MongoClientOptions, MongoServerError } from "mongodb";
+import { MongoClient, type MongoClientOptions } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 
 export interface Connection {
@@ -11,9 +11,6 @@ export interface Connection {
 
 /** No operation takes longer, whatever its caller would wait for. */
 export const OPERATION_TIMEOUT_MS = 5_000;
-
-/** How long a start waits for the primary. */
-const FIRST_ANSWER_MS = 5_000;
 
 // Set here, not in the URI, so that nothing in MONGODB_URI weakens what the store promises.
 const OPTIONS: MongoClientOptions = {
@@ -47,7 +44,24 @@ export const VERIFY_OPTIONS: MongoClientOptions = {
 
 /** Connects to a replica set or a sharded cluster; anything else is refused with a StartupError. */
 export async function connect(uri: string, options: MongoClientOptions = {}): Promise<Connection> {
-  const client = await openAnswering(uri, options);
+  const client = openClient(uri, options);
+  try {
+    const hello = await client.db("admin").command({ hello: 1 });
+    if (hello.setName === undefined && hello.msg !== "isdbgrid") {
+      throw new StartupError(
+        "MONGODB_URI points to a standalone MongoDB server. Latchkey needs transactions and change streams, which only " +
+          'a replica set or a sharded cluster has: start mongod with --replSet rs0, run rs.initiate() once, and add "?replicaSet=rs0" to the URI.',
+      );
+    }
+  } catch (error) {
+    await client.close();
+    if (error instanceof StartupError) throw error;
+    // The driver's messages name hosts and reasons, and no credentials.
+    const why = error instanceof Error ? error.message : String(error);
+    throw new StartupError(
+      `MongoDB could not be reached (${why}). Check MONGODB_URI: hosts, user and password, and that the replica set has a primary.`,
+    );
+  }
   return {
     client,
     reachable: (timeoutMs) => {
@@ -60,35 +74,6 @@ export async function connect(uri: string, options: MongoClientOptions = {}): Pr
     },
     close: () => client.close(),
   };
-}
-
-/** Connections that give up soon, as Verify's do, are given time to be made. */
-async function openAnswering(uri: string, options: MongoClientOptions): Promise<MongoClient> {
-  const untilMs = performance.now() + FIRST_ANSWER_MS;
-  for (;;) {
-    const client = openClient(uri, options);
-    try {
-      const hello = await client.db("admin").command({ hello: 1 });
-      if (hello.setName !== undefined || hello.msg === "isdbgrid") return client;
-      throw new StartupError(
-        "MONGODB_URI points to a standalone MongoDB server. Latchkey needs transactions and change streams, which only " +
-          'a replica set or a sharded cluster has: start mongod with --replSet rs0, run rs.initiate() once, and add "?replicaSet=rs0" to the URI.',
-      );
-    } catch (error) {
-      // It would not connect again.
-      await client.close();
-      if (error instanceof StartupError) throw error;
-      if (!(error instanceof MongoServerError) && performance.now() < untilMs) {
-        await sleep(100);
-        continue;
-      }
-      // The driver's messages name hosts and reasons, and no credentials.
-      const why = error instanceof Error ? error.message : String(error);
-      throw new StartupError(
-        `MongoDB could not be reached (${why}). Check MONGODB_URI: hosts, user and password, and that the replica set has a primary.`,
-      );
-    }
-  }
 }
 
 function openClient(uri: string, options: MongoClientOptions): MongoClient {
