@@ -68,7 +68,9 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
 
   const openBatch = (): Batch => {
     const abort = new AbortController();
-    const timer = setTimeout(() => abort.abort(new ReadTimeout(`no answer within ${timeoutMs} ms`)), timeoutMs);
+    const giveUp = () => abort.abort(new ReadTimeout(`no answer within ${timeoutMs} ms`));
+    // Timers come first in a turn of the loop: after a turn that took long, the answer may be there and not yet read.
+    const timer = setTimeout(() => setImmediate(giveUp), timeoutMs);
     const batch: Batch = { calls: new Map(), timer, abort };
     abort.signal.addEventListener("abort", () => {
       const index = queue.indexOf(batch);
@@ -133,6 +135,7 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
         }
       }
       clearTimeout(batch.timer);
+      batch.calls.clear();
     } catch (error) {
       fail(batch, error);
     } finally {

@@ -47,6 +47,8 @@ export interface Watch {
 const BEATS = 4;
 const MAX_BACKOFF_MS = 5_000;
 const FAREWELL_MS = 500;
+/** How long the server holds a request for events when there are none: less than the socket may be silent. */
+const MAX_AWAIT_MS = 1_000;
 
 /** The server can't go on from where the stream was: its history is gone, or the token is not its own. */
 const HISTORY_LOST = new Set([136, 260, 280, 286]);
@@ -129,7 +131,9 @@ export function watchKeys({
       sink.restarted(startAt.toBigInt());
     }
     const from = resumeToken === undefined ? { startAtOperationTime: startAt! } : { resumeAfter: resumeToken };
-    const stream = db.watch(pipeline(process), { ...from, maxAwaitTimeMS: Math.ceil(maxStalenessMs / BEATS) });
+    stopping.signal.throwIfAborted();
+    const maxAwaitTimeMS = Math.min(Math.ceil(maxStalenessMs / BEATS), MAX_AWAIT_MS);
+    const stream = db.watch(pipeline(process), { ...from, maxAwaitTimeMS });
     opened += 1;
     let live = true;
     const read = async () => {
@@ -186,18 +190,25 @@ export function watchKeys({
       clearInterval(timer);
       stopping.abort();
       giveUp(new Error("stopped"));
-      await followed;
       const removed = db.collection<{ _id: string }>(HEARTBEATS).deleteOne({ _id: process });
-      await Promise.race([removed.catch(() => {}), sleep(FAREWELL_MS, undefined, { ref: false })]);
+      const left = Promise.all([followed, removed.catch(() => {})]);
+      await Promise.race([left, sleep(FAREWELL_MS, undefined, { ref: false })]);
     },
   };
 }
 
-/** Events of records that change what Verify says (each write of that kind sets `rev`), and this process's own heartbeats. */
+/**
+ * Events of records that change what Verify says, and this process's own heartbeats. Left out are the notes of a use: every
+ * other write of the service sets `rev`, and what is changed by hand need not.
+ */
 function pipeline(process: string): object[] {
   const ofKeys = {
     "ns.coll": KEYS,
-    $or: [{ operationType: { $ne: "update" } }, { "updateDescription.updatedFields.rev": { $exists: true } }],
+    $or: [
+      { operationType: { $ne: "update" } },
+      { "updateDescription.updatedFields.rev": { $exists: true } },
+      { "updateDescription.updatedFields.lastUsedAt": { $exists: false } },
+    ],
   };
   const ofHeartbeats = { "ns.coll": HEARTBEATS, "documentKey._id": process, operationType: { $ne: "delete" } };
   const fields = ["rev", "state", "beat"].flatMap((name) => [

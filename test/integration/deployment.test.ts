@@ -1,11 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { once } from "node:events";
-import { mkdtempSync } from "node:fs";
-import { mkdir, rm } from "node:fs/promises";
-import { connect as connectTcp, createServer } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
@@ -13,70 +6,18 @@ import { afterAll, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
 import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
-import { readConfig } from "../../src/config.ts";
 import { connect } from "../../src/store/connection.ts";
-import { findMongod } from "../../src/store/mongod-binary.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
 import { refusalOf } from "../support/errors.ts";
+import { createMongods, freePort } from "../support/replica-set.ts";
 import { startService } from "../support/service.ts";
 
-const root = mkdtempSync(join(tmpdir(), "latchkey deployment "));
-const processes: ChildProcess[] = [];
-afterAll(async () => {
-  for (const child of processes) {
-    if (child.exitCode === null && child.signalCode === null) {
-      child.kill("SIGKILL");
-      await once(child, "exit");
-    }
-  }
-  await rm(root, { recursive: true, force: true });
-});
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as { port: number };
-  server.close();
-  return port;
-}
-
-/** Resolves when it accepts connections: on a busy machine that takes longer than a client waits. */
-async function runMongod(port: number, ...args: string[]): Promise<ChildProcess> {
-  const { cacheDir, path, mongodBinary: binary } = readConfig({ ...process.env, MONGODB_URI: "" });
-  const dbpath = join(root, String(port));
-  await mkdir(dbpath, { recursive: true });
-  const mongod = await findMongod({ cacheDir, path, binary, say: () => {} });
-  const storage = [
-    "--dbpath",
-    dbpath,
-    "--port",
-    String(port),
-    "--bind_ip",
-    "127.0.0.1",
-    "--nounixsocket",
-    "--wiredTigerCacheSizeGB",
-    "0.25",
-  ];
-  const child = spawn(mongod, [...storage, ...args], { stdio: "ignore" });
-  processes.push(child);
-  while (!(await accepts(port))) await sleep(50);
-  return child;
-}
-
-function accepts(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connectTcp({ host: "127.0.0.1", port });
-    socket.once("error", () => resolve(false));
-    socket.once("connect", () => {
-      socket.destroy();
-      resolve(true);
-    });
-  });
-}
+const mongods = createMongods();
+afterAll(() => mongods.stop());
 
 test("a standalone server is refused with a sentence that says why and what to do", async () => {
   const port = await freePort();
-  await runMongod(port);
+  await mongods.run(port);
   await expect(connect(`mongodb://127.0.0.1:${port}/`)).rejects.toThrow(/standalone MongoDB server.*--replSet/s);
 });
 
@@ -121,7 +62,7 @@ test("the database itself refuses a second active key and a second retiring one 
 
 test("on a three-member replica set everything works; without a primary, calls are DB_UNAVAILABLE and health says so, and it recovers", async () => {
   const ports = [await freePort(), await freePort(), await freePort()];
-  const members = await Promise.all(ports.map((port) => runMongod(port, "--replSet", "three")));
+  const members = await Promise.all(ports.map((port) => mongods.run(port, "--replSet", "three")));
   const first = await MongoClient.connect(`mongodb://127.0.0.1:${ports[0]}/?directConnection=true`);
   await first.db("admin").command({
     replSetInitiate: {

@@ -1,3 +1,4 @@
+import { stat } from "node:fs";
 import { setImmediate as turn } from "node:timers/promises";
 import { beforeEach, expect, test } from "@jest/globals";
 import { type BatchedRead, createBatchedRead } from "../../src/keys/batched-read.ts";
@@ -171,4 +172,21 @@ test("beyond 10,000 waiting calls the rest are OVERLOADED at once; as soon as so
   await until(() => reads.length === 41);
   reads[40]!.answer();
   expect((await later).entry).toBeUndefined();
+});
+
+test("an answer that came in time is not lost because the process was busy when it did", async () => {
+  let loads = 0;
+  const read = createBatchedRead({
+    ...{ view, timeoutMs: 20, wallMs: clock.nowMs },
+    read: () =>
+      new Promise<KeyRecord[]>((resolve) => {
+        loads += 1;
+        stat(".", () => resolve([recordOf("a")]));
+      }),
+  });
+  const call = read("a");
+  while (loads === 0) await turn();
+  const untilMs = performance.now() + 100;
+  while (performance.now() < untilMs);
+  expect((await call).entry?.record.id).toBe("a");
 });

@@ -177,19 +177,26 @@ test("in an outage strong calls are UNAVAILABLE at once, without waiting for a r
   await expect(lookup.findStrong("a")).rejects.toMatchObject(unavailable);
   await settled();
   clock.pass(1);
+  let probes = 0;
   const hanging = deferred<KeyRecord[]>();
   const stuck = createLookup({
     ...{ view, freshness, readTimeoutMs: 60_000, clockMs: clock.nowMs, wallMs: Date.now },
     source: {
       readRecent: () => Promise.reject(new Error("down")),
-      readProven: () => hanging.promise,
+      readProven: () => {
+        probes += 1;
+        return hanging.promise;
+      },
       readFromSecondary: () => Promise.reject(new Error("down")),
     },
   });
   await expect(stuck.find("b")).rejects.toMatchObject(unavailable);
   // The probe hangs; the calls don't.
   await expect(stuck.findStrong("a")).rejects.toMatchObject(unavailable);
+  await settled();
   await expect(stuck.findStrong("a")).rejects.toMatchObject(unavailable);
+  await settled();
+  expect(probes).toBe(1);
   hanging.resolve([]);
 });
 

@@ -125,6 +125,11 @@ test("once a key was proven, a wrong secret of it costs no proof at all", async 
     const wrong = formatKey({ prefix: "lk", id: ID, secret: String(n).repeat(43) });
     expect(await ask(wrong)).toMatchObject({ outcome: "not_found", entry: undefined });
   }
+  // A write through this process brings the digests back with the new record.
+  const window = view.open();
+  window.keep({ ...record, rev: 2 });
+  window.close();
+  expect(await outcomeOf(WRONG)).toBe("not_found");
   expect({ proofs: proofs - before, reads }).toEqual({ proofs: 0, reads: ["recent"] });
 });
 

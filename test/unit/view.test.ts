@@ -26,6 +26,7 @@ test("nothing is kept before events are followed, and a read under way then is n
   const early = createView({ maxKeys: 100 });
   const window = early.open();
   expect(window.keep(recordOf("a"))?.record.id).toBe("a");
+  expect(early.get("a")).toBeUndefined();
   early.restart();
   window.keep(recordOf("a"));
   window.keepUnknown("b");

@@ -1,0 +1,128 @@
+import { once } from "node:events";
+import { connect, createServer, type Socket } from "node:net";
+
+/** What the network does to a connection. Nothing said: it is open, and no slower than it is. */
+export interface Weather {
+  /** Everything is reset, and nothing new gets through. */
+  cut?: boolean;
+  /** Connections stay open, and what is sent waits: in both directions, or in one. */
+  blackHole?: "both" | "toServer" | "toClient";
+  /** Each direction's delay in milliseconds. */
+  delayMs?: { toServer?: number; toClient?: number };
+}
+
+export interface TcpProxy {
+  readonly port: number;
+  /** Changes the weather for the connections from `peer`, those that there are and those to come; without `peer`, for all. */
+  set(weather: Weather, peer?: string): void;
+  /** Connections at present, by peer. */
+  connections(peer?: string): number;
+  close(): Promise<void>;
+}
+
+export interface TcpProxyOptions {
+  /** Port of the server on 127.0.0.1. */
+  to: number;
+  /** Names whoever connected from this port of 127.0.0.1. Default: all are one. */
+  peerOf?: (port: number) => string;
+}
+
+/** Bytes that wait in one direction; beyond, the sender is no longer read from, as TCP would have it. */
+const MAX_HELD_BYTES = 4 * 1024 * 1024;
+
+/** Stands between clients and a server on loopback, and can be told to fail. Begins open. */
+export async function startTcpProxy({ to, peerOf = () => "everyone" }: TcpProxyOptions): Promise<TcpProxy> {
+  const links = new Set<{ peer: string; drop: () => void; changed: () => void }>();
+  const byPeer = new Map<string, Weather>();
+  let everyone: Weather = {};
+  const weatherOf = (peer: string) => byPeer.get(peer) ?? everyone;
+
+  const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
+    const peer = peerOf(client.remotePort!);
+    client.on("error", () => {});
+    if (weatherOf(peer).cut) {
+      client.resetAndDestroy();
+      return;
+    }
+    const upstream = connect({ host: "127.0.0.1", port: to, allowHalfOpen: true, noDelay: true });
+    upstream.on("error", () => {});
+    const there = pump(client, upstream, () => condition(weatherOf(peer), "toServer"));
+    const back = pump(upstream, client, () => condition(weatherOf(peer), "toClient"));
+    const link = {
+      peer,
+      drop: () => {
+        client.resetAndDestroy();
+        upstream.resetAndDestroy();
+      },
+      changed: () => {
+        there.changed();
+        back.changed();
+      },
+    };
+    links.add(link);
+    const gone = () => {
+      if (client.destroyed && upstream.destroyed) links.delete(link);
+    };
+    client.once("close", gone);
+    upstream.once("close", gone);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as { port: number };
+
+  return {
+    port,
+    set(weather, peer) {
+      if (peer === undefined) {
+        everyone = weather;
+        byPeer.clear();
+      } else byPeer.set(peer, weather);
+      for (const link of links) {
+        if (weatherOf(link.peer).cut) link.drop();
+        else link.changed();
+      }
+    },
+    connections: (peer) => [...links].filter((link) => peer === undefined || link.peer === peer).length,
+    async close() {
+      for (const { drop } of links) drop();
+      server.close();
+      await once(server, "close");
+    },
+  };
+}
+
+function condition({ blackHole, delayMs }: Weather, direction: "toServer" | "toClient") {
+  return { blocked: blackHole === "both" || blackHole === direction, delayMs: delayMs?.[direction] ?? 0 };
+}
+
+/** Carries bytes, and then the end, from one socket to the other, in order, each when its time has come. */
+function pump(from: Socket, to: Socket, now: () => { blocked: boolean; delayMs: number }): { changed(): void } {
+  const held: { dueMs: number; deliver: () => void; bytes: number }[] = [];
+  let heldBytes = 0;
+  let timer: NodeJS.Timeout | undefined;
+
+  const drain = () => {
+    clearTimeout(timer);
+    timer = undefined;
+    if (now().blocked) return;
+    while (held.length > 0 && held[0]!.dueMs <= performance.now()) {
+      const { deliver, bytes } = held.shift()!;
+      heldBytes -= bytes;
+      deliver();
+    }
+    if (heldBytes < MAX_HELD_BYTES) from.resume();
+    if (held.length > 0) timer = setTimeout(drain, held[0]!.dueMs - performance.now());
+  };
+  const hold = (deliver: () => void, bytes: number) => {
+    held.push({ dueMs: performance.now() + now().delayMs, deliver, bytes });
+    heldBytes += bytes;
+    if (heldBytes >= MAX_HELD_BYTES) from.pause();
+    drain();
+  };
+
+  from.on("data", (chunk: Buffer) => hold(() => void (to.destroyed || to.write(chunk)), chunk.length));
+  from.on("end", () => hold(() => to.end(), 0));
+  // After an orderly end the other side is closed by its own; a reset is passed on.
+  from.on("close", (failed) => hold(() => void (failed ? to.resetAndDestroy() : to.end()), 0));
+  return { changed: drain };
+}
