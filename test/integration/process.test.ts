@@ -114,6 +114,16 @@ test("npm start passes a signal on: sent to npm alone, it ends npm, the service 
   expect(() => process.kill(mongod, 0)).toThrow();
 }, 60_000);
 
+test("Ctrl-C under npm, which reaches the service twice, still stops it cleanly", async () => {
+  const { child, output } = await serve(newDirectory());
+  const closed = once(child, "close");
+  child.kill("SIGINT");
+  while (!output().includes('"event":"stopping"')) await once(child.stdout!, "data");
+  child.kill("SIGINT");
+  expect(await closed).toEqual([0, null]);
+  expect(output().match(/"event":"(stopping|stopped)"/g)).toEqual(['"event":"stopping"', '"event":"stopped"']);
+});
+
 test("the secrets it made are readable by their owner alone", async () => {
   const dataDir = newDirectory();
   await serve(dataDir);
