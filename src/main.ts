@@ -7,6 +7,10 @@ import { createLogger, type Logger } from "./telemetry.ts";
 import { serveAsWorker } from "./worker.ts";
 import { startWorkers } from "./workers.ts";
 
+const STOP_SIGNALS = ["SIGINT", "SIGTERM"] as const;
+/** Under npm one Ctrl-C arrives twice, from the terminal and from npm, which passes its own on. */
+const SAME_SIGNAL_MS = 2_000;
+
 /** Runs the service until SIGINT or SIGTERM. Returns the exit code. */
 export async function serve(): Promise<number> {
   if (cluster.isWorker) return serveAsWorker();
@@ -31,12 +35,10 @@ export async function serve(): Promise<number> {
       onFatal: (error) => end(fail(error)),
     });
     // A signal during the start waits for it: half a start can't be undone cleanly.
-    for (const signal of ["SIGINT", "SIGTERM"] as const) {
-      process.once(signal, () => {
-        log?.info({ event: "stopping", signal }, "stopping: finishing the calls under way");
-        end(0);
-      });
-    }
+    onFirstSignal((signal) => {
+      log?.info({ event: "stopping", signal }, "stopping: finishing the calls under way");
+      end(0);
+    });
     const server = await starting;
     announce(log, server);
     if (server.devTokenSecret !== undefined) process.stderr.write(await welcome(server.address, server.devTokenSecret));
@@ -47,6 +49,20 @@ export async function serve(): Promise<number> {
   } catch (error) {
     return fail(error);
   }
+}
+
+/** Repeats of the first signal are taken for echoes of it; a later one ends the process at once, as it does by default. */
+function onFirstSignal(act: (signal: NodeJS.Signals) => void): void {
+  let seen = false;
+  const listener = (signal: NodeJS.Signals) => {
+    if (seen) return;
+    seen = true;
+    setTimeout(() => {
+      for (const name of STOP_SIGNALS) process.off(name, listener);
+    }, SAME_SIGNAL_MS).unref();
+    act(signal);
+  };
+  for (const name of STOP_SIGNALS) process.on(name, listener);
 }
 
 function announce(log: Logger, server: Server): void {

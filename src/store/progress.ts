@@ -46,6 +46,7 @@ export function showProgress(
 function describe(doneBytes: number, totalBytes: number, elapsedMs: number): string {
   const mib = (bytes: number) => (bytes / 1_048_576).toFixed(1);
   const perSecond = elapsedMs > 0 ? (doneBytes / elapsedMs) * 1_000 : 0;
-  const leftS = perSecond > 0 ? Math.ceil((totalBytes - doneBytes) / perSecond) : 0;
-  return `${mib(doneBytes)} of ${mib(totalBytes)} MiB, ${mib(perSecond)} MiB/s, ${leftS} s left`;
+  const ofTotal = totalBytes > 0 ? ` of ${mib(totalBytes)}` : "";
+  const left = totalBytes > 0 && perSecond > 0 ? `, ${Math.ceil((totalBytes - doneBytes) / perSecond)} s left` : "";
+  return `${mib(doneBytes)}${ofTotal} MiB, ${mib(perSecond)} MiB/s${left}`;
 }

@@ -90,8 +90,13 @@ test("the admin claim may be a string or an array holding the value", async () =
 
 test("an API key as the bearer of a management call is API_KEY_NOT_ALLOWED, by its shape alone", async () => {
   const client = withBearer(service, `Bearer ${UNKNOWN_KEY}`);
-  for (const call of [client.create({}), client.get({}), client.refresh({}), client.revoke({})]) {
-    expect(await refusalOf(call)).toMatchObject({ code: "PermissionDenied", reason: "API_KEY_NOT_ALLOWED" });
+  for (const call of [
+    () => client.create({}),
+    () => client.get({}),
+    () => client.refresh({}),
+    () => client.revoke({}),
+  ]) {
+    expect(await refusalOf(call())).toMatchObject({ code: "PermissionDenied", reason: "API_KEY_NOT_ALLOWED" });
   }
 });
 

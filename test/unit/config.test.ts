@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
@@ -86,9 +86,12 @@ test("exactly one way to check user tokens may be set", () => {
 });
 
 test("a secret is also read from a file, without its last line break, and a problem never quotes it", () => {
-  const file = join(tmpdir(), `latchkey-secret-${process.pid}`);
+  const directory = mkdtempSync(join(tmpdir(), "latchkey config "));
+  const file = join(directory, "secret");
   writeFileSync(file, `${"s".repeat(40)}\n`);
-  expect(readConfig({ LATCHKEY_JWT_SECRET_FILE: file }).tokenKey).toEqual({ kind: "secret", secret: "s".repeat(40) });
+  const read = readConfig({ LATCHKEY_JWT_SECRET_FILE: file });
+  rmSync(directory, { recursive: true });
+  expect(read.tokenKey).toEqual({ kind: "secret", secret: "s".repeat(40) });
   expect(problemsOf({ LATCHKEY_JWT_SECRET_FILE: "/does/not/exist" })).toContain(
     "LATCHKEY_JWT_SECRET_FILE can't be read",
   );
