@@ -1,6 +1,6 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
-import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
+import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
 import {
   type ApiKey,
   type ApiKeyService,
@@ -10,12 +10,15 @@ import {
   type VerifyResponse,
   VerifyResponseSchema,
   type VerifyResultSchema,
+  type VerifyStreamRequest,
+  VerifyStreamRequestSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { checked, invalid, KeyError } from "../keys/errors.ts";
 import { displayPrefix, type KeyRecord } from "../keys/key.ts";
 import type { Caller, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
+import { answerAhead } from "./ahead.ts";
 import { toApiKey, toVerifyError } from "./api-key-message.ts";
 import { caller, logged } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
@@ -29,6 +32,9 @@ export interface ApiKeyServiceParts {
 
 /** A call that names no deadline gets this one; none gets more. */
 export const MAX_CALL_MS = 10_000;
+
+/** Messages of one VerifyStream that are verified at once. */
+const MAX_AHEAD = 64;
 
 const OUTCOMES = {
   valid: Outcome.VALID,
@@ -100,13 +106,23 @@ export function createApiKeyService({
       return { results: verdicts.map(toVerifyResult) };
     },
 
-    async *verifyStream(requests) {
-      for await (const { request } of requests) {
+    verifyStream: (requests) =>
+      answerAhead(wellFormed(requests), MAX_AHEAD, async ({ request }) => {
         const [verdict] = await verifyMany([toVerifyInput(request, MAX_CALL_MS)]);
-        yield { result: toVerifyResult(verdict!) };
-      }
-    },
+        return { result: toVerifyResult(verdict!) };
+      }),
   };
+}
+
+/** As for a unary message: Connect says INTERNAL of what can't be decoded, and repeats what V8 says of bad JSON. */
+async function* wellFormed(requests: AsyncIterable<VerifyStreamRequest>): AsyncGenerator<VerifyStreamRequest> {
+  try {
+    yield* requests;
+  } catch (error) {
+    const { code } = ConnectError.from(error);
+    if (code !== Code.Internal && code !== Code.InvalidArgument) throw error;
+    throw invalid([{ field: "", description: `a message is not a well-formed ${VerifyStreamRequestSchema.typeName}` }]);
+  }
 }
 
 /** Unset: an empty request. */

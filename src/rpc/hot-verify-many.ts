@@ -1,6 +1,7 @@
 import { fromBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
 import { ApiKeyService, VerifyStreamRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
-import { checked, invalid } from "../keys/errors.ts";
+import { checked, invalid, type KeyError } from "../keys/errors.ts";
 import type { VerifyInput } from "../keys/verify.ts";
 import {
   BrokenStream,
@@ -57,9 +58,12 @@ export function createHotBatchVerify({ verifyMany, authenticator, calls }: HotVe
 }
 
 /** VerifyStream without Connect, over gRPC in protobuf. */
-export function createHotVerifyStream({ verifyMany, authenticator, calls }: HotVerifyManyParts): HotStreamMethod {
+export function createHotVerifyStream({
+  verifyMany,
+  authenticator,
+  calls,
+}: HotVerifyManyParts): HotStreamMethod<VerifyInput> {
   const method = methods.verifyStream.name;
-  const inputOf = (message: Buffer): VerifyInput => decodeStreamed(message) ?? decodeGenerically(message);
 
   return {
     path: `/${service}/${method}`,
@@ -68,21 +72,18 @@ export function createHotVerifyStream({ verifyMany, authenticator, calls }: HotV
       calls.opened(logged);
       return {
         admit: async () => authenticator.service(headers.authorization),
-        answer(messages) {
-          const inputs = messages.map(inputOf);
-          for (const input of inputs) input.timeoutMs = MAX_CALL_MS;
+        read(message) {
+          const input = decodeStreamed(message) ?? decodeGenerically(message);
+          input.timeoutMs = MAX_CALL_MS;
+          return input;
+        },
+        answer(inputs) {
           const verdicts = verifyMany(inputs);
           return verdicts instanceof Promise ? verdicts.then(encodeStreamed) : encodeStreamed(verdicts);
         },
         ended: () => calls.answered(logged, "debug"),
         left: () => calls.left(logged),
-        failed: (error) =>
-          toWireError(
-            calls.refused(
-              logged,
-              error instanceof BrokenStream ? invalid([{ field: "", description: error.message }]) : error,
-            ),
-          ),
+        failed: (error) => toWireError(calls.refused(logged, error instanceof BrokenStream ? toRefusal(error) : error)),
       };
     },
   };
@@ -90,6 +91,12 @@ export function createHotVerifyStream({ verifyMany, authenticator, calls }: HotV
 
 function loggedCall(method: string, requestId: string | string[] | undefined): LoggedCall {
   return { service, method, startedMs: performance.now(), requestId: requestIdFrom(requestId) };
+}
+
+/** Too large a message is refused as Connect refuses it. */
+function toRefusal({ fault, message }: BrokenStream): KeyError | ConnectError {
+  if (fault === "too large") return new ConnectError(message, Code.ResourceExhausted);
+  return invalid([{ field: "", description: message }]);
 }
 
 function decodeGenerically(message: Buffer): VerifyInput {

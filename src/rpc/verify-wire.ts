@@ -48,8 +48,11 @@ export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyI
       if (value > 0x7f || until > end) return undefined;
       const text = bytes.toString("latin1", at, until);
       at = until;
-      if (field === KEY) key = text;
-      else if (requiredScopes === undefined) requiredScopes = [text];
+      if (field === KEY) {
+        // The last one counts, but each must be UTF-8.
+        if (key !== "") return undefined;
+        key = text;
+      } else if (requiredScopes === undefined) requiredScopes = [text];
       else requiredScopes.push(text);
     } else return undefined;
   }

@@ -8,6 +8,7 @@ import {
   MongoNotConnectedError,
   MongoServerError,
   MongoServerSelectionError,
+  MongoTopologyClosedError,
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
@@ -23,8 +24,13 @@ import { createTurns } from "./turns.ts";
 /** What a change may alter in a record. */
 const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason"] as const;
 
+/** What an answer may need on its way to the caller. */
+const MAX_WAY_BACK_MS = 100;
+
 /** What a change has tried so far. */
 interface Tried<T> {
+  /** No attempt begins after this, but the first. */
+  retryUntilMs: number;
   started?: boolean;
   conflict?: unknown;
   /** The last key inserted by an attempt whose commit may have gone through: its own id tells. */
@@ -79,7 +85,8 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
       const outcome = await session.withTransaction(
         async (): Promise<Attempt<T>> => {
           // The driver tries a transaction again for two minutes; the call's deadline is what ends it.
-          if (performance.now() >= deadlineMs) throw tried.started ? conflict(undefined) : deadlineExceeded();
+          if (tried.started && performance.now() >= tried.retryUntilMs) throw conflict(undefined);
+          if (performance.now() >= deadlineMs) throw deadlineExceeded();
           tried.started = true;
           const now = clock();
           const current = await readInTransaction(userId, session, remainingMs(deadlineMs));
@@ -146,11 +153,12 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
 
     // Changes of one user's keys through this process wait for each other here, so that they don't abort each other in
     // the database; those of other processes do, and are tried again.
-    change: <T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>) =>
-      guarded(deadlineMs, () =>
+    change: <T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>) => {
+      const retryUntilMs = endOfRetries(deadlineMs);
+      return guarded(deadlineMs, () =>
         inTurn(userId, () =>
           seen(userId, async () => {
-            const tried: Tried<T> = {};
+            const tried: Tried<T> = { retryUntilMs };
             for (;;) {
               const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
                 if (!isConflict(error)) throw error;
@@ -164,11 +172,12 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
                 const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
                 if (confirmed instanceof KeyError) throw confirmed;
               }
-              if (performance.now() >= deadlineMs) throw conflict(tried.conflict);
+              if (performance.now() >= retryUntilMs) throw conflict(tried.conflict);
             }
           }),
         ),
-      ),
+      );
+    },
 
     setFingerprint: ({ id, userId, rev }, fingerprint, deadlineMs) =>
       guarded(deadlineMs, async () => {
@@ -248,6 +257,7 @@ function isUnavailable(error: unknown): boolean {
     error instanceof MongoNetworkError ||
     error instanceof MongoServerSelectionError ||
     error instanceof MongoNotConnectedError ||
+    error instanceof MongoTopologyClosedError ||
     (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError") ||
     (error instanceof MongoServerError && typeof error.code === "number" && UNAVAILABLE_CODES.has(error.code)) ||
     (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.RetryableWriteError)) ||
@@ -287,6 +297,12 @@ function decideOrRefuse<T>(
     if (error instanceof KeyError) return error;
     throw error;
   }
+}
+
+/** CONFLICT is to reach callers who wait no longer than the deadline: retries end a little before it. */
+function endOfRetries(deadlineMs: number): number {
+  const leftMs = Math.max(0, deadlineMs - performance.now());
+  return deadlineMs - Math.min(MAX_WAY_BACK_MS, leftMs / 10);
 }
 
 function remainingMs(deadlineMs: number): number {

@@ -17,17 +17,19 @@ export interface HotMethod {
 }
 
 /** A bidirectional stream of messages that have one answer each; served without Connect over gRPC in protobuf. */
-export interface HotStreamMethod {
+export interface HotStreamMethod<Request = unknown> {
   path: string;
-  open(headers: IncomingHttpHeaders): HotStreamSession;
+  open(headers: IncomingHttpHeaders): HotStreamSession<Request>;
 }
 
 /** One stream. Exactly one of `ended`, `left` and `failed` is called, once, and last. */
-export interface HotStreamSession {
+export interface HotStreamSession<Request = unknown> {
   /** Throws or rejects when the caller may not have the stream. */
   admit(): Promise<void>;
-  /** Called with all messages that came in one go; returns their answers in order, each in a gRPC envelope. Never called again before it has answered. */
-  answer(messages: readonly Buffer[]): Uint8Array | Promise<Uint8Array>;
+  /** The request in one message, without its envelope. Throws BrokenStream: what came before is still answered. */
+  read(message: Buffer): Request;
+  /** Called with all requests that came in one go; returns their answers in order, each in a gRPC envelope. Never called again before it has answered. */
+  answer(requests: readonly Request[]): Uint8Array | Promise<Uint8Array>;
   ended(): void;
   /** The caller went away, ran out of time, or was told to. */
   left(): void;
@@ -38,6 +40,13 @@ export interface HotStreamSession {
 /** What the peer sent is no sequence of messages. */
 export class BrokenStream extends Error {
   override readonly name = "BrokenStream";
+
+  constructor(
+    message: string,
+    readonly fault: "malformed" | "too large" = "malformed",
+  ) {
+    super(message);
+  }
 }
 
 export type Protocol = "grpc" | "grpc-web" | "connect";

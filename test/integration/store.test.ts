@@ -148,6 +148,17 @@ test("without a server to ask, every call is DB_UNAVAILABLE and may be repeated"
   }
 });
 
+test("a call whose client is closed while it looks for a server is DB_UNAVAILABLE and may be repeated", async () => {
+  const client = new MongoClient("mongodb://127.0.0.1:1/?replicaSet=none", { serverSelectionTimeoutMS: 20_000 });
+  const searching = new Promise((resolve) => client.once("serverHeartbeatFailed", resolve));
+  const call = refusal(storeIn(client, "none").findCurrent(user, inMs(20_000)));
+  await searching;
+  await client.close();
+  const { reason, retryAfterMs, cause } = await call;
+  expect({ reason, retryAfterMs }).toEqual({ reason: "DB_UNAVAILABLE", retryAfterMs: expect.any(Number) });
+  expect(cause).toMatchObject({ name: "MongoTopologyClosedError" });
+});
+
 test("a collection made before its validation gets it, and what is in it stays", async () => {
   const earlier = mongo.db(`test-${randomUUID()}`);
   const collection = earlier.collection<{ _id: string; userId: string }>("api_keys");
