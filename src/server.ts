@@ -128,6 +128,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       verifyAuth(config),
     );
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
+    metrics.counter("latchkey_hash_runs_total", "argon2 runs since the start", () => gate.runs);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
     const health = createHealth([ApiKeyService.typeName]);
     const serving = (value: boolean) => {

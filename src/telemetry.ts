@@ -65,6 +65,8 @@ export interface Metrics {
   verified(outcome: string): void;
   /** Called at each scrape. `ofAll`: what several workers' values come to together; default: their sum. */
   gauge(name: string, help: string, read: () => number, ofAll?: "sum" | "min" | "max"): void;
+  /** As `gauge`, of what only grows. */
+  counter(name: string, help: string, read: () => number): void;
   contentType: string;
   text(): Promise<string>;
   /** For `mergedMetrics` in another process. */
@@ -122,6 +124,17 @@ export function createMetrics(): Metrics {
         registers: [registry],
         collect() {
           this.set(read());
+        },
+      });
+    },
+    counter: (name, help, read) => {
+      new Counter({
+        name,
+        help,
+        registers: [registry],
+        collect() {
+          this.reset();
+          this.inc(read());
         },
       });
     },

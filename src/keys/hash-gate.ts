@@ -17,6 +17,8 @@ export interface HashGate {
   run<T>(work: () => Promise<T>, deadlineMs: number): Promise<T>;
   readonly running: number;
   readonly waiting: number;
+  /** Started so far. */
+  readonly runs: number;
 }
 
 const FIRST_GUESS_MS = 30;
@@ -28,6 +30,7 @@ const FIRST_GUESS_MS = 30;
 export function createHashGate({ concurrency, queue, clockMs = () => performance.now() }: HashGateOptions): HashGate {
   const waiters: (() => void)[] = [];
   let running = 0;
+  let runs = 0;
   let averageMs = FIRST_GUESS_MS;
 
   async function run<T>(work: () => Promise<T>, deadlineMs: number): Promise<T> {
@@ -41,6 +44,7 @@ export function createHashGate({ concurrency, queue, clockMs = () => performance
     if (running >= concurrency) await new Promise<void>((resolve) => waiters.push(resolve));
     else running += 1;
     const startedMs = clockMs();
+    runs += 1;
     try {
       return await work();
     } finally {
@@ -59,6 +63,9 @@ export function createHashGate({ concurrency, queue, clockMs = () => performance
     },
     get waiting() {
       return waiters.length;
+    },
+    get runs() {
+      return runs;
     },
   };
 }

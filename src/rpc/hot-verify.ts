@@ -1,6 +1,6 @@
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Verification, VerifyKey } from "../keys/verify.ts";
-import type { HotAnswer, HotCall, HotMethod } from "../transport/hot-method.ts";
+import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod } from "../transport/hot-method.ts";
 import { MAX_CALL_MS } from "./api-key-service.ts";
 import { type CallLog, requestIdFrom } from "./call-log.ts";
 import { toWireError } from "./error-map.ts";
@@ -44,9 +44,11 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
     return answered(call, startedMs, found);
   }
 
-  function answered({ json, headers }: HotCall, startedMs: number, verification: Verification): HotAnswer {
+  function answered({ json, protocol, headers }: HotCall, startedMs: number, verification: Verification): HotAnswer {
     count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
-    return { message: json ? Buffer.from(verificationJson(verification)) : encodeVerification(verification) };
+    if (json) return { message: Buffer.from(verificationJson(verification)) };
+    if (protocol === "grpc") return { message: encodeVerification(verification, ENVELOPE_BYTES), roomy: true };
+    return { message: encodeVerification(verification) };
   }
 
   function refused({ headers }: HotCall, startedMs: number, error: unknown): HotAnswer {

@@ -4,6 +4,7 @@ import { ApiKeySchema, Consistency, Outcome, VerifyErrorSchema } from "#gen/latc
 import { KeyError } from "../keys/errors.ts";
 import type { Outcome as OutcomeName, Verification, VerifyInput } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
+import { ENVELOPE_BYTES } from "../transport/hot-method.ts";
 import { toApiKey, toVerifyError } from "./api-key-message.ts";
 import type { Verdict } from "./verify-many.ts";
 
@@ -149,8 +150,6 @@ export function encodeStreamed(verdicts: readonly Verdict[]): Buffer {
   return messages;
 }
 
-const ENVELOPE_BYTES = 5;
-
 interface Measured {
   verdict: Verification | Uint8Array;
   size: number;
@@ -185,10 +184,10 @@ const AS_OF = tag(4, LENGTH_DELIMITED);
 const SECONDS = tag(1, 0);
 const NANOS = tag(2, 0);
 
-/** VerifyResponse. */
-export function encodeVerification(verification: Verification): Buffer {
-  const message = Buffer.allocUnsafe(sizeOfVerification(verification));
-  writeVerification(verification, message, 0);
+/** VerifyResponse, after `room` bytes that are left for the caller to fill. */
+export function encodeVerification(verification: Verification, room = 0): Buffer {
+  const message = Buffer.allocUnsafe(room + sizeOfVerification(verification));
+  writeVerification(verification, message, room);
   return message;
 }
 

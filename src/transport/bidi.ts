@@ -1,8 +1,14 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { constants, type ServerHttp2Stream } from "node:http2";
-import { BrokenStream, type HotStreamMethod, type HotStreamSession, type WireError } from "./hot-method.ts";
+import {
+  BrokenStream,
+  ENVELOPE_BYTES,
+  type HotStreamMethod,
+  type HotStreamSession,
+  type WireError,
+} from "./hot-method.ts";
 import type { StreamListener } from "./unary.ts";
-import { ENVELOPE_BYTES, FORMATS, statusTrailers, timeoutFrom } from "./wire-format.ts";
+import { FORMATS, statusTrailers, timeoutFrom } from "./wire-format.ts";
 
 export interface BidiOptions {
   methods: readonly HotStreamMethod[];

@@ -49,6 +49,9 @@ export class BrokenStream extends Error {
   }
 }
 
+/** Before each message of gRPC and gRPC-Web: a byte of flags, four of length. */
+export const ENVELOPE_BYTES = 5;
+
 export type Protocol = "grpc" | "grpc-web" | "connect";
 
 export interface HotCall {
@@ -68,6 +71,8 @@ export interface HotCall {
 export interface HotAnswer {
   /** Encoded as the request was; not needed with an error. */
   message?: Uint8Array;
+  /** The message begins with `ENVELOPE_BYTES` of room for its envelope, which spares a copy. Only for gRPC. */
+  roomy?: boolean;
   error?: WireError;
   headers?: Record<string, string>;
   /** With an error: its metadata. */

@@ -87,14 +87,15 @@ export function trackSessions({ requestTimeoutMs, idleTimeoutMs }: SessionLimits
       session.once("close", () => sessions.delete(session));
       // In the place of listeners, each of which would cost as much as answering a call: for `close`, for the errors of
       // streams that their peer breaks off, which would end the process, and for trailers.
-      function emit(this: TrackedStream, event: string | symbol, ...values: unknown[]): boolean {
+      function emit(this: TrackedStream, event: string | symbol): boolean {
         if (event === "wantTrailers" && this[TRAILERS] !== undefined) {
           this.sendTrailers(this[TRAILERS]);
           return true;
         }
         if (event === "close") streams.delete(this);
         if (event === "error" && this.listenerCount("error") === 0) return true;
-        return EventEmitter.prototype.emit.call(this, event, ...values);
+        // biome-ignore lint/complexity/noArguments: passing them on is cheaper than collecting and spreading them.
+        return Reflect.apply(EventEmitter.prototype.emit, this, arguments);
       }
       session.on("stream", (stream: TrackedStream) => {
         tracked.used = true;

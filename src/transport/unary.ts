@@ -1,18 +1,18 @@
 import type { EventEmitter } from "node:events";
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
 import type { ServerHttp2Stream } from "node:http2";
-import type { HotAnswer, HotCall, HotMethod, Protocol } from "./hot-method.ts";
+import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod, type Protocol } from "./hot-method.ts";
 import { setTrailers } from "./http2-sessions.ts";
 import { giveBack, intake } from "./intake.ts";
 import {
   connectError,
   connectStatus,
-  ENVELOPE_BYTES,
   envelope,
   envelopeWithTrailers,
   FORMATS,
   type Format,
   type Headers,
+  seal,
   statusTrailers,
   timeoutFrom,
   webTrailers,
@@ -222,8 +222,9 @@ function writeStream(stream: ServerHttp2Stream, format: Format, answer: HotAnswe
     const status = error === undefined ? OK_TRAILERS : { ...NO_STORE, ...statusTrailers(error) };
     setTrailers(stream, { ...trailers, ...status });
   }
-  if (error === undefined) stream.end(envelope(answer.message ?? EMPTY));
-  else stream.end();
+  if (error !== undefined) stream.end();
+  else if (answer.roomy) stream.end(seal(answer.message!));
+  else stream.end(envelope(answer.message ?? EMPTY));
 }
 
 function writeResponse(response: ServerResponse, format: Format, answer: HotAnswer): void {

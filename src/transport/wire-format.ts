@@ -1,4 +1,4 @@
-import type { Protocol, WireError } from "./hot-method.ts";
+import { ENVELOPE_BYTES, type Protocol, type WireError } from "./hot-method.ts";
 
 export type Headers = Record<string, string | number>;
 
@@ -36,13 +36,23 @@ export const FORMATS: ReadonlyMap<string | undefined, Format> = new Map<string, 
   ["application/json", format("connect", true, "application/json")],
 ]);
 
-export const ENVELOPE_BYTES = 5;
 const TRAILER_FLAG = 0x80;
 
 export function envelope(message: Uint8Array): Buffer {
   const framed = Buffer.allocUnsafe(ENVELOPE_BYTES + message.length);
   putEnvelope(framed, 0, 0, message);
   return framed;
+}
+
+/** Writes the envelope into the room that the message has for it. */
+export function seal(roomy: Uint8Array): Uint8Array {
+  const length = roomy.length - ENVELOPE_BYTES;
+  roomy[0] = 0;
+  roomy[1] = length >>> 24;
+  roomy[2] = length >>> 16;
+  roomy[3] = length >>> 8;
+  roomy[4] = length;
+  return roomy;
 }
 
 /** gRPC-Web has its trailers in a second envelope. */

@@ -117,7 +117,7 @@ test("callers with the same secret of one key share one argon2 run", async () =>
 test("callers with other secrets of one key wait their turn: one argon2 run a key at a time", async () => {
   let [running, most] = [0, 0];
   const gate: HashGate = {
-    ...{ running: 0, waiting: 0 },
+    ...{ running: 0, waiting: 0, runs: 0 },
     run: async (work) => {
       running += 1;
       most = Math.max(most, running);
