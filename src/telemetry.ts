@@ -182,8 +182,11 @@ class DurationSeries {
   observe(durationMs: number): void {
     this.count += 1;
     this.sumMs += durationMs;
-    const bucket = BUCKETS.findIndex((bound) => durationMs <= bound * 1_000);
-    if (bucket >= 0) this.counts[bucket]! += 1;
+    for (let bucket = 0; bucket < BUCKETS.length; bucket += 1) {
+      if (durationMs > BUCKETS[bucket]! * 1_000) continue;
+      this.counts[bucket]! += 1;
+      return;
+    }
   }
 
   values(name: string) {

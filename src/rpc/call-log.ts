@@ -56,6 +56,12 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       text,
     );
   };
+  let toldMs = Number.NEGATIVE_INFINITY;
+  const outageTold = (): boolean => {
+    if (performance.now() - toldMs < 1_000) return false;
+    toldMs = performance.now();
+    return true;
+  };
   const answered: CallLog["answered"] = (call, level) => {
     if (call.outcome !== undefined) metrics.verified(call.outcome);
     done(call, "ok", {}, level, "answered");
@@ -94,7 +100,9 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       const internal = isOurs(refusal.reason);
       const cause = internal ? { err: refusal.cause ?? refusal } : {};
       const fields = { reason: refusal.reason, ...cause };
-      done(call, Code[CODES[refusal.reason]], fields, internal ? "error" : "info", "refused");
+      // In an outage every call fails alike, thousands a second: one of them a second is told as an error.
+      const told = refusal.reason !== "DB_UNAVAILABLE" || outageTold();
+      done(call, Code[CODES[refusal.reason]], fields, internal ? (told ? "error" : "debug") : "info", "refused");
       const mapped = toConnectError(refusal, call.requestId);
       mapped.metadata.set("cache-control", "no-store");
       return mapped;

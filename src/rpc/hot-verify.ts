@@ -48,7 +48,7 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
     count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
     if (json) return { message: Buffer.from(verificationJson(verification)) };
     if (protocol === "grpc") return { message: encodeVerification(verification, ENVELOPE_BYTES), roomy: true };
-    return { message: encodeVerification(verification) };
+    return { message: encodeVerification(verification, 0) };
   }
 
   function refused({ headers }: HotCall, startedMs: number, error: unknown): HotAnswer {

@@ -185,7 +185,7 @@ const SECONDS = tag(1, 0);
 const NANOS = tag(2, 0);
 
 /** VerifyResponse, after `room` bytes that are left for the caller to fill. */
-export function encodeVerification(verification: Verification, room = 0): Buffer {
+export function encodeVerification(verification: Verification, room: number): Buffer {
   const message = Buffer.allocUnsafe(room + sizeOfVerification(verification));
   writeVerification(verification, message, room);
   return message;
