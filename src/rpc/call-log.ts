@@ -88,7 +88,7 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     itemAnswered: (outcome) => metrics.verified(outcome),
     itemFailed({ reason, cause }) {
       metrics.verified("failed");
-      if (isOurs(reason))
+      if (isOurs(reason) && (reason !== "DB_UNAVAILABLE" || outageTold()))
         log.error({ event: "item_failed", reason, err: cause }, "one of many keys could not be verified");
     },
     refused(call, error) {
