@@ -3,6 +3,7 @@ import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   type ApiKey,
   ApiKeySchema,
+  Outcome,
   State,
   type VerifyError,
   VerifyErrorSchema,
@@ -10,9 +11,19 @@ import {
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { KeyError } from "../keys/errors.ts";
 import { displayPrefix, type KeyRecord, statusAt } from "../keys/key.ts";
+import type { Outcome as OutcomeName } from "../keys/verify.ts";
 import type { HeldRecord } from "../keys/view.ts";
 
 const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.REVOKED, expired: State.EXPIRED };
+
+export const OUTCOMES: Record<OutcomeName, Outcome> = {
+  valid: Outcome.VALID,
+  malformed: Outcome.MALFORMED,
+  not_found: Outcome.NOT_FOUND,
+  revoked: Outcome.REVOKED,
+  expired: Outcome.EXPIRED,
+  insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
+};
 
 /** What callers are told of a record, with its state at `nowMs`. */
 export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey {

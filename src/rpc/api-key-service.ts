@@ -5,7 +5,6 @@ import {
   type ApiKey,
   type ApiKeyService,
   Consistency,
-  Outcome,
   type VerifyRequest,
   type VerifyResponse,
   VerifyResponseSchema,
@@ -19,7 +18,7 @@ import type { Caller, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import { answerAhead } from "./ahead.ts";
-import { toApiKey, toVerifyError } from "./api-key-message.ts";
+import { OUTCOMES, toApiKey, toVerifyError } from "./api-key-message.ts";
 import { caller, logged } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
 
@@ -35,15 +34,6 @@ export const MAX_CALL_MS = 10_000;
 
 /** Messages of one VerifyStream that are verified at once. */
 const MAX_AHEAD = 64;
-
-const OUTCOMES = {
-  valid: Outcome.VALID,
-  malformed: Outcome.MALFORMED,
-  not_found: Outcome.NOT_FOUND,
-  revoked: Outcome.REVOKED,
-  expired: Outcome.EXPIRED,
-  insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
-};
 
 export function createApiKeyService({
   keys,

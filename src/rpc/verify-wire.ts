@@ -1,24 +1,16 @@
 import { isAscii } from "node:buffer";
 import { toBinary, toJsonString } from "@bufbuild/protobuf";
-import { ApiKeySchema, Consistency, Outcome, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
+import { ApiKeySchema, Consistency, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import { KeyError } from "../keys/errors.ts";
-import type { Outcome as OutcomeName, Verification, VerifyInput } from "../keys/verify.ts";
+import type { Verification, VerifyInput } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
 import { ENVELOPE_BYTES } from "../transport/hot-method.ts";
-import { toApiKey, toVerifyError } from "./api-key-message.ts";
+import { OUTCOMES, toApiKey, toVerifyError } from "./api-key-message.ts";
 import type { Verdict } from "./verify-many.ts";
 
 // Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
 // out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
 
-const OUTCOMES: Record<OutcomeName, Outcome> = {
-  valid: Outcome.VALID,
-  malformed: Outcome.MALFORMED,
-  not_found: Outcome.NOT_FOUND,
-  revoked: Outcome.REVOKED,
-  expired: Outcome.EXPIRED,
-  insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
-};
 const NONE: readonly string[] = [];
 
 const NOT_ASCII = /[\x80-\xff]/;

@@ -1,79 +1,18 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, statSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { readFileSync, statSync } from "node:fs";
 import { createServer } from "node:net";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, expect, test } from "@jest/globals";
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
+import { endAfterTest, newDirectory, runToEnd, serve as serveWith, stopProcesses } from "../support/process.ts";
 import { SERVICE_TOKEN, sha256 } from "../support/service.ts";
 
-/** The service as its users run it: a process of its own, from the build, with an embedded MongoDB. */
-interface Running {
-  child: ChildProcess;
-  url: string;
-  output(): string;
-}
+afterEach(stopProcesses);
 
-const running: ChildProcess[] = [];
-const directories: string[] = [];
-afterEach(async () => {
-  for (const child of running.splice(0)) {
-    if (child.exitCode !== null || child.signalCode !== null) continue;
-    child.kill("SIGTERM");
-    await once(child, "exit");
-  }
-  for (const directory of directories.splice(0)) await rm(directory, { recursive: true, force: true });
-});
-
-const newDirectory = () => {
-  const directory = mkdtempSync(join(tmpdir(), "latchkey process "));
-  directories.push(directory);
-  return directory;
-};
-
-const launch = (args: string[], env: Record<string, string>) => {
-  const child = spawn(process.execPath, ["dist/src/cli.js", ...args], {
-    env: {
-      PATH: process.env.PATH,
-      HOME: process.env.HOME,
-      LATCHKEY_LISTEN: "127.0.0.1:0",
-      LATCHKEY_OPS_LISTEN: "127.0.0.1:0",
-      ...env,
-    },
-    stdio: ["pipe", "pipe", "pipe"],
-  });
-  running.push(child);
-  let text = "";
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.on("data", (chunk) => {
-      text += chunk;
-    });
-  }
-  return { child, output: () => text };
-};
-
-async function serve(dataDir: string, env: Record<string, string> = {}): Promise<Running> {
-  const { child, output } = launch(["serve"], { LATCHKEY_DATA_DIR: dataDir, ...env });
-  while (!/"event":"ready","listen":"([^"]+)"/.test(output())) {
-    if (child.exitCode !== null) throw new Error(`the service ended: ${output()}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  return { child, output, url: `http://${/"event":"ready","listen":"([^"]+)"/.exec(output())![1]}` };
-}
-
-async function runToEnd(
-  args: string[],
-  env: Record<string, string>,
-  input = "",
-): Promise<{ code: number | null; output: string }> {
-  const { child, output } = launch(args, env);
-  child.stdin!.end(input);
-  const [code] = await once(child, "close");
-  return { code: code as number | null, output: output().trim() };
-}
+/** With an embedded MongoDB in `dataDir`. */
+const serve = (dataDir: string, env: Record<string, string> = {}) => serveWith({ LATCHKEY_DATA_DIR: dataDir, ...env });
 
 const tokenFor = async (dataDir: string, user: string) =>
   (await runToEnd(["token", "--user", user], { LATCHKEY_DATA_DIR: dataDir })).output;
@@ -100,7 +39,7 @@ test("npm start passes a signal on: sent to npm alone, it ends npm, the service 
     },
     stdio: ["ignore", "pipe", "ignore"],
   });
-  running.push(npm);
+  endAfterTest(npm);
   let output = "";
   npm.stdout.on("data", (chunk) => {
     output += chunk;

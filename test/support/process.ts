@@ -31,6 +31,11 @@ export async function stopProcesses(): Promise<void> {
   for (const directory of directories.splice(0)) await rm(directory, { recursive: true, force: true });
 }
 
+/** For a process that was not started here. */
+export function endAfterTest(child: ChildProcess): void {
+  running.push(child);
+}
+
 export function newDirectory(): string {
   const directory = mkdtempSync(join(tmpdir(), "latchkey process "));
   directories.push(directory);
@@ -80,9 +85,10 @@ export async function serve(env: Record<string, string>): Promise<ServiceProcess
 export async function runToEnd(
   args: string[],
   env: Record<string, string>,
+  input = "",
 ): Promise<{ code: number | null; output: string }> {
   const { child, output } = launch(args, env);
-  child.stdin!.end();
+  child.stdin!.end(input);
   const [code] = await once(child, "close");
   return { code: code as number | null, output: output().trim() };
 }
