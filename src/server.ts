@@ -7,6 +7,7 @@ import { file_grpc_reflection_v1alpha_reflection } from "#gen/grpc/reflection/v1
 import { file_health_v1_health } from "#gen/health/v1/health_pb";
 import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
+import { type CleanUps, createCleanUps } from "./clean-ups.ts";
 import type { Config, TokenKey } from "./config.ts";
 import { DEV_PEPPER, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
 import { type ChangeKind, createChanges } from "./keys/changes.ts";
@@ -80,10 +81,7 @@ const FIRST_PROOF_MS = 2_000;
 /** Puts the service together and starts it. What was acquired is released in reverse, at a failed start as at `stop`. */
 export async function startServer(config: Config, hooks: ServerHooks): Promise<Server> {
   const { log, clock = () => new Date() } = hooks;
-  const cleanUps: (() => Promise<void> | void)[] = [];
-  const release = async () => {
-    for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp();
-  };
+  const cleanUps = createCleanUps();
   try {
     const tls = config.tls && loadTls(config.tls);
     const { uri, devSecrets } = hooks.database ?? (await openDatabase(config, hooks, cleanUps));
@@ -184,19 +182,15 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       }),
     );
 
-    let stopping: Promise<void> | undefined;
     return {
       address: listener.address,
       opsAddress: ops?.address,
       devTokenSecret: devSecrets?.jwtSecret,
       metrics,
-      stop: () => {
-        stopping ??= release();
-        return stopping;
-      },
+      stop: cleanUps.release,
     };
   } catch (error) {
-    await release();
+    await cleanUps.release();
     throw error;
   }
 }
@@ -206,13 +200,7 @@ function wallClock({ clock }: ServerHooks): () => number {
 }
 
 /** The memory of records, what keeps it true, and what answers where it can't. */
-async function openView(
-  config: Config,
-  uri: string,
-  hooks: ServerHooks,
-  metrics: Metrics,
-  cleanUps: (() => Promise<void> | void)[],
-) {
+async function openView(config: Config, uri: string, hooks: ServerHooks, metrics: Metrics, cleanUps: CleanUps) {
   const { maxStalenessMs, outageGraceMs, readTimeoutMs, cacheKeys } = config;
   const wallMs = wallClock(hooks);
   const client = openVerifyClient(uri);
@@ -287,7 +275,7 @@ const SERVED_FILES = [
 export async function openDatabase(
   config: Config,
   { log, say, terminal, onFatal }: ServerHooks,
-  cleanUps: (() => Promise<void> | void)[],
+  cleanUps: CleanUps,
 ): Promise<ReadyDatabase> {
   if (config.mongodbUri !== undefined) return { uri: config.mongodbUri, devSecrets: undefined };
   const mongod = await startMongod({

@@ -2,6 +2,7 @@ import cluster, { type Worker } from "node:cluster";
 import { once } from "node:events";
 import { type AddressInfo, createServer, isIPv6 } from "node:net";
 import { availableParallelism } from "node:os";
+import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
 import { DRAIN_MS, openDatabase, type Server, type ServerHooks } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
@@ -35,10 +36,7 @@ const SOUND_MS = 30_000;
  */
 export async function startWorkers(config: Config, hooks: ServerHooks): Promise<Server> {
   const { log } = hooks;
-  const cleanUps: (() => Promise<void> | void)[] = [];
-  const release = async () => {
-    for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp();
-  };
+  const cleanUps = createCleanUps();
   try {
     const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
     const database = await connect(uri);
@@ -68,19 +66,15 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
     crew = members;
     cleanUps.push(() => members.stop());
 
-    let stopping: Promise<void> | undefined;
     return {
       address: members.address,
       opsAddress: ops?.address,
       devTokenSecret: devSecrets?.jwtSecret,
       metrics,
-      stop: () => {
-        stopping ??= release();
-        return stopping;
-      },
+      stop: cleanUps.release,
     };
   } catch (error) {
-    await release();
+    await cleanUps.release();
     throw error;
   }
 }

@@ -65,7 +65,7 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
   const judge = (entry: Entry, requiredScopes: readonly string[], asOfMs: number): Verification => {
     const { record } = entry;
     const nowMs = wallMs();
-    const state = nowMs < entry.changesAtMs ? record.state : statusAt(record, new Date(nowMs)).state;
+    const state = nowMs < entry.changesAtMs ? record.state : statusAt(record, nowMs).state;
     if (state === "revoked" || state === "expired")
       return { outcome: state, entry, missingScopes: NONE, asOfMs, nowMs };
     if (requiredScopes.length > 0) {

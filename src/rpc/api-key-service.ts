@@ -145,8 +145,13 @@ function callerOf(context: HandlerContext): Caller {
   return found;
 }
 
+/** What a call that may take `timeoutMs`, or names no limit, gets. */
+export function boundedTimeout(timeoutMs: number | undefined): number {
+  return Math.min(timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+}
+
 function timeoutOf(context: HandlerContext): number {
-  return Math.min(context.timeoutMs() ?? MAX_CALL_MS, MAX_CALL_MS);
+  return boundedTimeout(context.timeoutMs());
 }
 
 function deadlineOf(context: HandlerContext): number {

@@ -57,7 +57,9 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     );
   };
   let toldMs = Number.NEGATIVE_INFINITY;
-  const outageTold = (): boolean => {
+  /** In an outage every call fails alike, thousands a second: one of them a second is told as an error. */
+  const isTold = (reason: ErrorReason): boolean => {
+    if (reason !== "DB_UNAVAILABLE") return true;
     if (performance.now() - toldMs < 1_000) return false;
     toldMs = performance.now();
     return true;
@@ -88,7 +90,7 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     itemAnswered: (outcome) => metrics.verified(outcome),
     itemFailed({ reason, cause }) {
       metrics.verified("failed");
-      if (isOurs(reason) && (reason !== "DB_UNAVAILABLE" || outageTold()))
+      if (isOurs(reason) && isTold(reason))
         log.error({ event: "item_failed", reason, err: cause }, "one of many keys could not be verified");
     },
     refused(call, error) {
@@ -100,9 +102,8 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       const internal = isOurs(refusal.reason);
       const cause = internal ? { err: refusal.cause ?? refusal } : {};
       const fields = { reason: refusal.reason, ...cause };
-      // In an outage every call fails alike, thousands a second: one of them a second is told as an error.
-      const told = refusal.reason !== "DB_UNAVAILABLE" || outageTold();
-      done(call, Code[CODES[refusal.reason]], fields, internal ? (told ? "error" : "debug") : "info", "refused");
+      const level = !internal ? "info" : isTold(refusal.reason) ? "error" : "debug";
+      done(call, Code[CODES[refusal.reason]], fields, level, "refused");
       const mapped = toConnectError(refusal, call.requestId);
       mapped.metadata.set("cache-control", "no-store");
       return mapped;

@@ -10,7 +10,7 @@ import {
   type HotMethod,
   type HotStreamMethod,
 } from "../transport/hot-method.ts";
-import { MAX_CALL_MS, toVerifyInput } from "./api-key-service.ts";
+import { boundedTimeout, MAX_CALL_MS, toVerifyInput } from "./api-key-service.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { toWireError } from "./error-map.ts";
 import type { Authenticator } from "./tokens.ts";
@@ -33,7 +33,7 @@ export function createHotBatchVerify({ verifyMany, authenticator, calls }: HotVe
     const inputs = call.json ? undefined : decodeBatch(call.message);
     if (inputs === undefined) return undefined;
     const logged = loggedCall(method, call.headers["x-request-id"]);
-    const timeoutMs = Math.min(call.timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+    const timeoutMs = boundedTimeout(call.timeoutMs);
     for (const input of inputs) input.timeoutMs = timeoutMs;
 
     const answered = (verdicts: Verdict[]): HotAnswer => {

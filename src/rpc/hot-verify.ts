@@ -1,7 +1,7 @@
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Verification, VerifyKey } from "../keys/verify.ts";
 import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod } from "../transport/hot-method.ts";
-import { MAX_CALL_MS } from "./api-key-service.ts";
+import { boundedTimeout } from "./api-key-service.ts";
 import { type CallLog, requestIdFrom } from "./call-log.ts";
 import { toWireError } from "./error-map.ts";
 import type { Authenticator } from "./tokens.ts";
@@ -25,7 +25,7 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
     const { message, headers } = call;
     const request = call.json ? decodeVerifyJson(message) : decodeVerify(message, 0, message.length);
     if (request === undefined) return undefined;
-    request.timeoutMs = Math.min(call.timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+    request.timeoutMs = boundedTimeout(call.timeoutMs);
     let found: Verification | Promise<Verification>;
     try {
       const admitted = authenticator.service(headers.authorization);

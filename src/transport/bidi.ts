@@ -8,7 +8,7 @@ import {
   type WireError,
 } from "./hot-method.ts";
 import type { StreamListener } from "./unary.ts";
-import { FORMATS, statusTrailers, timeoutFrom } from "./wire-format.ts";
+import { EMPTY, FORMATS, MAX_TIMEOUT_MS, OK_TRAILERS, statusTrailers, TIMED_OUT, timeoutFrom } from "./wire-format.ts";
 
 export interface BidiOptions {
   methods: readonly HotStreamMethod[];
@@ -23,13 +23,8 @@ export interface BidiStreams {
   drain(): void;
 }
 
-/** Of Node's timers; a longer timeout is none. */
-const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 /** Between two looks at whether the trailers have gone. */
 const HANG_UP_MS = 10;
-const EMPTY: Buffer = Buffer.alloc(0);
-const OK_TRAILERS = { "grpc-status": "0" };
-const TIMED_OUT: WireError = { code: 4, message: "the operation timed out", details: [] };
 const DRAINING: WireError = { code: 14, message: "The service is stopping. Open the stream again.", details: [] };
 
 /** What ends a conversation from outside. */

@@ -7,13 +7,17 @@ import { giveBack, intake } from "./intake.ts";
 import {
   connectError,
   connectStatus,
+  EMPTY,
   envelope,
   envelopeWithTrailers,
   FORMATS,
   type Format,
   type Headers,
+  MAX_TIMEOUT_MS,
+  OK_TRAILERS,
   seal,
   statusTrailers,
+  TIMED_OUT,
   timeoutFrom,
   webTrailers,
 } from "./wire-format.ts";
@@ -33,15 +37,9 @@ export interface HotParts<Listener> {
 
 export type RequestListener = (request: IncomingMessage, response: ServerResponse) => void;
 
-/** Of Node's timers; a longer timeout is none. */
-const MAX_TIMEOUT_MS = 2 ** 31 - 1;
-
 const NO_STORE = { "cache-control": "no-store" };
-const OK_TRAILERS = { "grpc-status": "0" };
 const OK_WEB_TRAILERS = webTrailers(OK_TRAILERS);
 const WAIT_FOR_TRAILERS = { waitForTrailers: true };
-const EMPTY = Buffer.alloc(0);
-const TIMED_OUT: HotAnswer = { error: { code: 4, message: "the operation timed out", details: [] } };
 const FAILED: HotAnswer = { error: { code: 13, message: "internal error", details: [] } };
 
 /**
@@ -201,7 +199,7 @@ function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswe
     timeoutMs === undefined || timeoutMs > MAX_TIMEOUT_MS
       ? undefined
       : setTimeout(() => {
-          close(TIMED_OUT);
+          close({ error: TIMED_OUT });
           call.abort();
         }, timeoutMs);
   answer.then(close, () => close(FAILED));

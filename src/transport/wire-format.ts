@@ -77,6 +77,12 @@ export function webTrailers(trailers: Record<string, string>): Buffer {
   return Buffer.from(lines.join(""), "latin1");
 }
 
+/** Of Node's timers; a longer timeout is none. */
+export const MAX_TIMEOUT_MS = 2 ** 31 - 1;
+export const EMPTY: Buffer = Buffer.alloc(0);
+export const OK_TRAILERS = { "grpc-status": "0" };
+export const TIMED_OUT: WireError = { code: 4, message: "the operation timed out", details: [] };
+
 const UNIT_MS: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000, m: 1, u: 1e-3, n: 1e-6 };
 
 /** The header's milliseconds; NaN when it is none that is served here: malformed, or so short that it has passed. */
