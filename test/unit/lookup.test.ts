@@ -255,6 +255,7 @@ test("a database that is only slow: memory answers in its stead, and what is not
   prove(0);
   clock.pass(1);
   const slow = deferred<void>();
+  down.add("readFromSecondary");
   store(recordOf("absent", 7));
   hinder = () => slow.promise;
   const absent = lookup.find("absent");
