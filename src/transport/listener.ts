@@ -1,14 +1,20 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
-import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
+import {
+  createServer as createHttp2Server,
+  type Http2ServerRequest,
+  type Http2ServerResponse,
+  type ServerHttp2Session,
+} from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
+import { createHttp2Lane } from "./http2-lane.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
-import { serveHotRequests, serveHotStreams } from "./unary.ts";
+import { createHotMethods, serveHotRequests } from "./unary.ts";
 
 export interface ListenerOptions {
   host: string;
@@ -97,6 +103,7 @@ export async function listen({
   const answers = new Map<Socket, Set<ServerResponse>>();
   const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
+  const methods = createHotMethods(hot, maxMessageBytes);
 
   const answered = (response: ServerResponse) => {
     const { socket } = response.req;
@@ -105,7 +112,7 @@ export async function listen({
     if (closing !== undefined && open?.size === 0) socket.destroySoon();
   };
   const serveRequest = serveHotRequests({
-    ...{ methods: hot, maxMessageBytes, answered },
+    ...{ methods, answered },
     stock(request, response) {
       response.once("close", () => answered(response));
       handler(request, response);
@@ -146,7 +153,7 @@ export async function listen({
     ...{ methods: hotStreams, maxMessageBytes },
     next: (...stream) => void stock.emit("stream", ...stream),
   });
-  http2.on("stream", serveHotStreams({ methods: hot, maxMessageBytes, stock: bidi.listener }));
+  http2.on("stream", bidi.listener);
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
 
@@ -155,10 +162,20 @@ export async function listen({
     socket.once("close", () => answers.delete(socket));
     http1.emit("connection", socket);
   };
-  const serveHttp2 = (socket: Socket) => {
-    http2.once("session", (session) => sessions.add(session, socket));
-    http2.emit("connection", socket);
-  };
+  const lane = createHttp2Lane({
+    ...limits,
+    methods,
+    openStock(connection) {
+      let opened: ServerHttp2Session | undefined;
+      http2.once("session", (session) => {
+        opened = session;
+        sessions.add(session);
+      });
+      http2.emit("connection", connection);
+      return opened!;
+    },
+  });
+  const serveHttp2 = lane.serve;
 
   /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */
   const shaking = new Map<string, Socket>();
@@ -204,6 +221,7 @@ export async function listen({
 
   const release = () => {
     sessions.stop();
+    lane.stop();
     http1.close();
   };
   await new Promise<void>((resolve, reject) => {
@@ -217,7 +235,7 @@ export async function listen({
 
   const drain = () => {
     for (const socket of undecided) socket.destroy();
-    sessions.drain();
+    lane.drain();
     bidi.drain();
     for (const [socket, open] of answers) {
       if (open.size === 0) socket.destroySoon();
