@@ -8,7 +8,7 @@ export class HpackError extends Error {
 }
 
 export interface HpackDecoder {
-  /** Names and values by turns, one character a byte. */
+  /** Names and values by turns, one character a byte. Empty when they are too large: the table followed to the end. */
   decode(block: Buffer): string[];
   /** One more at each change of the dynamic table: a block means what it meant while this stands. */
   readonly version: number;
@@ -122,22 +122,15 @@ export function createHpackDecoder({ maxTableBytes, maxListBytes }: HpackLimits)
         }
         listBytes += name.length + value.length + ENTRY_OVERHEAD;
         if (listBytes <= maxListBytes) list.push(name, value);
-        // What is too much is not kept, but the table has to follow to the end.
-        else list.length = Math.min(list.length, 2);
+        else list.length = 0;
       }
       block = EMPTY;
-      if (listBytes > maxListBytes) throw new HeadersTooLarge(`${listBytes} bytes of headers`);
       return list;
     },
     get version() {
       return version;
     },
   };
-}
-
-/** The block was read to its end, and the table is right; only this one's stream is refused. */
-export class HeadersTooLarge extends Error {
-  override readonly name = "HeadersTooLarge";
 }
 
 /** RFC 7541, appendix A: a name, and a value where there is one, a line. */

@@ -31,6 +31,8 @@ export interface Http2LaneOptions {
   methods: HotMethods;
   /** HTTP/2 streams at once on a connection; more are refused. */
   maxConcurrentStreams: number;
+  /** Streams refused to one connection after which it is ended. */
+  maxSessionRejectedStreams: number;
   /** Of all headers of a request together. */
   maxHeaderBytes: number;
   /** Time for a whole request, and for the client to take its answer. */
@@ -80,15 +82,17 @@ export function createHttp2Lane(options: Http2LaneOptions): Http2Lane {
   };
 }
 
+// Of the 65,535 bytes that a client may send before it is given credit, node:http2 keeps back up to a half. The two below
+// must leave some of the other half, or a client could wait for credit for ever.
+
 /** What calls under way may have sent on a connection before they are whole. A larger message is node:http2's. */
-const MAX_HELD_BYTES = DEFAULT_WINDOW_BYTES / 2;
+const MAX_HELD_BYTES = 24_000;
+/** Credit for received bytes is given in portions. */
+const CREDIT_BYTES = 8_192;
 /** For a peer that was told to go, and stays. */
 const LINGER_MS = 5_000;
 /** Blocks of headers that are known by heart, a connection. */
 const MAX_MEMORIES = 16;
-/** Credit for received bytes is given in portions. */
-const CREDIT_BYTES = DEFAULT_WINDOW_BYTES / 4;
-
 /** A call whose message is not whole, or that is being answered. */
 interface OpenCall {
   id: number;
@@ -120,6 +124,7 @@ class Connection {
   private ended = false;
   private draining = false;
   private lastId = 0;
+  private refused = 0;
   /** Streams above it are not served: the client was told so. */
   private goneId = MAX_WINDOW_BYTES;
   /** Headers of which more is to come. */
@@ -163,7 +168,7 @@ class Connection {
 
   // ---- reading
 
-  private receive(chunk: Buffer): void {
+  private receive(chunk: Buffer) {
     if (this.ended) return;
     const frames = this.preface === undefined ? chunk : this.afterPreface(chunk);
     if (frames === undefined) return;
@@ -184,7 +189,7 @@ class Connection {
     return this.preface === undefined ? seen.subarray(length) : undefined;
   }
 
-  private take(received: Frame): void {
+  private take(received: Frame) {
     if (this.ended) return;
     const { type, id, payload } = received;
     if (!this.sawSettings && type !== Type.SETTINGS) return this.fail(Fault.PROTOCOL_ERROR);
@@ -207,6 +212,7 @@ class Connection {
       case Type.PING:
         return this.takePing(received);
       case Type.GOAWAY:
+        if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
         this.stock?.send(received);
         return;
       case Type.PUSH_PROMISE:
@@ -220,7 +226,7 @@ class Connection {
     }
   }
 
-  private takeHeaders({ flags, id, payload }: Frame): void {
+  private takeHeaders({ flags, id, payload }: Frame) {
     if (id % 2 === 0) return this.fail(Fault.PROTOCOL_ERROR);
     let start = 0;
     let end = payload.length;
@@ -235,7 +241,7 @@ class Connection {
     this.block = { id, flags, parts: [fragment], bytes: fragment.length };
   }
 
-  private takeContinuation({ flags, payload }: Frame): void {
+  private takeContinuation({ flags, payload }: Frame) {
     const { block } = this;
     if (block === undefined) return this.fail(Fault.PROTOCOL_ERROR);
     block.parts.push(payload);
@@ -249,7 +255,7 @@ class Connection {
     this.takeBlock(block.id, block.flags, Buffer.concat(block.parts));
   }
 
-  private takeBlock(id: number, flags: number, block: Buffer): void {
+  private takeBlock(id: number, flags: number, block: Buffer) {
     const known = this.recall(block);
     const list = known === undefined ? this.decode(block) : known.list;
     if (list === undefined) return;
@@ -257,12 +263,11 @@ class Connection {
     this.lastId = id;
     this.used = true;
     if (id > this.goneId) return;
-    if (list === TOO_LARGE) return this.reset(id, Fault.ENHANCE_YOUR_CALM);
+    if (list.length === 0) return this.reset(id, Fault.ENHANCE_YOUR_CALM);
+    const open = this.calls.size + this.blocked.size + (this.stock?.size ?? 0);
+    if (open >= this.options.maxConcurrentStreams) return this.refuse(id);
     const recognised = known ?? this.recognise(block, list);
     if (recognised === undefined) return this.handOver(id, flags, list);
-    if (this.calls.size + this.blocked.size >= this.options.maxConcurrentStreams) {
-      return this.reset(id, Fault.REFUSED_STREAM);
-    }
     const call = { id, recognised, body: undefined, call: undefined, sinceMs: UNSWEPT, credit: 0 };
     if ((flags & Flag.END_STREAM) !== 0) this.answer(call);
     else this.calls.set(id, call);
@@ -287,9 +292,10 @@ class Connection {
     return recognised;
   }
 
+  /** undefined: the connection is over. */
   private decode(block: Buffer): string[] | undefined {
     try {
-      return this.decoder.decode(block) ?? TOO_LARGE;
+      return this.decoder.decode(block);
     } catch (error) {
       if (!(error instanceof HpackError)) throw error;
       this.fail(Fault.COMPRESSION_ERROR);
@@ -298,20 +304,21 @@ class Connection {
   }
 
   /** A second block ends the request. No call of ours has one. */
-  private takeTrailers(id: number, flags: number, list: string[]): void {
+  private takeTrailers(id: number, flags: number, list: string[]) {
     const call = this.calls.get(id);
     if (call !== undefined && call.call === undefined) this.giveUp(call);
     if (this.stock?.has(id)) this.stock.sendHeaders(id, flags, list);
     else this.fail(Fault.STREAM_CLOSED);
   }
 
-  private takeData(received: Frame): void {
+  private takeData(received: Frame) {
     const { flags, id, payload } = received;
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     const call = this.calls.get(id);
     if (call === undefined || call.call !== undefined) {
-      if (this.stock?.has(id)) this.stock.send(received);
-      else this.credit(payload.length);
+      if (this.stock?.has(id)) return this.stock.send(received);
+      this.credit(payload.length);
+      if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
       return;
     }
     this.heldBytes += payload.length;
@@ -326,7 +333,7 @@ class Connection {
     this.answer(call);
   }
 
-  private takeReset(received: Frame): void {
+  private takeReset(received: Frame) {
     const { id, payload } = received;
     if (payload.length !== 4) return this.fail(Fault.FRAME_SIZE_ERROR);
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
@@ -336,7 +343,7 @@ class Connection {
     this.endIfDone();
   }
 
-  private takeWindowUpdate(received: Frame): void {
+  private takeWindowUpdate(received: Frame) {
     const { id, payload } = received;
     if (payload.length !== 4) return this.fail(Fault.FRAME_SIZE_ERROR);
     const increment = payload.readUInt32BE(0) & MAX_WINDOW_BYTES;
@@ -357,7 +364,7 @@ class Connection {
     this.sendBlocked();
   }
 
-  private takeSettings(received: Frame): void {
+  private takeSettings(received: Frame) {
     const { flags, id, payload } = received;
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if ((flags & Flag.ACK) !== 0) {
@@ -380,7 +387,7 @@ class Connection {
     this.sendBlocked();
   }
 
-  private takePing(received: Frame): void {
+  private takePing(received: Frame) {
     const { flags, id, payload } = received;
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if (payload.length !== 8) return this.fail(Fault.FRAME_SIZE_ERROR);
@@ -389,7 +396,7 @@ class Connection {
 
   // ---- answering
 
-  private answer(open: OpenCall): void {
+  private answer(open: OpenCall) {
     const { id, recognised, body } = open;
     const { method, format, headers, timeoutMs, contentLength } = recognised;
     const length = body?.length ?? 0;
@@ -419,7 +426,7 @@ class Connection {
     });
   }
 
-  private write(open: OpenCall, answer: HotAnswer): void {
+  private write(open: OpenCall, answer: HotAnswer) {
     const { format } = open.recognised;
     if (format.protocol !== "grpc") {
       const { status, headers, bytes } = bodyOf(format, answer);
@@ -459,7 +466,7 @@ class Connection {
   }
 
   /** The head at once; the body as far as the client's windows allow, and what ends the stream after it. */
-  private send({ id, credit }: OpenCall, head: Buffer, body: Buffer, trailers: Buffer | undefined): void {
+  private send({ id, credit }: OpenCall, head: Buffer, body: Buffer, trailers: Buffer | undefined) {
     this.put(head);
     const answer = { id, body, at: 0, trailers, sinceMs: UNSWEPT, credit };
     if (!this.sendOn(answer)) this.blocked.set(id, answer);
@@ -483,7 +490,7 @@ class Connection {
     return true;
   }
 
-  private sendBlocked(): void {
+  private sendBlocked() {
     this.stock?.sendHeld();
     for (const answer of this.blocked.values()) if (this.sendOn(answer)) this.blocked.delete(answer.id);
     if (this.draining) this.endIfDone();
@@ -493,13 +500,13 @@ class Connection {
     return this.settings.get(Setting.INITIAL_WINDOW_SIZE) ?? DEFAULT_WINDOW_BYTES;
   }
 
-  private spend(bytes: number): void {
+  private spend(bytes: number) {
     this.sendWindow -= bytes;
     this.stock?.spent(bytes);
   }
 
   /** Lets the client send as much again on the connection. */
-  private credit(bytes: number): void {
+  private credit(bytes: number) {
     this.uncredited += bytes;
     if (this.uncredited < CREDIT_BYTES) return;
     this.put(frame(Type.WINDOW_UPDATE, 0, 0, number32(this.uncredited)));
@@ -509,11 +516,11 @@ class Connection {
   // ---- what is node:http2's
 
   /** A call that turned out not to be served here, from its beginning. */
-  private giveUp(open: OpenCall, isWhole = false): void {
+  private giveUp(open: OpenCall, isWhole = false) {
     const { id, recognised, body, credit } = open;
     this.calls.delete(id);
     this.heldBytes -= body?.length ?? 0;
-    const isEmpty = isWhole && body === undefined;
+    const isEmpty = isWhole && (body?.length ?? 0) === 0;
     this.handOver(id, isEmpty ? Flag.END_STREAM : 0, recognised.list);
     for (let at = 0; body !== undefined && at < body.length; at += MAX_FRAME_BYTES) {
       const isLast = isWhole && at + MAX_FRAME_BYTES >= body.length;
@@ -527,10 +534,9 @@ class Connection {
     if (credit > 0) this.stock!.send({ type: Type.WINDOW_UPDATE, flags: 0, id, payload: number32(credit) });
   }
 
-  private handOver(id: number, flags: number, list: readonly string[]): void {
+  private handOver(id: number, flags: number, list: readonly string[]) {
     this.stock ??= this.openStock();
-    this.stock.take(id);
-    this.stock.sendHeaders(id, flags, list);
+    this.stock.open(id, flags, list);
   }
 
   private openStock(): StockSession {
@@ -560,7 +566,7 @@ class Connection {
 
   // ---- writing
 
-  private put(bytes: Buffer): void {
+  private put(bytes: Buffer) {
     this.pending.push(bytes);
   }
 
@@ -579,7 +585,7 @@ class Connection {
     return { slab, start };
   }
 
-  private flush(): void {
+  private flush() {
     const { pending, socket } = this;
     if (pending.length === 0) return;
     this.pending = [];
@@ -595,7 +601,7 @@ class Connection {
   }
 
   /** What is written apart from a chunk that is being read: together with all that is written in this turn. */
-  private flushSoon(): void {
+  private flushSoon() {
     if (this.flushing) return;
     this.flushing = true;
     process.nextTick(() => {
@@ -606,11 +612,18 @@ class Connection {
 
   // ---- ending
 
-  private reset(id: number, fault: number): void {
+  private reset(id: number, fault: number) {
     this.put(frame(Type.RST_STREAM, 0, id, number32(fault)));
   }
 
-  private drop(open: OpenCall): void {
+  /** Before it was told how many streams it may have, a client may well have too many, but not again and again. */
+  private refuse(id: number) {
+    this.refused += 1;
+    if (this.refused > this.options.maxSessionRejectedStreams) this.fail(Fault.ENHANCE_YOUR_CALM);
+    else this.reset(id, Fault.REFUSED_STREAM);
+  }
+
+  private drop(open: OpenCall) {
     this.calls.delete(open.id);
     const bytes = open.body?.length ?? 0;
     this.heldBytes -= bytes;
@@ -619,13 +632,13 @@ class Connection {
   }
 
   /** The peer broke the rules: the connection is over. */
-  private fail(fault: number): void {
+  private fail(fault: number) {
     if (this.ended) return;
     this.put(goawayFrame(Math.min(this.lastId, this.goneId), fault));
     this.end();
   }
 
-  private end(): void {
+  private end() {
     if (this.ended) return;
     this.ended = true;
     this.flush();
@@ -633,7 +646,7 @@ class Connection {
     this.stock?.destroy();
   }
 
-  private endIfDone(): void {
+  private endIfDone() {
     if (this.draining && this.isIdle()) this.end();
   }
 
@@ -689,7 +702,6 @@ class Connection {
 const UNSWEPT = 0;
 /** Of one block of headers. */
 const MAX_FRAGMENTS = 64;
-const TOO_LARGE: string[] = [];
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);
 const OK_BLOCK = encodeFields(fieldsOf(OK_TRAILERS));
 const SLAB_BYTES = 64 * 1024;

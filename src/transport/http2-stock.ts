@@ -31,7 +31,7 @@ export interface StockParts {
   whenTaken(then: () => void): void;
   pause(): void;
   resume(): void;
-  /** A stream ended. */
+  /** No stream is open any more. */
   idle(): void;
   /** The session is over. */
   ended(): void;
@@ -42,7 +42,8 @@ export class StockSession {
   private readonly parts: StockParts;
   private readonly inner: Duplex;
   private readonly session: ServerHttp2Session;
-  private readonly ids = new Set<number>();
+  /** Open streams, and which end has ended its own half. */
+  private readonly streams = new Map<number, "neither" | "client" | "session">();
   /** What the session believes it may send, beyond what the client's window holds. */
   private excess: number;
   /** Frames of streams that wait for the client's window. */
@@ -66,12 +67,6 @@ export class StockSession {
     this.inner.on("error", () => {});
     this.inner.once("close", parts.ended);
     this.session = parts.open(this.inner);
-    this.session.on("stream", (stream) => {
-      stream.once("close", () => {
-        this.ids.delete(stream.id ?? 0);
-        parts.idle();
-      });
-    });
     const surplus = parts.sendWindow - DEFAULT_WINDOW_BYTES;
     this.excess = Math.max(0, -surplus);
     this.inner.push(PREFACE);
@@ -81,20 +76,37 @@ export class StockSession {
   }
 
   has(id: number): boolean {
-    return this.ids.has(id);
+    return this.streams.has(id);
   }
 
-  take(id: number): void {
-    this.ids.add(id);
+  get size(): number {
+    return this.streams.size;
   }
 
-  send({ type, flags, id, payload }: Frame): void {
-    if (!this.inner.destroyed && !this.inner.push(frame(type, flags, id, payload))) this.parts.pause();
+  open(id: number, flags: number, list: readonly string[]): void {
+    this.streams.set(id, "neither");
+    this.sendHeaders(id, flags, list);
   }
 
   sendHeaders(id: number, flags: number, list: readonly string[]): void {
-    if (this.inner.destroyed) return;
-    this.inner.push(headersFrames(flags & Flag.END_STREAM, id, encodeFields(list)));
+    this.note(Type.HEADERS, flags, id, "client");
+    this.push(headersFrames(flags & Flag.END_STREAM, id, encodeFields(list)));
+  }
+
+  send({ type, flags, id, payload }: Frame): void {
+    this.note(type, flags, id, "client");
+    this.push(frame(type, flags, id, payload));
+  }
+
+  private push(bytes: Buffer): void {
+    if (!this.inner.destroyed && !this.inner.push(bytes)) this.parts.pause();
+  }
+
+  private note(type: number, flags: number, id: number, by: "client" | "session"): void {
+    const isLast = (type === Type.DATA || type === Type.HEADERS) && (flags & Flag.END_STREAM) !== 0;
+    const ended = this.streams.get(id);
+    if (type === Type.RST_STREAM || (isLast && ended !== "neither" && ended !== by)) this.streams.delete(id);
+    else if (isLast && ended === "neither") this.streams.set(id, by);
   }
 
   /** Data was sent that the session doesn't know of: its window is smaller than it believes. */
@@ -117,7 +129,7 @@ export class StockSession {
       this.isSetUp = (flags & Flag.ACK) !== 0;
       return;
     }
-    if (type === Type.RST_STREAM) this.ids.delete(sent.id);
+    this.note(type, flags, sent.id, "session");
     if (type === Type.GOAWAY) {
       if (payload.readUInt32BE(4) === Fault.NO_ERROR) return;
       // Its last stream is only the last of its own.
@@ -133,6 +145,7 @@ export class StockSession {
       this.parts.sent(payload.length);
     }
     this.parts.write(frame(type, flags, id, payload));
+    if (this.isIdle()) this.parts.idle();
   }
 
   /** What the client's window has room for now. */
@@ -146,7 +159,7 @@ export class StockSession {
   }
 
   isIdle(): boolean {
-    return this.ids.size === 0 && this.held.length === 0;
+    return this.streams.size === 0 && this.held.length === 0;
   }
 
   drain(): void {

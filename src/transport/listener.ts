@@ -10,6 +10,7 @@ import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
+import { createHttp1Lane } from "./http1-lane.ts";
 import { createHttp2Lane } from "./http2-lane.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
@@ -157,12 +158,16 @@ export async function listen({
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
 
-  const serveHttp1 = (socket: Socket) => {
-    answers.set(socket, new Set());
-    socket.once("close", () => answers.delete(socket));
-    http1.emit("connection", socket);
-  };
-  const lane = createHttp2Lane({
+  const http1Lane = createHttp1Lane({
+    ...limits,
+    methods,
+    handOver(socket) {
+      answers.set(socket, new Set());
+      socket.once("close", () => answers.delete(socket));
+      http1.emit("connection", socket);
+    },
+  });
+  const http2Lane = createHttp2Lane({
     ...limits,
     methods,
     openStock(connection) {
@@ -175,7 +180,6 @@ export async function listen({
       return opened!;
     },
   });
-  const serveHttp2 = lane.serve;
 
   /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */
   const shaking = new Map<string, Socket>();
@@ -195,7 +199,7 @@ export async function listen({
       track(socket);
       sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => {
         undecided.delete(socket);
-        isHttp2 ? serveHttp2(socket) : serveHttp1(socket);
+        (isHttp2 ? http2Lane : http1Lane).serve(socket);
       });
     });
   const createSecure = (identity: TlsIdentity) =>
@@ -214,14 +218,15 @@ export async function listen({
         const raw = shaking.get(peerOf(socket));
         if (raw !== undefined) undecided.delete(raw);
         socket.on("error", () => socket.destroy());
-        socket.alpnProtocol === "h2" ? serveHttp2(socket) : serveHttp1(socket);
+        (socket.alpnProtocol === "h2" ? http2Lane : http1Lane).serve(socket);
       });
   const server = tls === undefined ? createCleartext() : createSecure(tls);
   server.maxConnections = limits.maxConnections;
 
   const release = () => {
     sessions.stop();
-    lane.stop();
+    http2Lane.stop();
+    http1Lane.stop();
     http1.close();
   };
   await new Promise<void>((resolve, reject) => {
@@ -235,7 +240,8 @@ export async function listen({
 
   const drain = () => {
     for (const socket of undecided) socket.destroy();
-    lane.drain();
+    http2Lane.drain();
+    http1Lane.drain();
     bidi.drain();
     for (const [socket, open] of answers) {
       if (open.size === 0) socket.destroySoon();

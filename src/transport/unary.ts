@@ -89,7 +89,7 @@ const UNUSUAL = new Set([
 ]);
 const SINGLE = new Set([
   ...["authorization", "content-encoding", "content-length", "content-type", "connect-timeout-ms", "grpc-encoding"],
-  ...["grpc-timeout", "te", "user-agent", "x-request-id"],
+  ...["grpc-timeout", "host", "te", "user-agent", "x-request-id"],
 ]);
 const NAME = /^[:!#$%&'*+.^_`|~0-9a-z-]+$/;
 const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;

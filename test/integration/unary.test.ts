@@ -295,7 +295,8 @@ describe("a body", () => {
   test("that is as large as allowed is served, and an empty one too", async () => {
     answer = ({ message }) => ({ message: Buffer.from(String(message.length)) });
     const headers = { "content-type": "application/proto" };
-    expect((await over2(hot, { headers, parts: [Buffer.alloc(65_536)] })).body).toBe("65536");
+    // Over HTTP/2, a message that takes too much of the window that a connection begins with is left to the stock path.
+    expect((await over2(hot, { headers, parts: [Buffer.alloc(24_000)] })).body).toBe("24000");
     expect((await over1(hot, { headers, parts: [Buffer.alloc(65_536)] })).body).toBe("65536");
     expect((await over2(hot, { headers, parts: [] })).body).toBe("0");
   });
