@@ -308,7 +308,8 @@ class Connection {
     const call = this.calls.get(id);
     if (call !== undefined && call.call === undefined) this.giveUp(call);
     if (this.stock?.has(id)) this.stock.sendHeaders(id, flags, list);
-    else this.fail(Fault.STREAM_CLOSED);
+    // It may have been on its way when the stream was reset from here.
+    else this.reset(id, Fault.STREAM_CLOSED);
   }
 
   private takeData(received: Frame) {
