@@ -1,6 +1,6 @@
-import type { ServerHttp2Session } from "node:http2";
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { BidiStream, type BidiStreams } from "./bidi.ts";
 import { ENVELOPE_BYTES, type HotAnswer } from "./hot-method.ts";
 import { createHpackDecoder, encodeFields, type HpackDecoder, HpackError } from "./hpack.ts";
 import { httpDate } from "./http-date.ts";
@@ -24,11 +24,22 @@ import {
   Type,
 } from "./http2-frames.ts";
 import { StockSession } from "./http2-stock.ts";
-import { bodyOf, Call, type HotMethods, headersOf, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
+import {
+  bodyOf,
+  Call,
+  type HotMethods,
+  headersOf,
+  isPromise,
+  messageIn,
+  type Recognised,
+  settle,
+  toHeaders,
+} from "./unary.ts";
 import { EMPTY, FORMATS, type Headers, OK_TRAILERS, statusTrailers } from "./wire-format.ts";
 
 export interface Http2LaneOptions {
   methods: HotMethods;
+  bidi: Pick<BidiStreams, "recognise">;
   /** HTTP/2 streams at once on a connection; more are refused. */
   maxConcurrentStreams: number;
   /** Streams refused to one connection after which it is ended. */
@@ -40,7 +51,7 @@ export interface Http2LaneOptions {
   /** Time without an open stream after which a connection is closed. */
   idleTimeoutMs: number;
   /** Serves a connection that has on it only what is not served here. */
-  openStock(connection: Duplex): ServerHttp2Session;
+  openStock(connection: Duplex): void;
 }
 
 export interface Http2Lane {
@@ -104,14 +115,29 @@ interface OpenCall {
   credit: number;
 }
 
-/** An answer that waits for the client's windows. */
-interface BlockedAnswer {
+/** A stream of messages. */
+interface OpenBidi {
   id: number;
+  stream: BidiStream;
+  credit: number;
+  /** Received, and not yet credited to the client. */
+  uncredited: number;
+  /** To be credited with the next portion. */
+  creditable: number;
+  hasEnded: boolean;
+  waiting: Blocked | undefined;
+}
+
+/** What waits for the client's windows. */
+interface Blocked {
+  /** Whose window it is. */
+  of: { readonly id: number; credit: number };
   body: Buffer;
   at: number;
+  /** The end of an answer; undefined: the body's last byte is, or, of a stream of messages, more may follow. */
   trailers: Buffer | undefined;
+  bidi: OpenBidi | undefined;
   sinceMs: number;
-  credit: number;
 }
 
 class Connection {
@@ -133,7 +159,8 @@ class Connection {
   private memoriesVersion = 0;
 
   private readonly calls = new Map<number, OpenCall>();
-  private readonly blocked = new Map<number, BlockedAnswer>();
+  private readonly bidis = new Map<number, OpenBidi>();
+  private readonly blocked = new Map<number, Blocked>();
   /** Bytes of bodies that are not whole. */
   private heldBytes = 0;
   /** Received, and not yet credited to the client. */
@@ -264,13 +291,38 @@ class Connection {
     this.used = true;
     if (id > this.goneId) return;
     if (list.length === 0) return this.reset(id, Fault.ENHANCE_YOUR_CALM);
-    const open = this.calls.size + this.blocked.size + (this.stock?.size ?? 0);
-    if (open >= this.options.maxConcurrentStreams) return this.refuse(id);
+    if (this.openStreams() >= this.options.maxConcurrentStreams) return this.refuse(id);
     const recognised = known ?? this.recognise(block, list);
-    if (recognised === undefined) return this.handOver(id, flags, list);
+    if (recognised === undefined) return this.openBidi(id, flags, list);
     const call = { id, recognised, body: undefined, call: undefined, sinceMs: UNSWEPT, credit: 0 };
     if ((flags & Flag.END_STREAM) !== 0) this.answer(call);
     else this.calls.set(id, call);
+  }
+
+  private openBidi(id: number, flags: number, list: string[]) {
+    const headers = toHeaders(list);
+    const serve = headers && this.options.bidi.recognise(headers);
+    if (serve === undefined) return this.handOver(id, flags, list);
+    const bidi: OpenBidi = {
+      id,
+      credit: 0,
+      uncredited: 0,
+      creditable: 0,
+      hasEnded: false,
+      waiting: undefined,
+      stream: new BidiStream({
+        send: (bytes) => {
+          this.flushSoon();
+          return this.send(bidi, asBuffer(bytes), undefined, bidi);
+        },
+        credit: (bytes) => this.creditBidi(bidi, bytes),
+        finish: (trailers) => this.finishBidi(bidi, trailers),
+      }),
+    };
+    this.bidis.set(id, bidi);
+    this.put(headersFrames(0, id, plainHead(FORMATS.get("application/grpc")!.contentType)));
+    serve(bidi.stream);
+    if ((flags & Flag.END_STREAM) !== 0) this.endBidi(bidi);
   }
 
   /** A block that was seen before, and means the same since the table did not change. */
@@ -306,8 +358,10 @@ class Connection {
   /** A second block ends the request. No call of ours has one. */
   private takeTrailers(id: number, flags: number, list: string[]) {
     const call = this.calls.get(id);
+    const bidi = this.bidis.get(id);
     if (call !== undefined && call.call === undefined) this.giveUp(call);
-    if (this.stock?.has(id)) this.stock.sendHeaders(id, flags, list);
+    if (bidi !== undefined) this.endBidi(bidi);
+    else if (this.stock?.has(id)) this.stock.sendHeaders(id, flags, list);
     // It may have been on its way when the stream was reset from here.
     else this.reset(id, Fault.STREAM_CLOSED);
   }
@@ -317,6 +371,8 @@ class Connection {
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     const call = this.calls.get(id);
     if (call === undefined || call.call !== undefined) {
+      const bidi = this.bidis.get(id);
+      if (bidi !== undefined) return this.takeBidiData(bidi, received);
       if (this.stock?.has(id)) return this.stock.send(received);
       this.credit(payload.length);
       if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
@@ -334,13 +390,60 @@ class Connection {
     this.answer(call);
   }
 
+  private takeBidiData(bidi: OpenBidi, { flags, payload }: Frame) {
+    const padding = (flags & Flag.PADDED) === 0 ? 0 : 1 + (payload[0] ?? 0);
+    bidi.uncredited += payload.length;
+    this.credit(payload.length);
+    if (padding > payload.length || bidi.uncredited > DEFAULT_WINDOW_BYTES) return this.fail(Fault.FLOW_CONTROL_ERROR);
+    if (bidi.hasEnded) return this.fail(Fault.STREAM_CLOSED);
+    if (padding > 0) this.creditBidi(bidi, padding);
+    if (payload.length > padding) {
+      bidi.stream.received(padding === 0 ? payload : payload.subarray(1, payload.length - padding + 1));
+    }
+    if ((flags & Flag.END_STREAM) !== 0) this.endBidi(bidi);
+  }
+
+  private endBidi(bidi: OpenBidi) {
+    bidi.hasEnded = true;
+    bidi.stream.ended();
+  }
+
+  private creditBidi(bidi: OpenBidi, bytes: number) {
+    bidi.uncredited -= bytes;
+    bidi.creditable += bytes;
+    if (bidi.creditable < CREDIT_BYTES || bidi.hasEnded) return;
+    this.put(frame(Type.WINDOW_UPDATE, 0, bidi.id, number32(bidi.creditable)));
+    bidi.creditable = 0;
+    this.flushSoon();
+  }
+
+  private finishBidi(bidi: OpenBidi, trailers: Headers) {
+    const { id } = bidi;
+    const block = headersFrames(Flag.END_STREAM, id, encodeFields(fieldsOf(trailers)));
+    const { waiting } = bidi;
+    this.bidis.delete(id);
+    // A client that still sends is told that nobody listens.
+    const last = bidi.hasEnded
+      ? block
+      : Buffer.concat([block, frame(Type.RST_STREAM, 0, id, number32(Fault.NO_ERROR))]);
+    if (waiting === undefined) this.put(last);
+    else this.blocked.set(id, { ...waiting, trailers: last, bidi: undefined });
+    this.endIfDone();
+    this.flushSoon();
+  }
+
   private takeReset(received: Frame) {
     const { id, payload } = received;
     if (payload.length !== 4) return this.fail(Fault.FRAME_SIZE_ERROR);
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     const call = this.calls.get(id);
+    const bidi = this.bidis.get(id);
+    this.blocked.delete(id);
     if (call !== undefined) this.drop(call);
-    else if (!this.blocked.delete(id) && this.stock?.has(id)) this.stock.send(received);
+    else if (bidi !== undefined) {
+      this.bidis.delete(id);
+      bidi.stream.aborted();
+    } else if (this.stock?.has(id)) this.stock.send(received);
     this.endIfDone();
   }
 
@@ -350,7 +453,7 @@ class Connection {
     const increment = payload.readUInt32BE(0) & MAX_WINDOW_BYTES;
     if (increment === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     if (id !== 0) {
-      const waiting = this.calls.get(id) ?? this.blocked.get(id);
+      const waiting = this.calls.get(id) ?? this.bidis.get(id) ?? this.blocked.get(id)?.of;
       if (waiting === undefined) {
         if (this.stock?.has(id)) this.stock.send(received);
         return;
@@ -432,7 +535,8 @@ class Connection {
     if (format.protocol !== "grpc") {
       const { status, headers, bytes } = bodyOf(format, answer);
       const block = encodeFields([":status", String(status), ...fieldsOf(headers), "date", httpDate()]);
-      this.send(open, headersFrames(0, open.id, block), asBuffer(bytes), undefined);
+      this.put(headersFrames(0, open.id, block));
+      this.send(open, asBuffer(bytes), undefined);
       return;
     }
     const { error, trailers, message } = answer;
@@ -443,7 +547,8 @@ class Connection {
     const status = error === undefined ? OK_TRAILERS : { "cache-control": "no-store", ...statusTrailers(error) };
     const last = headersFrames(Flag.END_STREAM, open.id, encodeFields(fieldsOf({ ...trailers, ...status })));
     const content = answer.roomy ? message!.subarray(ENVELOPE_BYTES) : (message ?? EMPTY);
-    this.send(open, headersFrames(0, open.id, head), error === undefined ? envelope(content) : EMPTY, last);
+    this.put(headersFrames(0, open.id, head));
+    this.send(open, error === undefined ? envelope(content) : EMPTY, last);
   }
 
   /** The usual answer, put where it is sent from. False when it is not to be sent in one go. */
@@ -466,34 +571,42 @@ class Connection {
     return true;
   }
 
-  /** The head at once; the body as far as the client's windows allow, and what ends the stream after it. */
-  private send({ id, credit }: OpenCall, head: Buffer, body: Buffer, trailers: Buffer | undefined) {
-    this.put(head);
-    const answer = { id, body, at: 0, trailers, sinceMs: UNSWEPT, credit };
-    if (!this.sendOn(answer)) this.blocked.set(id, answer);
+  /** Sends what the client's windows have room for, and the rest when they have. Whether all has gone. */
+  private send(of: Blocked["of"], body: Buffer, trailers: Buffer | undefined, bidi?: OpenBidi): boolean {
+    const answer = { of, body, at: 0, trailers, bidi, sinceMs: UNSWEPT };
+    const hasGone = this.sendOn(answer);
+    if (hasGone) return true;
+    if (bidi === undefined) this.blocked.set(of.id, answer);
+    else bidi.waiting = answer;
+    return false;
   }
 
-  /** Whether all of it has gone. */
-  private sendOn(answer: BlockedAnswer): boolean {
-    const { id, body, trailers } = answer;
+  private sendOn(answer: Blocked): boolean {
+    const { of, body, trailers, bidi } = answer;
     while (answer.at < body.length) {
-      const window = Math.min(this.sendWindow, this.firstWindow() + answer.credit - answer.at);
+      const window = Math.min(this.sendWindow, this.firstWindow() + of.credit);
       const length = Math.min(body.length - answer.at, window, MAX_FRAME_BYTES);
       if (length <= 0) return false;
       const end = answer.at + length;
-      const isLast = end === body.length && trailers === undefined;
-      this.put(frame(Type.DATA, isLast ? Flag.END_STREAM : 0, id, body.subarray(answer.at, end)));
+      const isLast = end === body.length && trailers === undefined && bidi === undefined;
+      this.put(frame(Type.DATA, isLast ? Flag.END_STREAM : 0, of.id, body.subarray(answer.at, end)));
       answer.at = end;
+      of.credit -= length;
       this.spend(length);
     }
     if (trailers !== undefined) this.put(trailers);
-    else if (body.length === 0) this.put(frame(Type.DATA, Flag.END_STREAM, id, EMPTY));
+    else if (body.length === 0 && bidi === undefined) this.put(frame(Type.DATA, Flag.END_STREAM, of.id, EMPTY));
     return true;
   }
 
   private sendBlocked() {
     this.stock?.sendHeld();
-    for (const answer of this.blocked.values()) if (this.sendOn(answer)) this.blocked.delete(answer.id);
+    for (const [id, answer] of this.blocked) if (this.sendOn(answer)) this.blocked.delete(id);
+    for (const bidi of this.bidis.values()) {
+      if (bidi.waiting === undefined || !this.sendOn(bidi.waiting)) continue;
+      bidi.waiting = undefined;
+      bidi.stream.drained();
+    }
     if (this.draining) this.endIfDone();
   }
 
@@ -651,8 +764,12 @@ class Connection {
     if (this.draining && this.isIdle()) this.end();
   }
 
+  private openStreams(): number {
+    return this.calls.size + this.bidis.size + this.blocked.size + (this.stock?.size ?? 0);
+  }
+
   private isIdle(): boolean {
-    return this.calls.size === 0 && this.blocked.size === 0 && (this.stock === undefined || this.stock.isIdle());
+    return this.openStreams() === 0 && (this.stock === undefined || this.stock.isIdle());
   }
 
   drain(): void {
@@ -661,14 +778,15 @@ class Connection {
     this.goneId = this.lastId;
     this.put(goawayFrame(this.lastId, Fault.NO_ERROR));
     this.flushSoon();
-    this.stock?.drain();
     this.endIfDone();
   }
 
   closed(): void {
     this.ended = true;
     for (const open of this.calls.values()) open.call?.abort();
+    for (const { stream } of this.bidis.values()) stream.aborted();
     this.calls.clear();
+    this.bidis.clear();
     this.blocked.clear();
     this.stock?.destroy();
   }
@@ -683,11 +801,11 @@ class Connection {
         this.reset(open.id, Fault.CANCEL);
       }
     }
-    for (const answer of this.blocked.values()) {
+    for (const [id, answer] of this.blocked) {
       if (answer.sinceMs === UNSWEPT) answer.sinceMs = nowMs;
       else if (nowMs - answer.sinceMs >= requestTimeoutMs) {
-        this.blocked.delete(answer.id);
-        this.reset(answer.id, Fault.CANCEL);
+        this.blocked.delete(id);
+        this.reset(id, Fault.CANCEL);
       }
     }
     this.flushSoon();

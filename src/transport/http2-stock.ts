@@ -1,4 +1,3 @@
-import type { ServerHttp2Session } from "node:http2";
 import { Duplex } from "node:stream";
 import { encodeFields } from "./hpack.ts";
 import {
@@ -17,7 +16,7 @@ import {
 import { EMPTY } from "./wire-format.ts";
 
 export interface StockParts {
-  open(connection: Duplex): ServerHttp2Session;
+  open(connection: Duplex): void;
   /** The client's, so far. */
   settings: ReadonlyMap<number, number>;
   /** What the client lets the connection send at this moment. */
@@ -41,7 +40,6 @@ export interface StockParts {
 export class StockSession {
   private readonly parts: StockParts;
   private readonly inner: Duplex;
-  private readonly session: ServerHttp2Session;
   /** Open streams, and which end has ended its own half. */
   private readonly streams = new Map<number, "neither" | "client" | "session">();
   /** What the session believes it may send, beyond what the client's window holds. */
@@ -66,7 +64,7 @@ export class StockSession {
     });
     this.inner.on("error", () => {});
     this.inner.once("close", parts.ended);
-    this.session = parts.open(this.inner);
+    parts.open(this.inner);
     const surplus = parts.sendWindow - DEFAULT_WINDOW_BYTES;
     this.excess = Math.max(0, -surplus);
     this.inner.push(PREFACE);
@@ -160,10 +158,6 @@ export class StockSession {
 
   isIdle(): boolean {
     return this.streams.size === 0 && this.held.length === 0;
-  }
-
-  drain(): void {
-    this.session.close();
   }
 
   destroy(): void {

@@ -1,10 +1,5 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
-import {
-  createServer as createHttp2Server,
-  type Http2ServerRequest,
-  type Http2ServerResponse,
-  type ServerHttp2Session,
-} from "node:http2";
+import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
@@ -137,26 +132,24 @@ export async function listen({
   // has it: without this line a client could hold a connection for ever with half a header.
   http1.emit("listening");
 
-  const http2 = createHttp2Server({
-    maxSessionMemory: limits.maxSessionMemoryMiB,
-    maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
-    maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
-    maxHeaderListPairs: limits.maxHeaderPairs,
-    settings: {
-      maxConcurrentStreams: limits.maxConcurrentStreams,
-      maxHeaderListSize: limits.maxHeaderBytes,
-      enablePush: false,
+  const http2 = createHttp2Server(
+    {
+      maxSessionMemory: limits.maxSessionMemoryMiB,
+      maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
+      maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
+      maxHeaderListPairs: limits.maxHeaderPairs,
+      settings: {
+        maxConcurrentStreams: limits.maxConcurrentStreams,
+        maxHeaderListSize: limits.maxHeaderBytes,
+        enablePush: false,
+      },
     },
-  });
-  // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
-  const stock = createHttp2Server(handler);
-  const bidi = serveBidiStreams({
-    ...{ methods: hotStreams, maxMessageBytes },
-    next: (...stream) => void stock.emit("stream", ...stream),
-  });
-  http2.on("stream", bidi.listener);
+    handler,
+  );
+  const bidi = serveBidiStreams({ methods: hotStreams, maxMessageBytes });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
+  http2.on("session", sessions.add);
 
   const http1Lane = createHttp1Lane({
     ...limits,
@@ -170,15 +163,8 @@ export async function listen({
   const http2Lane = createHttp2Lane({
     ...limits,
     methods,
-    openStock(connection) {
-      let opened: ServerHttp2Session | undefined;
-      http2.once("session", (session) => {
-        opened = session;
-        sessions.add(session);
-      });
-      http2.emit("connection", connection);
-      return opened!;
-    },
+    bidi,
+    openStock: (connection) => void http2.emit("connection", connection),
   });
 
   /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */

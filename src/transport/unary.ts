@@ -1,5 +1,4 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
-import type { ServerHttp2Stream } from "node:http2";
 import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod, type Protocol } from "./hot-method.ts";
 import { giveBack, intake } from "./intake.ts";
 import {
@@ -17,13 +16,6 @@ import {
   timeoutFrom,
   webTrailers,
 } from "./wire-format.ts";
-
-export type StreamListener = (
-  stream: ServerHttp2Stream,
-  headers: IncomingHttpHeaders,
-  flags: number,
-  rawHeaders: string[],
-) => void;
 
 export type RequestListener = (request: IncomingMessage, response: ServerResponse) => void;
 
@@ -95,7 +87,7 @@ const NAME = /^[:!#$%&'*+.^_`|~0-9a-z-]+$/;
 const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
 
 /** As node:http2 has them. undefined: not the plain case. */
-function toHeaders(list: readonly string[]): IncomingHttpHeaders | undefined {
+export function toHeaders(list: readonly string[]): IncomingHttpHeaders | undefined {
   const headers: Record<string, string> = Object.create(null);
   let isRegular = false;
   for (let index = 0; index < list.length; index += 2) {
