@@ -76,8 +76,8 @@ const UNUSUAL = new Set([
   "proxy-connection",
   "transfer-encoding",
   "upgrade",
-  "host",
   "expect",
+  "trailer",
 ]);
 const SINGLE = new Set([
   ...["authorization", "content-encoding", "content-length", "content-type", "connect-timeout-ms", "grpc-encoding"],
