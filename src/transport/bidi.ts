@@ -1,5 +1,5 @@
+import { EventEmitter } from "node:events";
 import type { IncomingHttpHeaders } from "node:http";
-import { constants, type ServerHttp2Stream } from "node:http2";
 import {
   BrokenStream,
   ENVELOPE_BYTES,
@@ -7,24 +7,108 @@ import {
   type HotStreamSession,
   type WireError,
 } from "./hot-method.ts";
-import type { StreamListener } from "./unary.ts";
-import { EMPTY, FORMATS, MAX_TIMEOUT_MS, OK_TRAILERS, statusTrailers, TIMED_OUT, timeoutFrom } from "./wire-format.ts";
+import {
+  EMPTY,
+  FORMATS,
+  type Headers,
+  MAX_TIMEOUT_MS,
+  OK_TRAILERS,
+  statusTrailers,
+  TIMED_OUT,
+  timeoutFrom,
+} from "./wire-format.ts";
 
 export interface BidiOptions {
   methods: readonly HotStreamMethod[];
   maxMessageBytes: number;
-  /** Takes every stream that is not served here. */
-  next: StreamListener;
 }
 
 export interface BidiStreams {
-  listener: StreamListener;
+  /** What serves a stream with these headers; undefined: it is not served here. */
+  recognise(headers: IncomingHttpHeaders): ((stream: BidiStream) => void) | undefined;
   /** Ends each stream once what was read of it is answered. */
   drain(): void;
 }
 
-/** Between two looks at whether the trailers have gone. */
-const HANG_UP_MS = 10;
+/** What a connection does for a stream. */
+export interface BidiTransport {
+  /** Whether all has gone; if not, `drained` is to be called when it has. */
+  send(bytes: Uint8Array): boolean;
+  /** The client may send as much again. */
+  credit(bytes: number): void;
+  /** The end of the answer, and of the stream. */
+  finish(trailers: Headers): void;
+}
+
+/** A stream of HTTP/2, the headers of its answer sent. Emits `readable` (also at the client's end), `drain` and `aborted`. */
+export class BidiStream extends EventEmitter {
+  private chunks: Buffer[] = [];
+  private hasEnded = false;
+  private isOver = false;
+  private readonly transport: BidiTransport;
+
+  constructor(transport: BidiTransport) {
+    super();
+    this.transport = transport;
+  }
+
+  // For the connection.
+
+  received(bytes: Buffer): void {
+    this.chunks.push(bytes);
+    this.emit("readable");
+  }
+
+  /** The client has sent all. */
+  ended(): void {
+    this.hasEnded = true;
+    this.emit("readable");
+  }
+
+  drained(): void {
+    this.emit("drain");
+  }
+
+  /** The client went away. */
+  aborted(): void {
+    this.isOver = true;
+    this.emit("aborted");
+  }
+
+  // For who serves it.
+
+  /** All that has come since the last time. */
+  read(): Buffer | undefined {
+    const { chunks } = this;
+    if (chunks.length === 0) return undefined;
+    this.chunks = [];
+    return chunks.length === 1 ? chunks[0] : Buffer.concat(chunks);
+  }
+
+  /** Whether the client has sent all, and all was read. */
+  get isRead(): boolean {
+    return this.hasEnded && this.chunks.length === 0;
+  }
+
+  /** False: wait for `drain`. */
+  write(bytes: Uint8Array): boolean {
+    return this.isOver || this.transport.send(bytes);
+  }
+
+  /** What was read is dealt with, and as much may come again. */
+  credit(bytes: number): void {
+    if (!this.isOver) this.transport.credit(bytes);
+  }
+
+  finish(trailers: Headers): void {
+    if (this.isOver) return;
+    this.isOver = true;
+    this.transport.finish(trailers);
+  }
+}
+
+/** Told to nobody. */
+const GONE: WireError = { code: 1, message: "The client went away.", details: [] };
 const DRAINING: WireError = { code: 14, message: "The service is stopping. Open the stream again.", details: [] };
 
 /** What ends a conversation from outside. */
@@ -40,29 +124,21 @@ interface Interruption {
  * and no more is read before that was taken: a client that does not read its answers is not read from, and what a stream
  * may hold is bounded by HTTP/2's own window.
  */
-export function serveBidiStreams({ methods, maxMessageBytes, next }: BidiOptions): BidiStreams {
+export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): BidiStreams {
   const byPath = new Map(methods.map((method) => [method.path, method]));
   const open = new Set<AbortController>();
   let draining = false;
 
-  async function serve(
-    stream: ServerHttp2Stream,
-    headers: IncomingHttpHeaders,
-    method: HotStreamMethod,
-    timeoutMs: number,
-  ) {
+  async function serve(stream: BidiStream, headers: IncomingHttpHeaders, method: HotStreamMethod, timeoutMs: number) {
     const interruption: Interruption = { reading: new AbortController(), answering: new AbortController() };
     const { reading, answering } = interruption;
-    const interrupt = (reason?: WireError) => {
+    const interrupt = (reason: WireError) => {
       reading.abort(reason);
       answering.abort();
     };
     const timer = timeoutMs > MAX_TIMEOUT_MS ? undefined : setTimeout(() => interrupt(TIMED_OUT), timeoutMs);
     open.add(reading);
-    stream.on("error", () => {});
-    // A reset also ends what there is to read, and comes before that end.
-    stream.once("aborted", () => interrupt());
-    stream.respond(FORMATS.get("application/grpc")!.head, { waitForTrailers: true });
+    stream.once("aborted", () => interrupt(GONE));
     const session = method.open(headers);
     let error: WireError | undefined;
     try {
@@ -77,21 +153,21 @@ export function serveBidiStreams({ methods, maxMessageBytes, next }: BidiOptions
     }
     clearTimeout(timer);
     open.delete(reading);
-    end(stream, error);
+    stream.finish(error === undefined ? OK_TRAILERS : statusTrailers(error));
   }
 
   async function converse(
-    stream: ServerHttp2Stream,
+    stream: BidiStream,
     session: HotStreamSession,
     { reading, answering }: Interruption,
   ): Promise<void> {
     const { signal } = reading;
     let rest = EMPTY;
     while (!signal.aborted) {
-      const chunk = stream.read() as Buffer | null;
-      if (chunk === null) {
-        if (stream.readableEnded) break;
-        await change(stream, ["readable", "end"], signal);
+      const chunk = stream.read();
+      if (chunk === undefined) {
+        if (stream.isRead) break;
+        await change(stream, "readable", signal);
         continue;
       }
       const requests: unknown[] = [];
@@ -107,57 +183,30 @@ export function serveBidiStreams({ methods, maxMessageBytes, next }: BidiOptions
         const bytes = answers instanceof Promise ? await unlessAborted(answers, answering.signal) : answers;
         if (bytes === undefined) return;
         const taken = stream.write(bytes);
-        if (!taken && failure === undefined) await change(stream, ["drain"], signal);
+        if (!taken && failure === undefined) await change(stream, "drain", signal);
       }
       if (failure !== undefined) throw failure;
+      stream.credit(chunk.length);
     }
     if (rest.length > 0 && !signal.aborted) throw new BrokenStream("The stream ended within a message.");
   }
 
   return {
-    listener(stream, headers, flags, rawHeaders) {
+    recognise(headers) {
       const method = headers[":method"] === "POST" ? byPath.get(String(headers[":path"])) : undefined;
       const format = FORMATS.get(headers["content-type"]);
+      if (method === undefined || format?.protocol !== "grpc" || format.json || draining) return undefined;
       const timeout = headers["grpc-timeout"];
-      const timeoutMs =
-        timeout === undefined ? Number.POSITIVE_INFINITY : format && timeoutFrom(format, String(timeout));
+      const timeoutMs = timeout === undefined ? Number.POSITIVE_INFINITY : timeoutFrom(format, String(timeout));
       const encoding = headers["grpc-encoding"] ?? "identity";
-      const plain = format?.protocol === "grpc" && !format.json && encoding === "identity" && !draining;
-      if (method === undefined || !plain || timeoutMs === undefined || Number.isNaN(timeoutMs)) {
-        next(stream, headers, flags, rawHeaders);
-        // A stream may be over before it is told of: nobody is there to be answered.
-      } else if (!stream.destroyed && !stream.closed) void serve(stream, headers, method, timeoutMs);
+      if (encoding !== "identity" || Number.isNaN(timeoutMs)) return undefined;
+      return (stream) => void serve(stream, headers, method, timeoutMs);
     },
     drain() {
       draining = true;
       for (const reading of open) reading.abort(DRAINING);
     },
   };
-}
-
-/** Sends the status, if anyone is there to take it, and no longer listens. */
-function end(stream: ServerHttp2Stream, error: WireError | undefined): void {
-  // One that its peer reset may yet hold what was not taken.
-  if (stream.closed) stream.destroy();
-  if (stream.destroyed) return;
-  stream.once("wantTrailers", () => {
-    stream.sendTrailers(error === undefined ? OK_TRAILERS : statusTrailers(error));
-    if (!stream.readableEnded) setImmediate(hangUp, stream);
-  });
-  stream.end();
-  stream.resume();
-}
-
-/**
- * Lets a client that has the status and would still send know by RST_STREAM(NO_ERROR) that nobody listens: the stream, and
- * a session that is to end with it, would else be open for as long as the client likes. Nothing tells when trailers have
- * gone, and a reset before would take them back.
- */
-function hangUp(stream: ServerHttp2Stream): void {
-  if (stream.destroyed || stream.closed) return;
-  if (stream.state.state === constants.NGHTTP2_STREAM_STATE_HALF_CLOSED_LOCAL) {
-    stream.close(constants.NGHTTP2_NO_ERROR);
-  } else setTimeout(hangUp, HANG_UP_MS, stream).unref();
 }
 
 /** Takes the whole messages off the front of `bytes`, and returns what is left. */
@@ -176,15 +225,15 @@ function split(bytes: Buffer, maxMessageBytes: number, take: (message: Buffer) =
   return bytes.subarray(at);
 }
 
-/** Waits for one of `events`, or until the stream is interrupted. */
-function change(stream: ServerHttp2Stream, events: string[], signal: AbortSignal): Promise<void> {
+/** Waits for `event`, or until the stream is interrupted. */
+function change(stream: BidiStream, event: string, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const done = () => {
-      for (const event of events) stream.off(event, done);
+      stream.off(event, done);
       signal.removeEventListener("abort", done);
       resolve();
     };
-    for (const event of events) stream.on(event, done);
+    stream.on(event, done);
     signal.addEventListener("abort", done);
   });
 }

@@ -5,10 +5,12 @@ import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
+import { createHttp1Lane } from "./http1-lane.ts";
+import { createHttp2Lane } from "./http2-lane.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
-import { serveHotRequests, serveHotStreams } from "./unary.ts";
+import { createHotMethods, serveHotRequests } from "./unary.ts";
 
 export interface ListenerOptions {
   host: string;
@@ -97,6 +99,7 @@ export async function listen({
   const answers = new Map<Socket, Set<ServerResponse>>();
   const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
+  const methods = createHotMethods(hot, maxMessageBytes);
 
   const answered = (response: ServerResponse) => {
     const { socket } = response.req;
@@ -105,7 +108,7 @@ export async function listen({
     if (closing !== undefined && open?.size === 0) socket.destroySoon();
   };
   const serveRequest = serveHotRequests({
-    ...{ methods: hot, maxMessageBytes, answered },
+    ...{ methods, answered },
     stock(request, response) {
       response.once("close", () => answered(response));
       handler(request, response);
@@ -129,36 +132,40 @@ export async function listen({
   // has it: without this line a client could hold a connection for ever with half a header.
   http1.emit("listening");
 
-  const http2 = createHttp2Server({
-    maxSessionMemory: limits.maxSessionMemoryMiB,
-    maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
-    maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
-    maxHeaderListPairs: limits.maxHeaderPairs,
-    settings: {
-      maxConcurrentStreams: limits.maxConcurrentStreams,
-      maxHeaderListSize: limits.maxHeaderBytes,
-      enablePush: false,
+  const http2 = createHttp2Server(
+    {
+      maxSessionMemory: limits.maxSessionMemoryMiB,
+      maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
+      maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
+      maxHeaderListPairs: limits.maxHeaderPairs,
+      settings: {
+        maxConcurrentStreams: limits.maxConcurrentStreams,
+        maxHeaderListSize: limits.maxHeaderBytes,
+        enablePush: false,
+      },
     },
-  });
-  // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
-  const stock = createHttp2Server(handler);
-  const bidi = serveBidiStreams({
-    ...{ methods: hotStreams, maxMessageBytes },
-    next: (...stream) => void stock.emit("stream", ...stream),
-  });
-  http2.on("stream", serveHotStreams({ methods: hot, maxMessageBytes, stock: bidi.listener }));
+    handler,
+  );
+  const bidi = serveBidiStreams({ methods: hotStreams, maxMessageBytes });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
+  http2.on("session", sessions.add);
 
-  const serveHttp1 = (socket: Socket) => {
-    answers.set(socket, new Set());
-    socket.once("close", () => answers.delete(socket));
-    http1.emit("connection", socket);
-  };
-  const serveHttp2 = (socket: Socket) => {
-    http2.once("session", (session) => sessions.add(session, socket));
-    http2.emit("connection", socket);
-  };
+  const http1Lane = createHttp1Lane({
+    ...limits,
+    methods,
+    handOver(socket) {
+      answers.set(socket, new Set());
+      socket.once("close", () => answers.delete(socket));
+      http1.emit("connection", socket);
+    },
+  });
+  const http2Lane = createHttp2Lane({
+    ...limits,
+    methods,
+    bidi,
+    openStock: (connection) => void http2.emit("connection", connection),
+  });
 
   /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */
   const shaking = new Map<string, Socket>();
@@ -178,7 +185,7 @@ export async function listen({
       track(socket);
       sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => {
         undecided.delete(socket);
-        isHttp2 ? serveHttp2(socket) : serveHttp1(socket);
+        (isHttp2 ? http2Lane : http1Lane).serve(socket);
       });
     });
   const createSecure = (identity: TlsIdentity) =>
@@ -197,13 +204,15 @@ export async function listen({
         const raw = shaking.get(peerOf(socket));
         if (raw !== undefined) undecided.delete(raw);
         socket.on("error", () => socket.destroy());
-        socket.alpnProtocol === "h2" ? serveHttp2(socket) : serveHttp1(socket);
+        (socket.alpnProtocol === "h2" ? http2Lane : http1Lane).serve(socket);
       });
   const server = tls === undefined ? createCleartext() : createSecure(tls);
   server.maxConnections = limits.maxConnections;
 
   const release = () => {
     sessions.stop();
+    http2Lane.stop();
+    http1Lane.stop();
     http1.close();
   };
   await new Promise<void>((resolve, reject) => {
@@ -217,7 +226,8 @@ export async function listen({
 
   const drain = () => {
     for (const socket of undecided) socket.destroy();
-    sessions.drain();
+    http2Lane.drain();
+    http1Lane.drain();
     bidi.drain();
     for (const [socket, open] of answers) {
       if (open.size === 0) socket.destroySoon();

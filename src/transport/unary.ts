@@ -1,88 +1,122 @@
-import type { EventEmitter } from "node:events";
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
-import type { ServerHttp2Stream } from "node:http2";
 import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod, type Protocol } from "./hot-method.ts";
-import { setTrailers } from "./http2-sessions.ts";
 import { giveBack, intake } from "./intake.ts";
 import {
   connectError,
   connectStatus,
   EMPTY,
-  envelope,
   envelopeWithTrailers,
   FORMATS,
   type Format,
   type Headers,
   MAX_TIMEOUT_MS,
   OK_TRAILERS,
-  seal,
   statusTrailers,
   TIMED_OUT,
   timeoutFrom,
   webTrailers,
 } from "./wire-format.ts";
 
-export type StreamListener = (
-  stream: ServerHttp2Stream,
-  headers: IncomingHttpHeaders,
-  flags: number,
-  rawHeaders: string[],
-) => void;
-export interface HotParts<Listener> {
-  methods: readonly HotMethod[];
-  stock: Listener;
-  /** A larger message is the stock path's to refuse. */
-  maxMessageBytes: number;
-}
-
 export type RequestListener = (request: IncomingMessage, response: ServerResponse) => void;
+
+export interface HotRequestParts {
+  methods: HotMethods;
+  stock: RequestListener;
+  answered: (response: ServerResponse) => void;
+}
 
 const NO_STORE = { "cache-control": "no-store" };
 const OK_WEB_TRAILERS = webTrailers(OK_TRAILERS);
-const WAIT_FOR_TRAILERS = { waitForTrailers: true };
 const FAILED: HotAnswer = { error: { code: 13, message: "internal error", details: [] } };
 
-/**
- * Serves hot methods on HTTP/2 streams, and hands everything else to `stock` as if it had not been touched.
- *
- * About a microsecond is all that may be added to what Node itself needs for a stream: a call is answered while Node tells
- * of its end, without a listener, and, where nothing has to be waited for, without a promise, timer or signal.
- */
-export function serveHotStreams(parts: HotParts<StreamListener>): StreamListener {
-  const { stock, maxMessageBytes } = parts;
-  const byPath = byPathOf(parts.methods);
+/** The hot methods, as both protocols ask for them. */
+export interface HotMethods {
+  find(path: string | undefined): HotMethod | undefined;
+  maxBytesOf(method: HotMethod): number;
+  /** From HTTP/2's headers, names and values by turns. undefined: not the plain case. */
+  recognise(list: string[]): Recognised | undefined;
+  answer(method: HotMethod, call: Call): HotAnswer | Promise<HotAnswer> | undefined;
+}
 
-  return (stream, headers, flags, rawHeaders) => {
-    const method = headers[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
-    const format = method && formatOf(headers);
-    if (method === undefined || format === undefined) return stock(stream, headers, flags, rawHeaders);
+/** What can be told of a call by its headers. */
+export interface Recognised {
+  method: HotMethod;
+  format: Format;
+  headers: IncomingHttpHeaders;
+  timeoutMs: number | undefined;
+  contentLength: number | undefined;
+  /** The headers as they came, names and values by turns. */
+  list: string[];
+}
 
-    const maxBytes = method.maxMessageBytes ?? maxMessageBytes;
-    const take = (body: Buffer | null) => {
-      const call = callFrom(format, headers, messageIn(format, body, maxBytes), stream);
-      const answer = call && answerTo(method, call);
-      if (answer === undefined) {
-        giveBack(stream, body);
-        stock(stream, headers, flags, rawHeaders);
-      } else if (isPromise(answer)) settle(answer, call!, (late) => writeStream(stream, format, late));
-      else writeStream(stream, format, answer);
-    };
-    intake(stream, ENVELOPE_BYTES + maxBytes, take, () => stock(stream, headers, flags, rawHeaders));
+export function createHotMethods(methods: readonly HotMethod[], maxMessageBytes: number): HotMethods {
+  const byPath: ReadonlyMap<string | undefined, HotMethod> = new Map(methods.map((method) => [method.path, method]));
+  return {
+    find: (path) => byPath.get(path),
+    maxBytesOf: (method) => method.maxMessageBytes ?? maxMessageBytes,
+    answer: answerTo,
+    recognise(list) {
+      const headers = toHeaders(list);
+      const method = headers?.[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
+      const format = method && formatOf(headers!);
+      if (format === undefined || headers?.[":scheme"] === undefined) return undefined;
+      const timeoutMs = timeoutOf(format, headers);
+      const length = headers["content-length"];
+      if (Number.isNaN(timeoutMs) || (length !== undefined && !/^\d{1,9}$/.test(length))) return undefined;
+      const contentLength = length === undefined ? undefined : Number(length);
+      return { method: method!, format, headers, timeoutMs, contentLength, list };
+    },
   };
 }
 
-/** The same for HTTP/1.1, where gRPC proper can't be spoken. */
-export function serveHotRequests(parts: HotParts<RequestListener> & { answered: (response: ServerResponse) => void }) {
-  const { stock, maxMessageBytes, answered } = parts;
-  const byPath = byPathOf(parts.methods);
+/** Names that belong to a connection, or that may stand only once: what has them otherwise is not plain. */
+const UNUSUAL = new Set([
+  "connection",
+  "keep-alive",
+  "proxy-connection",
+  "transfer-encoding",
+  "upgrade",
+  "expect",
+  "trailer",
+]);
+const SINGLE = new Set([
+  ...["authorization", "content-encoding", "content-length", "content-type", "connect-timeout-ms", "grpc-encoding"],
+  ...["grpc-timeout", "host", "te", "user-agent", "x-request-id"],
+]);
+const NAME = /^[:!#$%&'*+.^_`|~0-9a-z-]+$/;
+const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
+
+/** As node:http2 has them. undefined: not the plain case. */
+export function toHeaders(list: readonly string[]): IncomingHttpHeaders | undefined {
+  const headers: Record<string, string> = Object.create(null);
+  let isRegular = false;
+  for (let index = 0; index < list.length; index += 2) {
+    const name = list[index]!;
+    const value = list[index + 1]!;
+    const isPseudo = name.charCodeAt(0) === 58;
+    if (isPseudo && (isRegular || !PSEUDO.has(name))) return undefined;
+    isRegular ||= !isPseudo;
+    if (!NAME.test(name) || !VALUE.test(value) || UNUSUAL.has(name)) return undefined;
+    const earlier = headers[name];
+    if (earlier === undefined) headers[name] = value;
+    else if (isPseudo || SINGLE.has(name)) return undefined;
+    else headers[name] = `${earlier}${name === "cookie" ? ";" : ","} ${value}`;
+  }
+  return headers.te === undefined || headers.te === "trailers" ? headers : undefined;
+}
+
+const PSEUDO = new Set([":method", ":path", ":scheme", ":authority"]);
+
+/** Serves hot methods over HTTP/1.1, where gRPC proper can't be spoken, and hands everything else to `stock` as if it had not been touched. */
+export function serveHotRequests({ methods, stock, answered }: HotRequestParts): RequestListener {
   return (request: IncomingMessage, response: ServerResponse): void => {
-    const method = request.method === "POST" ? byPath.get(request.url) : undefined;
+    const method = request.method === "POST" ? methods.find(request.url) : undefined;
     const format = method && formatOf(request.headers);
     if (method === undefined || format === undefined || format.protocol === "grpc") {
       stock(request, response);
       return;
     }
-    const maxBytes = method.maxMessageBytes ?? maxMessageBytes;
+    const maxBytes = methods.maxBytesOf(method);
     const write = (answer: HotAnswer) => {
       writeResponse(response, format, answer);
       answered(response);
@@ -100,10 +134,6 @@ export function serveHotRequests(parts: HotParts<RequestListener> & { answered: 
   };
 }
 
-function byPathOf(methods: readonly HotMethod[]): ReadonlyMap<string | undefined, HotMethod> {
-  return new Map(methods.map((method) => [method.path, method]));
-}
-
 /** undefined: not the plain case. */
 function formatOf(headers: IncomingHttpHeaders): Format | undefined {
   const format = FORMATS.get(headers["content-type"]);
@@ -117,16 +147,21 @@ function callFrom(
   format: Format,
   headers: IncomingHttpHeaders,
   message: Buffer | undefined,
-  answered: EventEmitter,
+  response: ServerResponse,
 ): Call | undefined {
-  const timeout = headers[format.timeoutHeader] as string | undefined;
-  const timeoutMs = timeout === undefined ? undefined : timeoutFrom(format, timeout);
+  const timeoutMs = timeoutOf(format, headers);
   if (message === undefined || Number.isNaN(timeoutMs)) return undefined;
-  return new Call(format, message, headers, timeoutMs, answered);
+  return new Call(format, message, headers, timeoutMs, response);
+}
+
+/** NaN: none that can be kept. */
+function timeoutOf(format: Format, headers: IncomingHttpHeaders): number | undefined {
+  const timeout = headers[format.timeoutHeader] as string | undefined;
+  return timeout === undefined ? undefined : timeoutFrom(format, timeout);
 }
 
 /** undefined: malformed, compressed, oversize, or not the only one. */
-function messageIn({ protocol }: Format, body: Buffer | null, maxBytes: number): Buffer | undefined {
+export function messageIn({ protocol }: Format, body: Buffer | null, maxBytes: number): Buffer | undefined {
   if (body === null) return protocol === "connect" ? EMPTY : undefined;
   if (protocol === "connect") return body.length <= maxBytes ? body : undefined;
   const length = body.length - ENVELOPE_BYTES;
@@ -135,7 +170,7 @@ function messageIn({ protocol }: Format, body: Buffer | null, maxBytes: number):
 }
 
 /** Not by `instanceof`: promises come from other realms too. */
-function isPromise(answer: HotAnswer | Promise<HotAnswer>): answer is Promise<HotAnswer> {
+export function isPromise(answer: HotAnswer | Promise<HotAnswer>): answer is Promise<HotAnswer> {
   return "then" in answer;
 }
 
@@ -148,13 +183,13 @@ function answerTo(method: HotMethod, call: Call): HotAnswer | Promise<HotAnswer>
 }
 
 /** A class, so that making one costs no closure. */
-class Call implements HotCall {
+export class Call implements HotCall {
   readonly json: boolean;
   readonly protocol: Protocol;
   readonly message: Buffer;
   readonly headers: IncomingHttpHeaders;
   readonly timeoutMs: number | undefined;
-  private readonly answered: EventEmitter;
+  private readonly response: ServerResponse | undefined;
   private controller: AbortController | undefined;
 
   constructor(
@@ -162,31 +197,32 @@ class Call implements HotCall {
     message: Buffer,
     headers: IncomingHttpHeaders,
     timeoutMs: number | undefined,
-    answered: EventEmitter,
+    response?: ServerResponse,
   ) {
     this.json = json;
     this.protocol = protocol;
     this.message = message;
     this.headers = headers;
     this.timeoutMs = timeoutMs;
-    this.answered = answered;
+    this.response = response;
   }
 
   signal(): AbortSignal {
     if (this.controller === undefined) {
       this.controller = new AbortController();
-      this.answered.once("close", () => this.abort());
+      this.response?.once("close", () => this.abort());
     }
     return this.controller.signal;
   }
 
+  /** At the deadline, or when the caller went away. */
   abort(): void {
     this.controller?.abort();
   }
 }
 
 /** Writes what the promise gives, or DEADLINE_EXCEEDED when that comes too late. */
-function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void): void {
+export function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void): void {
   let open = true;
   const close = (final: HotAnswer) => {
     if (!open) return;
@@ -205,26 +241,6 @@ function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswe
   answer.then(close, () => close(FAILED));
 }
 
-function writeStream(stream: ServerHttp2Stream, format: Format, answer: HotAnswer): void {
-  if (stream.destroyed || stream.closed) return;
-  if (format.protocol !== "grpc") {
-    const { status, headers, bytes } = bodyOf(format, answer);
-    stream.respond({ ":status": status, ...headers });
-    stream.end(bytes);
-    return;
-  }
-  const { error, trailers } = answer;
-  stream.respond(headersOf(format, answer), WAIT_FOR_TRAILERS);
-  if (error === undefined && trailers === undefined) setTrailers(stream, OK_TRAILERS);
-  else {
-    const status = error === undefined ? OK_TRAILERS : { ...NO_STORE, ...statusTrailers(error) };
-    setTrailers(stream, { ...trailers, ...status });
-  }
-  if (error !== undefined) stream.end();
-  else if (answer.roomy) stream.end(seal(answer.message!));
-  else stream.end(envelope(answer.message ?? EMPTY));
-}
-
 function writeResponse(response: ServerResponse, format: Format, answer: HotAnswer): void {
   const { status, headers, bytes } = bodyOf(format, answer);
   if (format.protocol === "grpc-web") response.setHeader("content-length", bytes.length);
@@ -233,7 +249,7 @@ function writeResponse(response: ServerResponse, format: Format, answer: HotAnsw
 }
 
 /** As on the stock path, what gRPC says beside an error stands in the trailers. */
-function headersOf({ head, contentType }: Format, { headers, error }: HotAnswer): Headers {
+export function headersOf({ head, contentType }: Format, { headers, error }: HotAnswer): Headers {
   if (error !== undefined) return { "content-type": contentType, ...headers };
   return headers === undefined ? head : { ...head, ...headers };
 }
@@ -245,7 +261,7 @@ interface Body {
 }
 
 /** gRPC-Web and Connect have everything in headers and body. */
-function bodyOf(format: Format, answer: HotAnswer): Body {
+export function bodyOf(format: Format, answer: HotAnswer): Body {
   return format.protocol === "connect" ? connectBody(format, answer) : webBody(format, answer);
 }
 

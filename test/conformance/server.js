@@ -45,11 +45,15 @@ function hot(method) {
   };
 }
 
+/** Bytes of a message that HTTP/2's hot path leaves to the stock path. */
+const LARGE = 24_000;
+
 /** Why a unary call did not take the hot path. */
-function whyStock({ requestMethod, requestHeader }) {
+function whyStock({ requestMethod, requestHeader }, bytes) {
   if (requestMethod === "GET") return "GET";
   const encoding = requestHeader.get("grpc-encoding") ?? requestHeader.get("content-encoding") ?? "identity";
-  return encoding === "identity" ? "unexplained" : "compressed";
+  if (encoding !== "identity") return "compressed";
+  return bytes > LARGE ? "large" : "unexplained";
 }
 
 const pemOf = ({ cert, key }) => ({ cert: Buffer.from(cert), key: Buffer.from(key) });
@@ -61,8 +65,8 @@ const listener = await listen({
   handler: connectNodeAdapter({
     readMaxBytes: maxMessageBytes,
     jsonOptions: { registry },
-    routes: routes((context) => {
-      const why = whyStock(context);
+    routes: routes((context, bytes) => {
+      const why = whyStock(context, bytes);
       calls.stock[why] = (calls.stock[why] ?? 0) + 1;
     }),
   }),

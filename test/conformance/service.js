@@ -71,7 +71,7 @@ async function single(context, schema, requests) {
 /** The same in Connect's own terms, for what does not take the hot path; `onUnary` is told of each unary call that came here. */
 export const routes = (onUnary) => (router) => {
   const unary = (schema) => (request, context) => {
-    onUnary(context);
+    onUnary(context, toBinary(schema, request).length);
     return single(context, schema, [request]);
   };
   router.service(pb.ConformanceService, {
