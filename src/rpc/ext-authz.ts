@@ -33,6 +33,7 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
   const writer = createCheckWriter(sources);
   const decide = createDecide(parts, service, method);
   const scopesOf = createScopeParser();
+  const count = parts.calls.often(service, method);
 
   const encoded = (decision: Decision, presented: Presented, room: number): Buffer =>
     decision.allowed ? writer.allowed(decision.entry, presented, room) : writer.denied(decision, room);
@@ -60,7 +61,10 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
       path: `/${service}/${method}`,
       maxMessageBytes: MAX_CHECK_BYTES,
       answer,
-      oversize: () => ({ message: writer.denied(TOO_LARGE, 0) }),
+      oversize() {
+        count(performance.now(), undefined, "too_large", undefined);
+        return { message: writer.denied(TOO_LARGE, 0) };
+      },
     },
     service: {
       async check(request: CheckRequest, context: HandlerContext): Promise<CheckResponse> {
