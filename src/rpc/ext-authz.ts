@@ -13,6 +13,7 @@ import { createCheckReader, createCheckWriter } from "./check-wire.ts";
 import { createDecide, type Decision, type GatewayParts, scopesIn, TOO_LARGE } from "./gateway.ts";
 import { logged } from "./interceptors.ts";
 import type { Presented } from "./presented-key.ts";
+import { arrived } from "./strict-decoding.ts";
 
 const { typeName: service } = Authorization;
 const method = Authorization.method.check.name;
@@ -61,23 +62,27 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
       path: `/${service}/${method}`,
       maxMessageBytes: MAX_CHECK_BYTES,
       answer,
-      oversize() {
-        count(performance.now(), undefined, "too_large", undefined);
-        return { message: writer.denied(TOO_LARGE, 0) };
-      },
     },
     service: {
       async check(request: CheckRequest, context: HandlerContext): Promise<CheckResponse> {
         context.values.get(logged).told = true;
-        const message = Buffer.from(toBinary(CheckRequestSchema, request));
+        const came = context.values.get(arrived);
         const authorization = context.requestHeader.get("authorization") ?? undefined;
         const requestId = context.requestHeader.get("x-request-id") ?? undefined;
+        if (came === "too large") {
+          count(performance.now(), requestId, "too_large", undefined);
+          return decoded(writer.denied(TOO_LARGE, 0));
+        }
+        const message = came === "undecodable" ? NO_MESSAGE : (came ?? toBinary(CheckRequestSchema, request));
         const headers = { authorization, "x-request-id": requestId };
-        return decoded(await check(message, headers, context.timeoutMs(), 0));
+        return decoded(await check(Buffer.from(message), headers, context.timeoutMs(), 0));
       },
     },
   };
 }
+
+/** No CheckRequest, as little as what came. */
+const NO_MESSAGE = Uint8Array.of(0xff);
 
 interface CallHeaders {
   authorization?: string | undefined;

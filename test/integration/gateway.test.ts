@@ -1,8 +1,11 @@
+import { connect } from "node:http2";
 import { setTimeout as sleep } from "node:timers/promises";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, fromJsonString, toBinary } from "@bufbuild/protobuf";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { CheckRequestSchema, CheckResponseSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
+import { callOn } from "../bench/calls.ts";
+import { enveloped } from "../bench/messages.ts";
 import { type GatewayKeys, gatewayCases } from "../support/gateway-cases.ts";
 import { type Asked, CHECK_PATH, callCheck, checkRequest, DOORS, toTold } from "../support/gateway-doors.ts";
 import { SERVICE_TOKEN, sha256, startService, type TestService } from "../support/service.ts";
@@ -173,11 +176,45 @@ describe("Check", () => {
       expect(answer.status).toBe(200);
       return Buffer.from(await answer.arrayBuffer()).toString("hex");
     };
-    for (const asked of gatewayCases(keys)) {
-      const message = checkRequest(asked, true);
+    const messages = gatewayCases(keys).map((asked) => checkRequest(asked, true));
+    const spoiled = Buffer.from(
+      checkRequest({
+        headers: [
+          ["x-api-key", keys.good],
+          ["cookie", "????"],
+        ],
+      }),
+    );
+    spoiled.fill(0xff, spoiled.indexOf("????"), spoiled.indexOf("????") + 4);
+    for (const message of [...messages, spoiled, spoiled.subarray(0, -1), Buffer.of(0xff)]) {
       // Only spelled as clients spell it is a content type served without Connect.
       expect(await post("Application/Proto", message)).toBe(await post("application/proto", message));
     }
+  });
+
+  test("JSON that is no CheckRequest is answered, not failed", async () => {
+    for (const body of ["{", '{"attributes":{"request":7}}', '{"what":1}']) {
+      const headers = { "content-type": "application/json" };
+      const answer = await fetch(service.baseUrl + CHECK_PATH, { method: "POST", headers, body });
+      expect(answer.status).toBe(200);
+      const told = toTold(fromJsonString(CheckResponseSchema, await answer.text()));
+      expect(told).toMatchObject({ status: 503, body: { reason: "INVALID_ARGUMENT" } });
+    }
+  });
+
+  test("too large a message holds up nothing else on its connection", async () => {
+    const session = connect(service.baseUrl);
+    const headers = { "content-type": "application/grpc", te: "trailers" };
+    const call = async (message: Uint8Array) => {
+      const { body, trailers } = await callOn(session, { path: CHECK_PATH, headers, body: enveloped(message) });
+      expect(trailers["grpc-status"]).toBe("0");
+      return toTold(fromBinary(CheckResponseSchema, body.subarray(5))).status;
+    };
+    const good = checkRequest({ headers: [["x-api-key", keys.good]] });
+    for (let round = 0; round < 5; round += 1) {
+      expect(await Promise.all([call(withBody(3_000_000)), call(good)])).toEqual([431, 200]);
+    }
+    session.destroy();
   });
 
   test("health and an empty CheckRequest know the service by its name", async () => {
