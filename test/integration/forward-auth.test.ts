@@ -7,11 +7,15 @@ import { startService, type TestService } from "../support/service.ts";
 
 let service: TestService;
 let key: string;
+let queries: TestService | undefined;
 beforeAll(async () => {
   service = await startService();
   ({ key } = await service.client().create({ scopes: ["read"] }));
 });
-afterAll(() => service.stop());
+afterAll(async () => {
+  await queries?.stop();
+  await service.stop();
+});
 
 const sockets: Socket[] = [];
 afterEach(() => {
@@ -99,11 +103,11 @@ describe.each([
 });
 
 test("a key is looked for in the query of what the client asked for, wherever the gateway says it", async () => {
-  const queries = await startService({
-    env: { MONGODB_DATABASE: service.database, LATCHKEY_GATEWAY_KEY_FROM: "query:k" },
-  });
+  const env = { MONGODB_DATABASE: service.database, LATCHKEY_GATEWAY_KEY_FROM: "query:k" };
+  queries = await startService({ env });
+  const { address } = queries.server;
   const reason = async (path: string, headers: Record<string, string> = {}) => {
-    const { status, body } = await get1(queries.server.address, path, Object.entries(headers));
+    const { status, body } = await get1(address, path, Object.entries(headers));
     return status === 200 ? "OK" : JSON.parse(body).reason;
   };
   for (const name of ["x-forwarded-uri", "x-original-uri", "x-original-url", "x-envoy-original-path"]) {
@@ -115,7 +119,6 @@ test("a key is looked for in the query of what the client asked for, wherever th
   const same = { "x-forwarded-uri": `/a?k=${key}`, "x-original-url": `https://shop.example/a?k=${key}` };
   expect(await reason("/v1/authorize", same)).toBe("OK");
   expect(await reason(`/v1/authorize/a?k=${key}`, { "x-forwarded-uri": `/a?k=${key}x` })).toBe("KEY_AMBIGUOUS");
-  await queries.stop();
 });
 
 test("Upgrade and Expect are the client's affair: both are answered, and no body is asked for", async () => {

@@ -17,7 +17,15 @@ beforeAll(async () => {
   service = await startService();
   ({ keys, goodId } = await makeKeys(service));
 });
-afterAll(() => service.stop());
+afterAll(() => Promise.all([service, ...others].map((one) => one.stop())));
+const others: TestService[] = [];
+
+/** A service of the same keys, set up otherwise. */
+async function another(env: Record<string, string>): Promise<TestService> {
+  const other = await startService({ env: { MONGODB_DATABASE: service.database, ...env } });
+  others.push(other);
+  return other;
+}
 
 async function makeKeys({ client }: TestService) {
   const good = await client("zoë / 100%").create({ name: "build box, Köln", scopes: ["read", "write"] });
@@ -219,11 +227,9 @@ describe("Check", () => {
 });
 
 test("with service tokens, a gateway is asked for its own, and a client's credential is none", async () => {
-  const guarded = await startService({
-    env: {
-      ...{ MONGODB_DATABASE: service.database, LATCHKEY_VERIFY_AUTH: "token" },
-      LATCHKEY_SERVICE_TOKENS: `gateway:sha256:${sha256(SERVICE_TOKEN)}`,
-    },
+  const guarded = await another({
+    LATCHKEY_VERIFY_AUTH: "token",
+    LATCHKEY_SERVICE_TOKENS: `gateway:sha256:${sha256(SERVICE_TOKEN)}`,
   });
   const good: Asked = { headers: [["authorization", `Bearer ${keys.good}`]] };
   for (const ask of Object.values(DOORS)) {
@@ -238,13 +244,10 @@ test("with service tokens, a gateway is asked for its own, and a client's creden
   expect(await DOORS["HTTP/1.1"]!(guarded.server.address, client)).toMatchObject({ status: 503 });
   const warnings = guarded.logs().match(/"level":"warn".*a gateway asks/g) ?? [];
   expect(warnings.length).toBeGreaterThan(0);
-  await guarded.stop();
 });
 
 test("keys are looked for where they are configured to be, and nowhere else", async () => {
-  const other = await startService({
-    env: { MONGODB_DATABASE: service.database, LATCHKEY_GATEWAY_KEY_FROM: "query:api_key, header:X-Token" },
-  });
+  const other = await another({ LATCHKEY_GATEWAY_KEY_FROM: "query:api_key, header:X-Token" });
   for (const ask of Object.values(DOORS)) {
     const asked = (path: string, ...headers: [string, string][]) => ask(other.server.address, { path, headers });
     expect(await asked(`/a?b=1&api_key=${keys.good}`)).toMatchObject({ status: 200 });
@@ -262,7 +265,6 @@ test("keys are looked for where they are configured to be, and nowhere else", as
   const message = checkRequest({ headers: [], path: `/?api%5Fkey=${keys.good}` });
   const { httpResponse } = fromBinary(CheckResponseSchema, await callCheck(other.server.address, message));
   expect(httpResponse.value).toMatchObject({ queryParametersToRemove: ["api%5Fkey"] });
-  await other.stop();
 });
 
 test("every answer is counted and logged by its outcome, and no key is in it", async () => {
