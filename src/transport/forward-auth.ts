@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
-import { constants } from "node:http2";
+import { constants, type ServerHttp2Stream } from "node:http2";
 import { drain } from "./drain.ts";
-import type { RequestListener, StreamListener } from "./unary.ts";
+import type { RequestListener } from "./unary.ts";
 
 /** Answers gateways that ask over plain HTTP whether a request may pass. Must not throw or reject. */
 export type ForwardAuth = (request: ForwardRequest) => ForwardAnswer | Promise<ForwardAnswer>;
@@ -30,6 +30,13 @@ export function isForwardAuth(target: string | undefined): target is string {
   const next = target.charAt(FORWARD_AUTH_PATH.length);
   return next === "" || next === "/" || next === "?" || next === "*";
 }
+
+export type StreamListener = (
+  stream: ServerHttp2Stream,
+  headers: IncomingHttpHeaders,
+  flags: number,
+  rawHeaders: string[],
+) => void;
 
 /** Any method, over HTTP/2. Everything else is `next`'s. */
 export function forwardAuthStreams(answer: ForwardAuth, next: StreamListener): StreamListener {

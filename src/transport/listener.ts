@@ -4,12 +4,18 @@ import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
-import { type ForwardAuth, forwardAuthRequests, forwardAuthStreams, isForwardAuth } from "./forward-auth.ts";
+import {
+  type ForwardAuth,
+  forwardAuthRequests,
+  forwardAuthStreams,
+  isForwardAuth,
+  type StreamListener,
+} from "./forward-auth.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
-import { type RequestListener, type StreamListener, serveHotRequests, serveHotStreams } from "./unary.ts";
+import { type RequestListener, serveHotRequests, serveHotStreams } from "./unary.ts";
 
 export interface ListenerOptions {
   host: string;
