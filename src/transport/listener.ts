@@ -4,7 +4,13 @@ import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
-import { type ForwardAuth, forwardAuthRequests, forwardAuthStreams, isForwardAuth, type StreamListener } from "./forward-auth.ts";
+import {
+  type ForwardAuth,
+  forwardAuthRequests,
+  forwardAuthStreams,
+  isForwardAuth,
+  type StreamListener,
+} from "./forward-auth.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
 import { createHttp1Lane } from "./http1-lane.ts";
 import { createHttp2Lane } from "./http2-lane.ts";
@@ -155,19 +161,17 @@ export async function listen({
   // has it: without this line a client could hold a connection for ever with half a header.
   http1.emit("listening");
 
-  const http2 = createHttp2Server(
-    {
-      maxSessionMemory: limits.maxSessionMemoryMiB,
-      maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
-      maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
-      maxHeaderListPairs: limits.maxHeaderPairs,
-      settings: {
-        maxConcurrentStreams: limits.maxConcurrentStreams,
-        maxHeaderListSize: limits.maxHeaderBytes,
-        enablePush: false,
-      },
+  const http2 = createHttp2Server({
+    maxSessionMemory: limits.maxSessionMemoryMiB,
+    maxSessionInvalidFrames: limits.maxSessionInvalidFrames,
+    maxSessionRejectedStreams: limits.maxSessionRejectedStreams,
+    maxHeaderListPairs: limits.maxHeaderPairs,
+    settings: {
+      maxConcurrentStreams: limits.maxConcurrentStreams,
+      maxHeaderListSize: limits.maxHeaderBytes,
+      enablePush: false,
     },
-  );
+  });
   // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
   const stock = createHttp2Server(handler);
   const stockStream: StreamListener = (...stream) => void stock.emit("stream", ...stream);
