@@ -42,10 +42,10 @@ export function createUsage({ write, onFailed }: UsageOptions): Usage {
 
   return {
     note(entry, nowMs) {
-      if (nowMs - entry.usedMs < USE_EVERY_MS) return;
+      if (nowMs - entry.usedS * 1_000 < USE_EVERY_MS) return;
       // A burst of more keys than fit while the database is away: their uses are noted a little later.
       if (noted.size >= MAX_NOTES && writing !== undefined) return;
-      entry.usedMs = nowMs;
+      entry.usedS = Math.floor(nowMs / 1_000);
       noted.set(entry.record.id, nowMs);
       if (noted.size >= MAX_NOTES) void flush();
     },

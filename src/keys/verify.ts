@@ -1,12 +1,12 @@
 import { hash, randomBytes } from "node:crypto";
 import { checked } from "./errors.ts";
 import { ID_FROM_END, ID_LENGTH, parseKey } from "./format.ts";
-import { type Fingerprint, statusAt } from "./key.ts";
+import type { Fingerprint } from "./key.ts";
 import type { KeyStore } from "./key-store.ts";
 import type { Found, KeyLookup } from "./lookup.ts";
 import { checkRequiredScopes } from "./policy.ts";
 import type { Proof, SecretKeeper } from "./secret.ts";
-import type { Entry, HeldRecord } from "./view.ts";
+import { type Entry, type HeldRecord, stateAt } from "./view.ts";
 
 export type Outcome = "valid" | "malformed" | "not_found" | "revoked" | "expired" | "insufficient_scope";
 
@@ -67,7 +67,7 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
   const judge = (entry: Entry, requiredScopes: readonly string[], asOfMs: number): Verification => {
     const { record } = entry;
     const nowMs = wallMs();
-    const state = nowMs < entry.changesAtMs ? record.state : statusAt(record, nowMs).state;
+    const state = stateAt(entry, nowMs);
     if (state === "revoked" || state === "expired")
       return { outcome: state, entry, missingScopes: NONE, asOfMs, nowMs };
     for (const scope of requiredScopes) {

@@ -1,5 +1,5 @@
 import { LRUCache } from "lru-cache";
-import type { Fingerprint, KeyRecord, Lifecycle, StoredState } from "./key.ts";
+import { type Fingerprint, type KeyRecord, type Lifecycle, type StoredState, statusAt } from "./key.ts";
 
 /** A record without what proves its secret. Times are Unix milliseconds: a Date takes six times the memory. */
 export interface HeldRecord extends Lifecycle<number> {
@@ -16,18 +16,18 @@ export interface HeldRecord extends Lifecycle<number> {
 /** A record in memory, and what was found out about it since it was read. */
 export interface Entry {
   readonly record: HeldRecord;
-  /** When time alone changes the record's state, in Unix milliseconds; Infinity: never. */
-  readonly changesAtMs: number;
+  /** When time alone changes the record's state, in Unix milliseconds; undefined: never. */
+  readonly changesAtMs: number | undefined;
   /** What proves the secret; let go once the secret was proven, to save memory. */
   digests: { secretHash: string; fingerprint: Fingerprint | undefined } | undefined;
   /** The digest of the one right key, once it was presented. */
   provenDigest: string | undefined;
-  /** When the key's use was last noted, in Unix milliseconds. */
-  usedMs: number;
-  /** The edge's encodings of the record, one character a byte and as JSON, good until `encodedUntilMs`. */
+  /** When the key's use was last noted, in Unix seconds: a number of milliseconds would take an object of its own. */
+  usedS: number;
+  /** The edge's encodings of the record in `encodedState`, one character a byte and as JSON. */
   encoded: string | undefined;
   encodedJson: string | undefined;
-  encodedUntilMs: number;
+  encodedState: StoredState | undefined;
 }
 
 /**
@@ -153,10 +153,10 @@ function toEntry(record: KeyRecord, share: Share): Entry {
     changesAtMs: changesAtMs(held),
     digests: { secretHash, fingerprint },
     provenDigest: undefined,
-    usedMs: held.lastUsedAt ?? 0,
+    usedS: Math.floor((held.lastUsedAt ?? 0) / 1_000),
     encoded: undefined,
     encodedJson: undefined,
-    encodedUntilMs: 0,
+    encodedState: undefined,
   };
 }
 
@@ -167,9 +167,14 @@ const STATES: Record<StoredState, StoredState> = {
   expired: "expired",
 };
 
-function changesAtMs({ state, expiresAt, retiresAt }: HeldRecord): number {
-  if (state !== "active" && state !== "retiring") return Number.POSITIVE_INFINITY;
-  return Math.min(expiresAt ?? Number.POSITIVE_INFINITY, retiresAt ?? Number.POSITIVE_INFINITY);
+/** What holds at `nowMs`. */
+export function stateAt({ record, changesAtMs }: Entry, nowMs: number): StoredState {
+  return changesAtMs === undefined || nowMs < changesAtMs ? record.state : statusAt(record, nowMs).state;
+}
+
+function changesAtMs({ state, expiresAt, retiresAt }: HeldRecord): number | undefined {
+  if (state !== "active" && state !== "retiring") return undefined;
+  return expiresAt === undefined || retiresAt === undefined ? (expiresAt ?? retiresAt) : Math.min(expiresAt, retiresAt);
 }
 
 /** One copy of what was decoded many times. */

@@ -3,7 +3,7 @@ import { toBinary, toJsonString } from "@bufbuild/protobuf";
 import { ApiKeySchema, Consistency, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import { KeyError } from "../keys/errors.ts";
 import type { Verification, VerifyInput } from "../keys/verify.ts";
-import type { Entry } from "../keys/view.ts";
+import { type Entry, stateAt } from "../keys/view.ts";
 import { ENVELOPE_BYTES } from "../transport/hot-method.ts";
 import { OUTCOMES, toApiKey, toVerifyError } from "./api-key-message.ts";
 import type { Verdict } from "./verify-many.ts";
@@ -210,7 +210,7 @@ export function verificationJson({ outcome, entry, missingScopes, asOfMs, nowMs 
 }
 
 function encodedKey(entry: Entry, nowMs: number): string {
-  if (nowMs >= entry.encodedUntilMs) forget(entry, nowMs);
+  forgetOtherState(entry, nowMs);
   if (entry.encoded === undefined) {
     entry.encoded = Buffer.from(toBinary(ApiKeySchema, toApiKey(entry.record, nowMs))).toString("latin1");
   }
@@ -218,18 +218,20 @@ function encodedKey(entry: Entry, nowMs: number): string {
 }
 
 function encodedKeyJson(entry: Entry, nowMs: number): string {
-  if (nowMs >= entry.encodedUntilMs) forget(entry, nowMs);
+  forgetOtherState(entry, nowMs);
   if (entry.encodedJson === undefined) {
     entry.encodedJson = toJsonString(ApiKeySchema, toApiKey(entry.record, nowMs));
   }
   return entry.encodedJson;
 }
 
-/** What is encoded from now on is good until time changes the state; past that, it is encoded each time. */
-function forget(entry: Entry, nowMs: number): void {
+/** An encoding is good for as long as the record's state is. */
+function forgetOtherState(entry: Entry, nowMs: number): void {
+  const state = stateAt(entry, nowMs);
+  if (entry.encodedState === state) return;
   entry.encoded = undefined;
   entry.encodedJson = undefined;
-  entry.encodedUntilMs = Math.max(nowMs, entry.changesAtMs);
+  entry.encodedState = state;
 }
 
 let lastAsOfMs = -1;

@@ -190,14 +190,23 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
 
     // Uses leave `rev` alone: they change nothing that Verify says. Other processes note them too, so a use is only written
     // when the last one known is old; and a lost one costs nothing, so nobody waits for a majority.
+    // Those of one second are written as one: an operation a key would be as much again to build, send and keep.
     async noteUses(used) {
-      const updates = [...used].map(([id, usedMs]) => ({
-        updateOne: {
+      const bySecond = new Map<number, { ids: string[]; lastMs: number }>();
+      for (const [id, usedMs] of used) {
+        const second = Math.floor(usedMs / 1_000);
+        const together = bySecond.get(second) ?? { ids: [], lastMs: 0 };
+        bySecond.set(second, together);
+        together.ids.push(id);
+        together.lastMs = Math.max(together.lastMs, usedMs);
+      }
+      const updates = [...bySecond.values()].map(({ ids, lastMs }) => ({
+        updateMany: {
           filter: {
-            _id: id,
-            $or: [{ lastUsedAt: { $exists: false } }, { lastUsedAt: { $lt: new Date(usedMs - USE_EVERY_MS) } }],
+            _id: { $in: ids },
+            $or: [{ lastUsedAt: { $exists: false } }, { lastUsedAt: { $lt: new Date(lastMs - USE_EVERY_MS) } }],
           },
-          update: { $set: { lastUsedAt: new Date(usedMs) } },
+          update: { $set: { lastUsedAt: new Date(lastMs) } },
         },
       }));
       await keys.bulkWrite(updates, { ordered: false, writeConcern: { w: 1 } });
