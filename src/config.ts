@@ -23,6 +23,16 @@ export interface ServiceToken {
   sha256: Buffer;
 }
 
+/** Where a request to a gateway may carry its API key. */
+export interface GatewayKeySources {
+  /** `authorization: Bearer` */
+  readonly bearer: boolean;
+  /** Names of headers, in lower case. */
+  readonly headers: readonly string[];
+  /** Names of query parameters. */
+  readonly queries: readonly string[];
+}
+
 const UNIT_MS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 const address = z.string().transform((text, context): Address => {
@@ -89,6 +99,29 @@ const adminClaim = z.string().transform((text, context): { name: string; value: 
   const match = /^([^=]+)=(.+)$/.exec(text);
   return match ? { name: match[1]!, value: match[2]! } : fail(context, "must be claim=value, for example role=admin");
 });
+
+const gatewayKeySources = list.transform((items, context): GatewayKeySources => {
+  const named = (kind: string) =>
+    items.filter((item) => item.startsWith(`${kind}:`)).map((item) => item.slice(kind.length + 1));
+  const headers = named("header").map((name) => name.toLowerCase());
+  const queries = named("query");
+  const known = items.filter((item) => item === "bearer").length + headers.length + queries.length;
+  const good =
+    headers.every((name) => /^[a-z0-9][a-z0-9_-]{0,63}$/.test(name) && !isTaken(name)) &&
+    queries.every((name) => /^[0-9A-Za-z._-]{1,64}$/.test(name));
+  if (known === 0 || known < items.length || new Set(items).size < items.length || !good) {
+    return fail(
+      context,
+      "must be one or more of bearer, header:NAME and query:NAME, separated by commas, each once; NAME not authorization, cookie, host or x-latchkey-…",
+    );
+  }
+  return { bearer: items.includes("bearer"), headers, queries };
+});
+
+/** Headers whose values are not an API key and nothing else, or that mean something to Latchkey. */
+function isTaken(name: string): boolean {
+  return ["authorization", "cookie", "host"].includes(name) || name.replaceAll("_", "-").startsWith("x-latchkey-");
+}
 
 const url = z.string().refine((text) => URL.canParse(text) && /^https?:/.test(text), "must be an http(s) URL");
 
@@ -159,6 +192,11 @@ export const VARIABLES = {
     .optional()
     .meta({ secret: true })
     .describe("`name:sha256:hex,…`, needed for `token`; `latchkey token --service NAME` makes one"),
+  LATCHKEY_GATEWAY_KEY_FROM: gatewayKeySources
+    .prefault("bearer,header:x-api-key")
+    .describe(
+      "where requests to a gateway carry their API key, comma-separated: `bearer` (`authorization`), `header:NAME`, `query:NAME`",
+    ),
   LATCHKEY_SCOPES: scopePatterns
     .prefault("*")
     .describe("scopes that exist: patterns, comma-separated; `*` matches anything, `!pattern` takes away"),
@@ -265,6 +303,7 @@ export interface Config {
   readonly verifyAuth: "none" | "token" | "jwt";
   readonly verifyAudience: string | undefined;
   readonly serviceTokens: readonly ServiceToken[];
+  readonly gatewayKeyFrom: GatewayKeySources;
   readonly scopes: ScopePatterns;
   readonly memberScopes: ScopePatterns;
   readonly maxTtlMs: number | undefined;
@@ -389,6 +428,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     verifyAuth: settings.LATCHKEY_VERIFY_AUTH ?? "none",
     verifyAudience: settings.LATCHKEY_VERIFY_AUDIENCE,
     serviceTokens: settings.LATCHKEY_SERVICE_TOKENS ?? [],
+    gatewayKeyFrom: settings.LATCHKEY_GATEWAY_KEY_FROM,
     scopes: settings.LATCHKEY_SCOPES,
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
     maxTtlMs: settings.LATCHKEY_MAX_TTL,

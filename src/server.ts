@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Authorization, file_envoy_service_auth_v3_external_auth } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import { file_google_rpc_error_details } from "#gen/google/rpc/error_details_pb";
 import { file_grpc_reflection_v1_reflection } from "#gen/grpc/reflection/v1/reflection_pb";
 import { file_grpc_reflection_v1alpha_reflection } from "#gen/grpc/reflection/v1alpha/reflection_pb";
@@ -22,6 +23,8 @@ import { createView } from "./keys/view.ts";
 import { createRequestHandler } from "./rpc/adapter.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
 import { createCallLog } from "./rpc/call-log.ts";
+import { createExtAuthz, MAX_CHECK_BYTES } from "./rpc/ext-authz.ts";
+import { createForwardAuth } from "./rpc/forward-auth.ts";
 import { createHealth } from "./rpc/health.ts";
 import { createHotVerify } from "./rpc/hot-verify.ts";
 import { createHotBatchVerify, createHotVerifyStream } from "./rpc/hot-verify-many.ts";
@@ -128,7 +131,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.counter("latchkey_hash_runs_total", "argon2 runs since the start", () => gate.runs);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
-    const health = createHealth([ApiKeyService.typeName]);
+    const health = createHealth([ApiKeyService.typeName, Authorization.typeName]);
     const serving = (value: boolean) => {
       health.set(value);
       hooks.onServing?.(value);
@@ -144,13 +147,19 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const verifyMany = createVerifyMany(verify, calls);
     const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock });
     const { batchVerify } = ApiKeyService.method;
+    const gateway = { verify, authenticator, calls };
+    const extAuthz = createExtAuthz(config.gatewayKeyFrom, gateway);
     const handler = createRequestHandler({
       interceptors: createInterceptors({ calls, authenticator }),
       maxMessageBytes: config.limits.maxMessageBytes,
-      largerMessages: new Map([[`/${ApiKeyService.typeName}/${batchVerify.name}`, MAX_BATCH_BYTES]]),
+      largerMessages: new Map([
+        [`/${ApiKeyService.typeName}/${batchVerify.name}`, MAX_BATCH_BYTES],
+        [extAuthz.hot.path, MAX_CHECK_BYTES],
+      ]),
       routes: (router) => {
         router.service(ApiKeyService, { ...apiKeys, ...createWatch({ changes, lineage }) });
         router.rpc(batchVerify, apiKeys.batchVerify, { readMaxBytes: MAX_BATCH_BYTES });
+        router.service(Authorization, extAuthz.service, { readMaxBytes: MAX_CHECK_BYTES });
         health.routes(router);
         reflectionRoutes(SERVED_FILES)(router);
       },
@@ -163,8 +172,9 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const many = { verifyMany, authenticator, calls };
     const listener = await listen({
       ...{ ...config.listen, tls, limits: config.limits, handler },
-      hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many)],
+      hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many), extAuthz.hot],
       hotStreams: [createHotVerifyStream(many)],
+      forwardAuth: createForwardAuth(config.gatewayKeyFrom, gateway),
     });
     serving(true);
     cleanUps.push(async () => {
@@ -265,6 +275,7 @@ function kindOf({ rev, state }: KeyEvent): ChangeKind {
 const SERVED_FILES = [
   file_latchkey_v1_api_key_service,
   file_latchkey_v1_error_reason,
+  file_envoy_service_auth_v3_external_auth,
   file_health_v1_health,
   file_grpc_reflection_v1_reflection,
   file_grpc_reflection_v1alpha_reflection,

@@ -17,6 +17,8 @@ export interface LoggedCall {
   userId?: string | undefined;
   keyId?: string | undefined;
   outcome?: string | undefined;
+  /** Its handler has told of its answer. */
+  told?: boolean;
 }
 
 export interface CallLog {
@@ -35,11 +37,19 @@ export interface CallLog {
   itemFailed(error: KeyError): void;
   /** Also makes the error that is sent: the one place where a failure is mapped. */
   refused(call: LoggedCall, error: unknown): ConnectError;
+  /** A gateway's request was refused because of the gateway itself: it is told to operators, not to the client. */
+  misconfigured(call: LoggedCall, error: KeyError): void;
 }
 
 /** Every answer is counted and logged here, whichever path it took. */
 export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics }): CallLog {
-  const done = (call: LoggedCall, code: string, fields: object, level: "debug" | "info" | "error", text: string) => {
+  const done = (
+    call: LoggedCall,
+    code: string,
+    fields: object,
+    level: "debug" | "info" | "warn" | "error",
+    text: string,
+  ) => {
     const { service, method, startedMs, requestId, userId, keyId, outcome } = call;
     const durationMs = performance.now() - startedMs;
     if (call.streams) metrics.streamEnded(`${service}/${method}`, code);
@@ -56,14 +66,11 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       text,
     );
   };
-  let toldMs = Number.NEGATIVE_INFINITY;
-  /** In an outage every call fails alike, thousands a second: one of them a second is told as an error. */
-  const isTold = (reason: ErrorReason): boolean => {
-    if (reason !== "DB_UNAVAILABLE") return true;
-    if (performance.now() - toldMs < 1_000) return false;
-    toldMs = performance.now();
-    return true;
-  };
+  // In an outage every call fails alike, thousands a second: one of them a second is told as an error. So it is with a
+  // gateway that is set up wrongly.
+  const outageTold = onceASecond();
+  const gatewayTold = onceASecond();
+  const isTold = (reason: ErrorReason): boolean => reason !== "DB_UNAVAILABLE" || outageTold();
   const answered: CallLog["answered"] = (call, level) => {
     if (call.outcome !== undefined) metrics.verified(call.outcome);
     done(call, "ok", {}, level, "answered");
@@ -108,6 +115,21 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       mapped.metadata.set("cache-control", "no-store");
       return mapped;
     },
+    misconfigured(call, { reason, message: fault }) {
+      const level = gatewayTold() ? "warn" : "debug";
+      done(call, Code[CODES[reason]], { reason, fault }, level, "a gateway asks in a way that can't be answered");
+    },
+  };
+}
+
+/** True when it was not true within the last second. */
+function onceASecond(): () => boolean {
+  let lastMs = Number.NEGATIVE_INFINITY;
+  return () => {
+    const nowMs = performance.now();
+    if (nowMs - lastMs < 1_000) return false;
+    lastMs = nowMs;
+    return true;
   };
 }
 

@@ -9,7 +9,7 @@ import type { Authenticator } from "./tokens.ts";
 export const caller: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined);
 
 /** What is logged of a call; handlers add to it. */
-export const logged: ContextKey<Pick<LoggedCall, "keyId" | "outcome">> = createContextKey({});
+export const logged: ContextKey<Pick<LoggedCall, "keyId" | "outcome" | "told">> = createContextKey({});
 
 export interface InterceptorParts {
   calls: CallLog;
@@ -41,6 +41,7 @@ function observe(calls: CallLog): Interceptor {
       response.header.set("cache-control", "no-store");
       if (response.stream) return { ...response, message: observed(response.message, call, calls) };
       call.userId = contextValues.get(caller)?.userId;
+      if (call.told) return response;
       // Management is rare and matters; Verify and health are asked all the time.
       calls.answered(call, call.userId !== undefined ? "info" : "debug");
       return response;

@@ -4,11 +4,12 @@ import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
+import { type ForwardAuth, forwardAuthRequests, forwardAuthStreams, isForwardAuth } from "./forward-auth.ts";
 import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
-import { serveHotRequests, serveHotStreams } from "./unary.ts";
+import { type RequestListener, type StreamListener, serveHotRequests, serveHotStreams } from "./unary.ts";
 
 export interface ListenerOptions {
   host: string;
@@ -18,6 +19,8 @@ export interface ListenerOptions {
   /** Methods that are served here, before `handler` is asked. */
   hot?: readonly HotMethod[];
   hotStreams?: readonly HotStreamMethod[];
+  /** Asked about everything at and below `FORWARD_AUTH_PATH`. */
+  forwardAuth?: ForwardAuth;
   /** Serves TLS alone; cleartext when left out. */
   tls?: TlsIdentity | undefined;
   limits?: Partial<ListenerLimits>;
@@ -86,6 +89,7 @@ export async function listen({
   handler,
   hot = [],
   hotStreams = [],
+  forwardAuth,
   tls,
   limits: given,
 }: ListenerOptions): Promise<Listener> {
@@ -104,13 +108,19 @@ export async function listen({
     open?.delete(response);
     if (closing !== undefined && open?.size === 0) socket.destroySoon();
   };
+  const stockRequest: RequestListener = (request, response) => {
+    response.once("close", () => answered(response));
+    handler(request, response);
+  };
   const serveRequest = serveHotRequests({
     ...{ methods: hot, maxMessageBytes, answered },
-    stock(request, response) {
-      response.once("close", () => answered(response));
-      handler(request, response);
-    },
+    stock: forwardAuth === undefined ? stockRequest : forwardAuthRequests(forwardAuth, stockRequest, answered),
   });
+  const takeRequest: RequestListener = (request, response) => {
+    answers.get(request.socket)?.add(response);
+    if (closing !== undefined) response.setHeader("connection", "close");
+    serveRequest(request, response);
+  };
   const http1 = createHttp1Server(
     {
       maxHeaderSize: limits.maxHeaderBytes,
@@ -119,11 +129,24 @@ export async function listen({
       keepAliveTimeout: limits.idleTimeoutMs,
       connectionsCheckingInterval: Math.min(1_000, limits.headersTimeoutMs),
     },
-    (request, response) => {
-      answers.get(request.socket)?.add(response);
-      if (closing !== undefined) response.setHeader("connection", "close");
-      serveRequest(request, response);
-    },
+    takeRequest,
+  );
+  // A gateway passes on what the client expects of its own server. Here the body is not waited for, so it is not asked for.
+  const expecting = (otherwise: RequestListener): RequestListener => {
+    return (request, response) => {
+      if (forwardAuth === undefined || !isForwardAuth(request.url)) return otherwise(request, response);
+      response.setHeader("connection", "close");
+      takeRequest(request, response);
+    };
+  };
+  const sendContinue: RequestListener = (request, response) => {
+    response.writeContinue();
+    takeRequest(request, response);
+  };
+  http1.on("checkContinue", expecting(sendContinue));
+  http1.on(
+    "checkExpectation",
+    expecting((_request, response) => void response.writeHead(417).end()),
   );
   // Node checks headersTimeout and requestTimeout only from this event on, and a server that is handed its sockets never
   // has it: without this line a client could hold a connection for ever with half a header.
@@ -142,9 +165,10 @@ export async function listen({
   });
   // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
   const stock = createHttp2Server(handler);
+  const stockStream: StreamListener = (...stream) => void stock.emit("stream", ...stream);
   const bidi = serveBidiStreams({
     ...{ methods: hotStreams, maxMessageBytes },
-    next: (...stream) => void stock.emit("stream", ...stream),
+    next: forwardAuth === undefined ? stockStream : forwardAuthStreams(forwardAuth, stockStream),
   });
   http2.on("stream", serveHotStreams({ methods: hot, maxMessageBytes, stock: bidi.listener }));
   // A peer's broken connection is its own affair: it must not become an uncaught error.

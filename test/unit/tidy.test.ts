@@ -19,8 +19,9 @@ const ROOMS: Record<string, string[]> = {
   "src/rpc/": [
     "src/rpc/",
     "src/keys/",
-    // The interface through which the two meet.
+    // The interfaces through which the two meet.
     "src/transport/hot-method.ts",
+    "src/transport/forward-auth.ts",
     "src/telemetry.ts",
     "src/config.ts",
     "#gen/",

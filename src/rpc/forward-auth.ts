@@ -1,0 +1,84 @@
+import type { GatewayKeySources } from "../config.ts";
+import {
+  FORWARD_AUTH_PATH,
+  type ForwardAnswer,
+  type ForwardAuth,
+  type ForwardRequest,
+} from "../transport/forward-auth.ts";
+import { createDecide, type Decision, type GatewayParts, identityHeaders, scopesIn } from "./gateway.ts";
+import {
+  headersToRemove,
+  noteHeader,
+  noteQuery,
+  nothingPresented,
+  type Presented,
+  parametersOf,
+} from "./presented-key.ts";
+
+const SERVICE = "forward-auth";
+const METHOD = "authorize";
+
+/** Headers in which gateways say what the client asked for. */
+const TARGET_HEADERS = ["x-forwarded-uri", "x-original-uri", "x-original-url", "x-envoy-original-path"];
+
+/** The question that gateways ask over plain HTTP, with the client's own headers. The same decisions as Check's. */
+export function createForwardAuth(sources: GatewayKeySources, parts: GatewayParts): ForwardAuth {
+  const decide = createDecide(parts, SERVICE, METHOD);
+  return (request) => {
+    const { headers } = request;
+    const presented = presentedBy(request, sources);
+    const token = headers["x-latchkey-gateway-token"];
+    const decision = decide({
+      ...{ presented, requiredScopes: requiredScopesOf(request), requestId: headers["x-request-id"] },
+      gatewayToken: typeof token === "string" ? `Bearer ${token}` : undefined,
+      timeoutMs: undefined,
+    });
+    return decision instanceof Promise
+      ? decision.then((late) => toAnswer(late, presented, sources))
+      : toAnswer(decision, presented, sources);
+  };
+}
+
+function presentedBy({ target, headers, rawHeaders }: ForwardRequest, sources: GatewayKeySources): Presented {
+  const presented = nothingPresented();
+  for (let index = 0; index + 1 < rawHeaders.length; index += 2) {
+    noteHeader(presented, sources, rawHeaders[index]!, rawHeaders[index + 1]!);
+  }
+  if (sources.queries.length > 0) {
+    // A gateway may say the same in several headers: that is one query, and its keys are one.
+    const targets = TARGET_HEADERS.map((name) => headers[name]).filter((value) => typeof value === "string");
+    if (pathBelow(target)) targets.push(target);
+    for (const query of new Set(targets.map(queryOf))) noteQuery(presented, sources, query);
+  }
+  return presented;
+}
+
+/** Whether the path is the client's with ours before it. */
+function pathBelow(target: string): boolean {
+  return target.charAt(FORWARD_AUTH_PATH.length) === "/";
+}
+
+function queryOf(target: string): string {
+  const start = target.indexOf("?");
+  return start < 0 ? "" : target.slice(start);
+}
+
+/**
+ * Of the header and of the query, both. A client that can set them only makes its own request harder to admit. Below our
+ * path the query is the client's, who may mean something else by `scopes`.
+ */
+function requiredScopesOf({ target, headers }: ForwardRequest): string[] {
+  const required = headers["x-latchkey-required-scopes"];
+  const inQuery = pathBelow(target) ? [] : parametersOf(target).filter(({ name }) => name === "scopes");
+  return [...new Set([String(required ?? ""), ...inQuery.map(({ value }) => value)].flatMap(scopesIn))];
+}
+
+function toAnswer(decision: Decision, presented: Presented, sources: GatewayKeySources): ForwardAnswer {
+  if (!decision.allowed) return decision;
+  const headers = {
+    "cache-control": "no-store",
+    ...identityHeaders(decision.entry),
+    "x-envoy-auth-headers-to-remove": headersToRemove(presented, sources).join(","),
+  };
+  return { status: 200, headers, body: "" };
+}

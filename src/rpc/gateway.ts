@@ -1,0 +1,177 @@
+import { invalid, KeyError } from "../keys/errors.ts";
+import type { Outcome, Verification, VerifyKey } from "../keys/verify.ts";
+import type { Entry } from "../keys/view.ts";
+import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
+import { IDENTITY_HEADERS, isAmbiguous, type Presented } from "./presented-key.ts";
+import type { Authenticator } from "./tokens.ts";
+
+/** Whether a request may pass a gateway. */
+export type Decision = Allowed | Denial;
+
+export interface Allowed {
+  allowed: true;
+  entry: Entry;
+}
+
+export interface Denial {
+  allowed: false;
+  status: 401 | 403 | 429 | 431 | 503;
+  /** Names in lower case. */
+  headers: Readonly<Record<string, string>>;
+  /** JSON. */
+  body: string;
+  /** There is no telling now, through nobody's fault. */
+  outage: boolean;
+}
+
+export interface Question {
+  presented: Presented;
+  /** Undefined: what was asked can't be read. */
+  requiredScopes: readonly string[] | undefined;
+  /** By which the gateway proves itself, as in an `authorization` header. */
+  gatewayToken: string | undefined;
+  timeoutMs: number | undefined;
+  /** For the log, as it came. */
+  requestId: string | string[] | undefined;
+}
+
+export interface GatewayParts {
+  verify: VerifyKey;
+  authenticator: Authenticator;
+  calls: CallLog;
+}
+
+/** Decides, counts and logs. Never throws or rejects. */
+export type Decide = (question: Question) => Decision | Promise<Decision>;
+
+/** One decision for all who ask on behalf of a gateway; `service` and `method` name them in the log. */
+export function createDecide({ verify, authenticator, calls }: GatewayParts, service: string, method: string): Decide {
+  const count = calls.often(service, method);
+
+  // As in Verify, nothing is promised where nothing has to be waited for.
+  return (question) => {
+    const startedMs = performance.now();
+    const { requestId } = question;
+
+    const concluded = (conclusion: Verification | Refusal): Decision => {
+      if (typeof conclusion === "string") {
+        count(startedMs, requestId, conclusion, undefined);
+        return DENIALS[conclusion];
+      }
+      const { outcome, entry, missingScopes } = conclusion;
+      count(startedMs, requestId, outcome, entry?.record.id);
+      if (outcome === "valid") return { allowed: true, entry: entry! };
+      return outcome === "insufficient_scope" ? missing(missingScopes) : DENIALS[outcome];
+    };
+    const refused = (error: unknown): Decision => {
+      const call: LoggedCall = { service, method, startedMs, requestId: requestIdFrom(requestId) };
+      return denialOf(error, call, calls);
+    };
+    const ask = (): Verification | Refusal | Promise<Verification> => {
+      const { presented, requiredScopes, timeoutMs = MAX_WAIT_MS } = question;
+      if (requiredScopes === undefined) throw invalid([{ field: "", description: "the request can't be read" }]);
+      if (isAmbiguous(presented)) return "key_ambiguous";
+      if (presented.key === "") return "key_missing";
+      return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: Math.min(timeoutMs, MAX_WAIT_MS) });
+    };
+    try {
+      const admitted = authenticator.service(question.gatewayToken);
+      const found = admitted === undefined ? ask() : admitted.then(ask);
+      if (!(found instanceof Promise)) return concluded(found);
+      return inTime(found, question.timeoutMs).then(concluded).catch(refused);
+    } catch (error) {
+      return refused(error);
+    }
+  };
+}
+
+const MAX_WAIT_MS = 10_000;
+/** An answer takes some of the gateway's time to get there. */
+const MARGIN_MS = 25;
+
+/** DEADLINE_EXCEEDED a little before the gateway stops waiting: it is told, rather than left to guess. */
+function inTime<T>(found: Promise<T>, timeoutMs = MAX_WAIT_MS): Promise<T> {
+  const waitMs = Math.min(Math.max(timeoutMs - MARGIN_MS, timeoutMs / 2), MAX_WAIT_MS);
+  return new Promise<T>((resolve, reject) => {
+    const late = () =>
+      reject(new KeyError("DEADLINE_EXCEEDED", "The API key could not be checked in time. Try again."));
+    const timer = setTimeout(late, waitMs);
+    found.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
+}
+
+type Refusal = "key_missing" | "key_ambiguous";
+
+const CHALLENGE = 'Bearer realm="latchkey"';
+const INVALID_TOKEN = `${CHALLENGE}, error="invalid_token"`;
+
+const DENIALS: Record<Exclude<Outcome, "valid" | "insufficient_scope"> | Refusal, Denial> = {
+  key_missing: unauthorized("KEY_MISSING", "No API key was sent.", CHALLENGE),
+  key_ambiguous: unauthorized(
+    "KEY_AMBIGUOUS",
+    "More than one API key was sent. Send one.",
+    `${CHALLENGE}, error="invalid_request"`,
+  ),
+  malformed: unauthorized("MALFORMED", "This is not an API key of this service.", INVALID_TOKEN),
+  not_found: unauthorized("NOT_FOUND", "The API key is not known.", INVALID_TOKEN),
+  revoked: unauthorized("REVOKED", "The API key was revoked.", INVALID_TOKEN),
+  expired: unauthorized("EXPIRED", "The API key has expired.", INVALID_TOKEN),
+};
+
+/** The request is larger than what is read of it. */
+export const TOO_LARGE: Denial = denial(431, { reason: "HEADERS_TOO_LARGE", message: "The request is too large." });
+
+function unauthorized(reason: string, message: string, challenge: string): Denial {
+  return denial(401, { reason, message }, { "www-authenticate": challenge });
+}
+
+function missing(missingScopes: readonly string[]): Denial {
+  const message = "The API key lacks a scope that is needed here.";
+  const challenge = `${CHALLENGE}, error="insufficient_scope", scope="${missingScopes.join(" ")}"`;
+  return denial(403, { reason: "INSUFFICIENT_SCOPE", message, missingScopes }, { "www-authenticate": challenge });
+}
+
+/** What the gateway itself did wrong is no outage: it is refused even where outages are let pass. */
+function denialOf(error: unknown, call: LoggedCall, calls: CallLog): Denial {
+  const reason = error instanceof KeyError ? error.reason : "INTERNAL_ERROR";
+  if (error instanceof KeyError && (reason === "UNAUTHENTICATED" || reason === "INVALID_ARGUMENT")) {
+    calls.misconfigured(call, error);
+    const message = "The gateway's configuration does not let API keys be checked.";
+    return denial(503, { reason, message }, RETRY_SOON);
+  }
+  const { rawMessage: message } = calls.refused(call, error);
+  const retryMs = (error instanceof KeyError && error.retryAfterMs) || 0;
+  const retry = { "retry-after": String(Math.max(1, Math.ceil(retryMs / 1_000))) };
+  if (reason === "OVERLOADED") return denial(429, { reason, message }, retry);
+  return { ...denial(503, { reason, message }, retry), outage: true };
+}
+
+const RETRY_SOON = { "retry-after": "1" };
+
+function denial(status: Denial["status"], body: object, headers: Record<string, string> = {}): Denial {
+  const always = { "content-type": "application/json", "cache-control": "no-store" };
+  return { allowed: false, status, headers: { ...always, ...headers }, body: JSON.stringify(body), outage: false };
+}
+
+/** What the upstream is told of the key; no value is empty. */
+export function identityHeaders({ record }: Entry): Record<string, string> {
+  const { id, userId, name, scopes } = record;
+  return {
+    [IDENTITY_HEADERS.user]: visible(userId),
+    [IDENTITY_HEADERS.keyId]: id,
+    [IDENTITY_HEADERS.scopes]: scopes.join(" "),
+    [IDENTITY_HEADERS.name]: name === undefined ? NO_NAME : name === NO_NAME ? "%2D" : visible(name),
+  };
+}
+
+const NO_NAME = "-";
+
+/** Visible ASCII as it is, all else, `%` and `,` percent-encoded as UTF-8. */
+function visible(text: string): string {
+  return text.toWellFormed().replace(/[^\x21-\x7e]|[%,]/gu, encodeURIComponent);
+}
+
+/** Scopes in a list that is separated by spaces or commas. */
+export function scopesIn(list: string): string[] {
+  return list.split(/[ ,]+/).filter(Boolean);
+}

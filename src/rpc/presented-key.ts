@@ -1,0 +1,144 @@
+import type { GatewayKeySources } from "../config.ts";
+
+// What a request that came to a gateway carries: API keys, and headers that pass for ours.
+
+/** Headers that tell an upstream who the caller is. */
+export const IDENTITY_HEADERS = {
+  user: "x-latchkey-user",
+  keyId: "x-latchkey-key-id",
+  scopes: "x-latchkey-scopes",
+  name: "x-latchkey-name",
+} as const;
+
+const OURS: readonly string[] = Object.values(IDENTITY_HEADERS);
+
+/** Begins every header of ours. */
+const OUR_PREFIX = "x-latchkey-";
+
+/** What a request was found to carry. Filled by `noteHeader` and `noteQuery`, in any order. */
+export interface Presented {
+  /** The last credential; empty: none, or one without a key in it. */
+  key: string;
+  /** Credentials that were seen, empty ones included. */
+  count: number;
+  /** A credential that holds several. */
+  joined: boolean;
+  /** `authorization` headers, and whether one of them is a credential of ours. */
+  authorizations: number;
+  bearer: boolean;
+  /** Headers that pass for identity headers where `_` and `-` are one, in lower case; undefined: none. */
+  forged: string[] | undefined;
+  /** Query parameters that a credential was in, as spelled; undefined: none. */
+  queryNames: string[] | undefined;
+}
+
+export function nothingPresented(): Presented {
+  return {
+    ...{ key: "", count: 0, joined: false, authorizations: 0, bearer: false },
+    ...{ forged: undefined, queryNames: undefined },
+  };
+}
+
+/** Two keys in one request are refused, even equal ones: the upstream might take the one that was not checked. */
+export function isAmbiguous({ count, joined, bearer, authorizations }: Presented): boolean {
+  return joined || count > 1 || (bearer && authorizations > 1);
+}
+
+/** `name` may be in any case. A header that is of no interest changes nothing. */
+export function noteHeader(presented: Presented, sources: GatewayKeySources, name: string, value: string): void {
+  const lower = name.toLowerCase();
+  if (lower === "authorization") {
+    if (sources.bearer) noteAuthorization(presented, value);
+  } else if (sources.headers.includes(lower)) {
+    presented.count += 1;
+    presented.key = value.trim();
+    if (value.includes(",")) presented.joined = true;
+  }
+  if (isForgery(lower)) {
+    presented.forged ??= [];
+    presented.forged.push(lower);
+  }
+}
+
+const BEARER = /^bearer(?:[ \t]|$)/i;
+const JOINED_BEARER = /(?:^|,)[ \t]*bearer(?:[ \t,]|$)/i;
+
+/** Other schemes are not ours, and may have commas. */
+function noteAuthorization(presented: Presented, value: string): void {
+  const credential = value.trim();
+  presented.authorizations += 1;
+  if (credential.includes(",")) {
+    if (!JOINED_BEARER.test(credential)) return;
+    presented.joined = true;
+  } else if (!BEARER.test(credential)) return;
+  presented.bearer = true;
+  presented.count += 1;
+  presented.key = credential.slice("bearer".length).trim();
+}
+
+/** Whether an upstream could take this header, which is not one that is overwritten, for one of ours. */
+function isForgery(lower: string): boolean {
+  if (lower.charCodeAt(0) !== 0x78 || lower.length <= OUR_PREFIX.length) return false;
+  return lower.slice(0, OUR_PREFIX.length).replace(/[^a-z0-9]/g, "-") === OUR_PREFIX && !OURS.includes(lower);
+}
+
+/** The query of `target`, a path or URL. */
+export function noteQuery(presented: Presented, sources: GatewayKeySources, target: string): void {
+  if (sources.queries.length === 0) return;
+  for (const { name, spelled, value } of parametersOf(target)) {
+    if (!sources.queries.includes(name)) continue;
+    presented.count += 1;
+    presented.key = value;
+    presented.queryNames ??= [];
+    if (!presented.queryNames.includes(spelled)) presented.queryNames.push(spelled);
+  }
+}
+
+interface Parameter {
+  name: string;
+  /** The name as it stands in the query. */
+  spelled: string;
+  value: string;
+}
+
+export function parametersOf(target: string): Parameter[] {
+  const start = target.indexOf("?");
+  if (start < 0) return [];
+  const [query = ""] = target.slice(start + 1).split("#", 1);
+  return query.split("&").map((parameter) => {
+    const equals = parameter.indexOf("=");
+    const spelled = equals < 0 ? parameter : parameter.slice(0, equals);
+    return { spelled, name: decode(spelled), value: equals < 0 ? "" : decode(parameter.slice(equals + 1)) };
+  });
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text.replaceAll("+", " "));
+  } catch {
+    return text;
+  }
+}
+
+const ALIASES = OURS.map((name) => name.replaceAll("-", "_"));
+
+/**
+ * Headers that must not reach the upstream: the credential, wherever it may be, and what passes for an identity header.
+ * `authorization` only where it holds a credential of ours.
+ */
+export function headersToRemove(presented: Presented, sources: GatewayKeySources): readonly string[] {
+  const usual = usualRemovals(sources)[Number(presented.bearer)]!;
+  if (presented.forged === undefined) return usual;
+  return [...new Set([...usual, ...presented.forged])];
+}
+
+const removals = new WeakMap<GatewayKeySources, readonly (readonly string[])[]>();
+
+function usualRemovals(sources: GatewayKeySources): readonly (readonly string[])[] {
+  const known = removals.get(sources);
+  if (known !== undefined) return known;
+  const always = [...sources.headers, ...ALIASES];
+  const made = [always, ["authorization", ...always]];
+  removals.set(sources, made);
+  return made;
+}
