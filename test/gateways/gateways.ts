@@ -104,9 +104,9 @@ export const caddy: Gateway = {
   files: ["Caddyfile"],
   find: onPath("caddy"),
   command: (binary, file) => [binary, "run", "--config", file, "--adapter", "caddyfile"],
-  timeouts: [[/timeout 500ms/g, "timeout 3s"]],
+  timeouts: [[/(timeout|duration) 500ms/g, "$1 3s"]],
   withToken: (text, token) => uncomment(text, /# header_up/).replace("SERVICE-TOKEN", token),
-  withSecond: (text) => text.replace("forward_auth 127.0.0.1:8080", "forward_auth 127.0.0.1:8080 127.0.0.1:8081"),
+  withSecond: (text) => uncomment(text, /# to 127/),
 };
 
 export const haproxy: Gateway = {
@@ -144,7 +144,7 @@ export async function startGateway(
       ["8000", port],
     ];
     for (const [shipped, used] of places)
-      text = text.replace(new RegExp(`(127\\.0\\.0\\.1(?::|, port_value: ))${shipped}\\b`, "g"), `$1${used}`);
+      text = text.replace(new RegExp(`(127\\.0\\.0\\.1(?::|, port_value: )|http://:)${shipped}\\b`, "g"), `$1${used}`);
     // HAProxy's name of its inner way is one for the whole machine.
     text = text.replaceAll("abns@latchkey", `abns@latchkey-${port}`);
     writeFileSync(join(folder, file), text);

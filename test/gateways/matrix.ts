@@ -8,8 +8,6 @@ import { type Gateway, type RunningGateway, startGateway } from "./gateways.ts";
 import { recordColumn } from "./results.ts";
 import {
   ALICE,
-  BIG,
-  ITS_OWN_WORDS,
   NO_DATABASE,
   NOT_ADMITTED,
   OVERLOADED,
@@ -22,7 +20,6 @@ import {
 import { MARK } from "./upstream.ts";
 import { createWorld, portOf, type World } from "./world.ts";
 
-const PROVEN = /proven|x/;
 const OF_INTEREST = ["www-authenticate", "retry-after", "cache-control", "content-type"];
 /** What looks like an identity or a credential, or like word between Latchkey and its gateway. */
 const TELLING = /latchkey|authorization|api.?key|x-envoy-auth/i;

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type IncomingMessage } from "node:http";
+import type { Duplex } from "node:stream";
 
 /** What reached the application behind the gateway. */
 export interface Arrival {
@@ -32,6 +33,7 @@ export async function startUpstream(): Promise<Upstream> {
   const proven = new Set<string>();
   const arrived = new Map<string, Arrival[]>();
   const unproven: string[] = [];
+  const upgraded = new Set<Duplex>();
 
   const arrive = (request: IncomingMessage, bodyBytes = 0, bodySha256 = ""): Arrival => {
     const mark = String(request.headers[MARK]);
@@ -71,6 +73,8 @@ export async function startUpstream(): Promise<Upstream> {
     );
     socket.on("data", (frame: Buffer) => socket.write(textFrame(`you said ${textOf(frame)}`)));
     socket.on("error", () => {});
+    socket.on("end", () => socket.end());
+    upgraded.add(socket);
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -81,6 +85,7 @@ export async function startUpstream(): Promise<Upstream> {
     unproven,
     async close() {
       server.closeAllConnections();
+      for (const socket of upgraded) socket.destroy();
       server.close();
       await once(server, "close");
     },
