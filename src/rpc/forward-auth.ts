@@ -18,6 +18,9 @@ import {
 const SERVICE = "forward-auth";
 const METHOD = "authorize";
 
+/** A denial's body once more, for gateways that throw bodies away (nginx's auth_request does). */
+const DENIAL_HEADER = "x-latchkey-denial";
+
 /** Headers in which gateways say what the client asked for. */
 const TARGET_HEADERS = ["x-forwarded-uri", "x-original-uri", "x-original-url", "x-envoy-original-path"];
 
@@ -74,11 +77,19 @@ function requiredScopesOf({ target, headers }: ForwardRequest): string[] {
 }
 
 function toAnswer(decision: Decision, presented: Presented, sources: GatewayKeySources): ForwardAnswer {
-  if (!decision.allowed) return decision;
+  if (!decision.allowed) {
+    const { status, body } = decision;
+    return { status, body, headers: { ...decision.headers, [DENIAL_HEADER]: visibleJson(body) } };
+  }
   const headers = {
     "cache-control": "no-store",
     ...identityHeaders(decision.entry),
     "x-envoy-auth-headers-to-remove": headersToRemove(presented, sources).join(","),
   };
   return { status: 200, headers, body: "" };
+}
+
+/** The same JSON in what a header may hold. */
+function visibleJson(json: string): string {
+  return json.replace(/[^\x20-\x7e]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

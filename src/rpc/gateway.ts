@@ -1,6 +1,7 @@
 import { invalid, KeyError } from "../keys/errors.ts";
 import type { Outcome, Verification, VerifyKey } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
+import { boundedTimeout } from "./api-key-service.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { IDENTITY_HEADERS, isAmbiguous, type Presented } from "./presented-key.ts";
 import type { Authenticator } from "./tokens.ts";
@@ -20,7 +21,7 @@ export interface Denial {
   headers: Readonly<Record<string, string>>;
   /** JSON. */
   body: string;
-  /** There is no telling now, through nobody's fault. */
+  /** The database can't answer, or not in time. */
   outage: boolean;
 }
 
@@ -48,50 +49,51 @@ export type Decide = (question: Question) => Decision | Promise<Decision>;
 export function createDecide({ verify, authenticator, calls }: GatewayParts, service: string, method: string): Decide {
   const count = calls.often(service, method);
 
-  // As in Verify, nothing is promised where nothing has to be waited for.
+  const ask = ({ presented, requiredScopes, timeoutMs }: Question): Conclusion | Promise<Conclusion> => {
+    if (requiredScopes === undefined) throw invalid([{ field: "", description: "the request can't be read" }]);
+    if (isAmbiguous(presented)) return "key_ambiguous";
+    if (presented.key === "") return "key_missing";
+    return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: boundedTimeout(timeoutMs) });
+  };
+  const concluded = ({ requestId }: Question, startedMs: number, conclusion: Conclusion): Decision => {
+    if (typeof conclusion === "string") {
+      count(startedMs, requestId, conclusion, undefined);
+      return DENIALS[conclusion];
+    }
+    const { outcome, entry, missingScopes } = conclusion;
+    count(startedMs, requestId, outcome, entry?.record.id);
+    if (outcome === "valid") return { allowed: true, entry: entry! };
+    return outcome === "insufficient_scope" ? missing(missingScopes) : DENIALS[outcome];
+  };
+  const refused = ({ requestId }: Question, startedMs: number, error: unknown): Decision =>
+    denialOf(error, { service, method, startedMs, requestId: requestIdFrom(requestId) }, calls);
+
+  // As in Verify, no promise and no closure where nothing has to be waited for.
   return (question) => {
     const startedMs = performance.now();
-    const { requestId } = question;
-
-    const concluded = (conclusion: Verification | Refusal): Decision => {
-      if (typeof conclusion === "string") {
-        count(startedMs, requestId, conclusion, undefined);
-        return DENIALS[conclusion];
-      }
-      const { outcome, entry, missingScopes } = conclusion;
-      count(startedMs, requestId, outcome, entry?.record.id);
-      if (outcome === "valid") return { allowed: true, entry: entry! };
-      return outcome === "insufficient_scope" ? missing(missingScopes) : DENIALS[outcome];
-    };
-    const refused = (error: unknown): Decision => {
-      const call: LoggedCall = { service, method, startedMs, requestId: requestIdFrom(requestId) };
-      return denialOf(error, call, calls);
-    };
-    const ask = (): Verification | Refusal | Promise<Verification> => {
-      const { presented, requiredScopes, timeoutMs = MAX_WAIT_MS } = question;
-      if (requiredScopes === undefined) throw invalid([{ field: "", description: "the request can't be read" }]);
-      if (isAmbiguous(presented)) return "key_ambiguous";
-      if (presented.key === "") return "key_missing";
-      return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: Math.min(timeoutMs, MAX_WAIT_MS) });
-    };
     try {
       const admitted = authenticator.service(question.gatewayToken);
-      const found = admitted === undefined ? ask() : admitted.then(ask);
-      if (!(found instanceof Promise)) return concluded(found);
-      return inTime(found, question.timeoutMs).then(concluded).catch(refused);
+      const found = admitted === undefined ? ask(question) : admitted.then(() => ask(question));
+      if (!(found instanceof Promise)) return concluded(question, startedMs, found);
+      return inTime(found, boundedTimeout(question.timeoutMs)).then(
+        (late) => concluded(question, startedMs, late),
+        (error) => refused(question, startedMs, error),
+      );
     } catch (error) {
-      return refused(error);
+      return refused(question, startedMs, error);
     }
   };
 }
 
-const MAX_WAIT_MS = 10_000;
+type Refusal = "key_missing" | "key_ambiguous";
+type Conclusion = Verification | Refusal;
+
 /** An answer takes some of the gateway's time to get there. */
 const MARGIN_MS = 25;
 
 /** DEADLINE_EXCEEDED a little before the gateway stops waiting: it is told, rather than left to guess. */
-function inTime<T>(found: Promise<T>, timeoutMs = MAX_WAIT_MS): Promise<T> {
-  const waitMs = Math.min(Math.max(timeoutMs - MARGIN_MS, timeoutMs / 2), MAX_WAIT_MS);
+function inTime<T>(found: Promise<T>, timeoutMs: number): Promise<T> {
+  const waitMs = Math.max(timeoutMs - MARGIN_MS, timeoutMs / 2);
   return new Promise<T>((resolve, reject) => {
     const late = () =>
       reject(new KeyError("DEADLINE_EXCEEDED", "The API key could not be checked in time. Try again."));
@@ -99,8 +101,6 @@ function inTime<T>(found: Promise<T>, timeoutMs = MAX_WAIT_MS): Promise<T> {
     found.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
-
-type Refusal = "key_missing" | "key_ambiguous";
 
 const CHALLENGE = 'Bearer realm="latchkey"';
 const INVALID_TOKEN = `${CHALLENGE}, error="invalid_token"`;
@@ -143,7 +143,8 @@ function denialOf(error: unknown, call: LoggedCall, calls: CallLog): Denial {
   const retryMs = (error instanceof KeyError && error.retryAfterMs) || 0;
   const retry = { "retry-after": String(Math.max(1, Math.ceil(retryMs / 1_000))) };
   if (reason === "OVERLOADED") return denial(429, { reason, message }, retry);
-  return { ...denial(503, { reason, message }, retry), outage: true };
+  // A defect is nothing that an operator asked to let pass.
+  return { ...denial(503, { reason, message }, retry), outage: reason !== "INTERNAL_ERROR" };
 }
 
 const RETRY_SOON = { "retry-after": "1" };

@@ -32,10 +32,16 @@ export interface Presented {
   queryNames: string[] | undefined;
 }
 
+/** Spelled out, so that all have one shape. */
 export function nothingPresented(): Presented {
   return {
-    ...{ key: "", count: 0, joined: false, authorizations: 0, bearer: false },
-    ...{ forged: undefined, queryNames: undefined },
+    key: "",
+    count: 0,
+    joined: false,
+    authorizations: 0,
+    bearer: false,
+    forged: undefined,
+    queryNames: undefined,
   };
 }
 
@@ -51,7 +57,7 @@ export function noteHeader(presented: Presented, sources: GatewayKeySources, nam
     if (sources.bearer) noteAuthorization(presented, value);
   } else if (sources.headers.includes(lower)) {
     presented.count += 1;
-    presented.key = value.trim();
+    presented.key = trimmed(value);
     if (value.includes(",")) presented.joined = true;
   }
   if (isForgery(lower)) {
@@ -60,20 +66,29 @@ export function noteHeader(presented: Presented, sources: GatewayKeySources, nam
   }
 }
 
-const BEARER = /^bearer(?:[ \t]|$)/i;
+const BEARER = /^[ \t]*bearer(?:[ \t]|$)/i;
 const JOINED_BEARER = /(?:^|,)[ \t]*bearer(?:[ \t,]|$)/i;
 
 /** Other schemes are not ours, and may have commas. */
 function noteAuthorization(presented: Presented, value: string): void {
-  const credential = value.trim();
   presented.authorizations += 1;
-  if (credential.includes(",")) {
-    if (!JOINED_BEARER.test(credential)) return;
-    presented.joined = true;
-  } else if (!BEARER.test(credential)) return;
+  const joined = value.includes(",");
+  // As nearly all clients spell it.
+  const usual = !joined && value.startsWith("Bearer ");
+  if (!usual && !(joined ? JOINED_BEARER : BEARER).test(value)) return;
+  presented.joined ||= joined;
   presented.bearer = true;
   presented.count += 1;
-  presented.key = credential.slice("bearer".length).trim();
+  presented.key = trimmed(usual ? value.slice("Bearer ".length) : value.trim().slice("bearer".length));
+}
+
+/** `trim` takes its time even where there is nothing to do. */
+function trimmed(text: string): string {
+  return isBlank(text.charCodeAt(0)) || isBlank(text.charCodeAt(text.length - 1)) ? text.trim() : text;
+}
+
+function isBlank(code: number): boolean {
+  return code === 0x20 || code === 0x09;
 }
 
 /** Whether an upstream could take this header, which is not one that is overwritten, for one of ours. */
