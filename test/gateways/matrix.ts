@@ -3,27 +3,12 @@ import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { SERVICE_TOKEN } from "../support/service.ts";
-import { type Answer, type Ask, sayOverWebSocket, send } from "./client.ts";
+import { createAsker, type Request } from "./asker.ts";
+import type { Ask } from "./client.ts";
 import { envoyHttp, type Gateway, type RunningGateway, startGateway } from "./gateways.ts";
 import { recordColumn } from "./results.ts";
-import {
-  ALICE,
-  ITS_OWN_WORDS,
-  NO_DATABASE,
-  NOT_ADMITTED,
-  OVERLOADED,
-  passes,
-  ROWS,
-  type Seen,
-  type Told,
-  unasked,
-} from "./rows.ts";
-import { MARK } from "./upstream.ts";
+import { ALICE, NO_DATABASE, NOT_ADMITTED, OVERLOADED, passes, ROWS, type Seen, unasked } from "./rows.ts";
 import { createWorld, portOf, type World } from "./world.ts";
-
-const OF_INTEREST = ["www-authenticate", "retry-after", "cache-control", "content-type"];
-/** What looks like an identity or a credential, or like word between Latchkey and its gateway. */
-const TELLING = /latchkey|authorization|api.?key|x-envoy-auth/i;
 
 /** Everything that is asked of one gateway. Where it can't be had, one line says so. */
 export async function matrixOf(gateway: Gateway): Promise<void> {
@@ -60,25 +45,8 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
       await world.stop();
     }, 60_000);
 
-    /** What came of a request through `by`, and where it went. */
-    const ask = async (request: Ask & { webSocket?: boolean }, mayPass: boolean, by = running): Promise<Seen> => {
-      const mark = randomUUID();
-      if (mayPass) world.upstream.mayArrive(mark);
-      const headers: [string, string][] = [...(request.headers ?? []), [MARK, mark]];
-      const answer = request.webSocket
-        ? await sayOverWebSocket(by.port, request.path ?? "/", headers)
-        : await send(by.port, { ...request, headers });
-      const [arrival, ...more] = world.upstream.arrivals(mark);
-      expect(more).toEqual([]);
-      if (arrival !== undefined) {
-        expect(arrival).toMatchObject({ method: request.method ?? "GET", bodyBytes: request.body?.length ?? 0 });
-      }
-      return {
-        ...{ status: answer.status, headers: headersOfInterest(answer) },
-        body: bodyOf(answer, arrival),
-        told: arrival && toldBy(arrival.headers, world),
-      };
-    };
+    const asker = createAsker(() => world);
+    const ask = (request: Request, mayPass: boolean, by = running) => asker(by, request, mayPass);
     /** A 503 of Latchkey's, as the gateway passes it on. */
     const fault = (answer: Seen) => (gateway === envoyHttp ? unasked[gateway.name]! : answer);
     const note = (row: string, found: Seen) => void seen.set(row, cellOf(found));
@@ -186,37 +154,6 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
 
     test("the table in deploy/gateways/README.md has what was seen here", () => recordColumn(gateway.name, seen));
   });
-}
-
-function headersOfInterest({ status, headers }: Answer): Record<string, string> {
-  for (const name of Object.keys(headers)) expect(name).not.toMatch(/^x.latchkey/);
-  const found: Record<string, string> = {};
-  for (const name of OF_INTEREST) {
-    const value = headers[name];
-    if (value !== undefined)
-      found[name] = name === "retry-after" && /^[1-9]\d?$/.test(value as string) ? "seconds" : String(value);
-  }
-  return status === 101 ? {} : found;
-}
-
-function bodyOf({ headers, body }: Answer, arrival: object | undefined): unknown {
-  if (arrival !== undefined && body === JSON.stringify(arrival)) return "what arrived";
-  if (headers["content-type"] === "application/json" && body !== "") return JSON.parse(body);
-  return body === "" || body.startsWith("you said") ? body : ITS_OWN_WORDS;
-}
-
-function toldBy(headers: [string, string][], { keys }: World): Told {
-  const idOf = new Map([
-    [keys.alice.split("_")[1], `key of ${ALICE}`],
-    [keys.bob.split("_")[1], "key of bob"],
-  ]);
-  return headers
-    .filter(([name]) => TELLING.test(name))
-    .map(([name, value]): [string, string] => [
-      name.toLowerCase(),
-      name.toLowerCase() === "x-latchkey-key-id" ? (idOf.get(value) ?? value) : value,
-    ])
-    .sort(([one], [other]) => (one < other ? -1 : 1));
 }
 
 /** A cell of the table. */

@@ -38,7 +38,7 @@ export interface Row {
   except?: Record<string, Seen>;
 }
 
-export const ALICE = "alice@example.com";
+export const ALICE = "alice";
 export const BOB = "bob";
 export const NAME = "Zoë’s laptop, 100%";
 const NAME_SENT = "Zo%C3%AB%E2%80%99s%20laptop%2C%20100%25";
