@@ -104,7 +104,9 @@ export const NOT_ADMITTED = refuses(
 /** The configuration's own words: Latchkey said none. */
 const UNASKED = refuses(503, "UNAVAILABLE", "The API key could not be checked. Try again.", later);
 /** Envoy's status_on_error, without a word; over HTTP it takes every 5xx for an error, and drops what it says. */
-const ENVOY_UNASKED: Seen = { status: 503, headers: {}, body: "", told: undefined };
+const ENVOY_UNASKED: Seen = {
+  ...{ status: 503, headers: { "cache-control": "no-store", ...later }, body: "", told: undefined },
+};
 export const unasked: Record<string, Seen> = {
   [envoyGrpc.name]: ENVOY_UNASKED,
   [envoyHttp.name]: ENVOY_UNASKED,

@@ -3,11 +3,12 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-// `npm run gateways`: the tests of the gateways. With `-- --write`, what they see becomes the table of the README.
+// `npm run gateways`: the tests of the gateways, with an Envoy that is fetched if need be. With `-- --write`, what they see becomes the table of the README.
 
 const README = "deploy/gateways/README.md";
 const COLUMNS = ["Envoy, gRPC", "Envoy, HTTP", "nginx", "Caddy", "HAProxy"];
 
+spawnSync("sh", ["test/gateways/fetch-envoy.sh"], { stdio: "inherit" });
 const writing = process.argv.includes("--write");
 const folder = mkdtempSync(join(tmpdir(), "latchkey-gateways-"));
 const { status } = spawnSync("npx", ["jest", "test/gateways"], {
