@@ -156,6 +156,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         [`/${ApiKeyService.typeName}/${batchVerify.name}`, MAX_BATCH_BYTES],
         [extAuthz.hot.path, MAX_CHECK_BYTES],
       ]),
+      answerAll: new Set([extAuthz.hot.path]),
       routes: (router) => {
         router.service(ApiKeyService, { ...apiKeys, ...createWatch({ changes, lineage }) });
         router.rpc(batchVerify, apiKeys.batchVerify, { readMaxBytes: MAX_BATCH_BYTES });

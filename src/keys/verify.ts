@@ -61,6 +61,8 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
   const digestOf = (key: string) => hash("sha256", salt + key, "binary");
 
   let renewing = 0;
+  /** Of a list that stays the same from call to call, as a gateway's does, it is not asked again whether it is good. */
+  let lastGood: readonly string[] = NONE;
 
   const judge = (entry: Entry, requiredScopes: readonly string[], asOfMs: number): Verification => {
     const { record } = entry;
@@ -122,7 +124,10 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
 
   return (input) => {
     const { key, requiredScopes, strong } = input;
-    if (requiredScopes.length > 0) checked((violations) => checkRequiredScopes(requiredScopes, violations));
+    if (requiredScopes.length > 0 && requiredScopes !== lastGood) {
+      checked((violations) => checkRequiredScopes(requiredScopes, violations));
+      lastGood = requiredScopes;
+    }
     if (!strong) {
       const known = lookup.peek(key.slice(-ID_FROM_END, ID_LENGTH - ID_FROM_END));
       if (known !== undefined) return answer(input, known);

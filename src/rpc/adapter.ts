@@ -1,7 +1,7 @@
 import { Code, type ConnectRouter, type Interceptor } from "@connectrpc/connect";
 import type { connectNodeAdapter } from "@connectrpc/connect-node";
 import { nodeAdapter } from "./node-adapter.ts";
-import { refuseUndecodable } from "./strict-decoding.ts";
+import { admitUndecodable, refuseUndecodable } from "./strict-decoding.ts";
 
 export type RequestHandler = ReturnType<typeof connectNodeAdapter>;
 
@@ -12,20 +12,23 @@ export interface AdapterParts {
   maxMessageBytes: number;
   /** The same for methods that need more, by path; their routes must say so to the router too. */
   largerMessages?: ReadonlyMap<string, number>;
+  /** Methods that answer what can't be decoded or is too large, by path. */
+  answerAll?: ReadonlySet<string>;
 }
 
 /** Serves the routes in gRPC, gRPC-Web and Connect, and refuses everything else in the asker's own protocol. */
 export function createRequestHandler(parts: AdapterParts): RequestHandler {
-  const { interceptors, routes, maxMessageBytes, largerMessages } = parts;
+  const { interceptors, routes, maxMessageBytes, largerMessages, answerAll } = parts;
   return nodeAdapter({
     interceptors,
     readMaxBytes: maxMessageBytes,
     jsonOptions: { ignoreUnknownFields: false },
     routes: (router) => {
       routes(router);
-      const strict = router.handlers.map((handler) =>
-        refuseUndecodable(handler, largerMessages?.get(handler.requestPath) ?? maxMessageBytes),
-      );
+      const strict = router.handlers.map((handler) => {
+        const decoding = answerAll?.has(handler.requestPath) ? admitUndecodable : refuseUndecodable;
+        return decoding(handler, largerMessages?.get(handler.requestPath) ?? maxMessageBytes);
+      });
       router.handlers.splice(0, Infinity, ...strict);
     },
     fallback: refuseUnknownPath,

@@ -1,12 +1,17 @@
-import { create, toBinary } from "@bufbuild/protobuf";
 import { LRUCache } from "lru-cache";
-import { HeaderValueOption_HeaderAppendAction } from "#gen/envoy/config/core/v3/base_pb";
-import { CheckResponseSchema, OkHttpResponseSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import type { GatewayKeySources } from "../config.ts";
 import { displayPrefix } from "../keys/key.ts";
 import type { Entry } from "../keys/view.ts";
 import { type Denial, identityHeaders } from "./gateway.ts";
-import { headersToRemove, noteHeader, noteQuery, nothingPresented, type Presented } from "./presented-key.ts";
+import {
+  headersToRemove,
+  noteAuthorization,
+  noteHeader,
+  noteKeyHeader,
+  noteQuery,
+  nothingPresented,
+  type Presented,
+} from "./presented-key.ts";
 
 // Check's messages by hand: a CheckRequest has a hundred strings or so, of which one or two are wanted. The request is walked
 // once, and nothing is made of what is not. Text is taken for Latin-1: no key and no name that is looked for has anything
@@ -17,38 +22,34 @@ export interface CheckReader {
   read(bytes: Buffer): { presented: Presented; scopes: string | undefined };
 }
 
-const SCOPES_EXTENSION = "latchkey-scopes";
+const SCOPES_EXTENSION = Buffer.from("latchkey-scopes");
 const LENGTH_DELIMITED = 2;
 
 /** Where the next byte is read. One walk at a time, from beginning to end. */
 let at = 0;
 
 export function createCheckReader(sources: GatewayKeySources): CheckReader {
-  const wanted = [...sources.headers, ...(sources.bearer ? ["authorization"] : [])];
-  /** By a name's length: the first letters, in lower case, of names of that length that are wanted. */
-  const firstLetters: number[][] = [];
-  for (const name of wanted) {
-    firstLetters[name.length] ??= [];
-    firstLetters[name.length]!.push(name.charCodeAt(0));
+  const credentials = [
+    ...sources.headers.map((name) => ({ name: Buffer.from(name), note: noteKeyHeader })),
+    ...(sources.bearer ? [{ name: Buffer.from("authorization"), note: noteAuthorization }] : []),
+  ];
+  /** By the lengths of their names. */
+  const byLength: (typeof credentials)[] = [];
+  for (const credential of credentials) {
+    byLength[credential.name.length] ??= [];
+    byLength[credential.name.length]!.push(credential);
   }
   const wantsQuery = sources.queries.length > 0;
 
   let presented = nothingPresented();
   let scopes = "";
-
-  // Letters in lower case differ from those in upper case by one bit. A name with `x` first and `l` third may be one of ours.
-  const concerns = (bytes: Buffer, start: number, length: number): boolean => {
-    const first = bytes[start]! | 0x20;
-    if (first === 0x78 && length > 11 && (bytes[start + 2]! | 0x20) === 0x6c) return true;
-    return firstLetters[length]?.includes(first) === true;
-  };
-
   let nameAt = 0;
   let nameEnd = 0;
   let valueAt = 0;
   let valueEnd = 0;
+
   /** A map's entry, or a HeaderValue: a name, and a value as text or as bytes. */
-  const readPair: ReadField = (_bytes, field, end) => {
+  const readPairField: ReadField = (_bytes, field, end) => {
     if (field === 1) {
       nameAt = at;
       nameEnd = end;
@@ -58,51 +59,92 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
     }
     return true;
   };
-  const readPairs = (bytes: Buffer, end: number): boolean => {
+  const readPair = (bytes: Buffer, end: number): boolean => {
     nameEnd = nameAt;
     valueEnd = valueAt;
-    return readFields(bytes, end, readPair);
+    return readFields(bytes, end, readPairField);
   };
 
   const readHeader = (bytes: Buffer, end: number): boolean => {
-    if (!readPairs(bytes, end)) return false;
-    if (!concerns(bytes, nameAt, nameEnd - nameAt)) return true;
-    const name = bytes.toString("latin1", nameAt, nameEnd);
-    noteHeader(presented, sources, name, bytes.toString("latin1", valueAt, valueEnd));
+    // Most headers are of no interest, and nearly all begin with their name: what comes after need not be read.
+    const length = bytes[at + 1]!;
+    if (bytes[at] === NAME && length < 0x80 && at + 2 + length <= end && !concerns(bytes, at + 2, length)) {
+      at = end;
+      return true;
+    }
+    if (!readPair(bytes, end)) return false;
+    const value = () => bytes.toString("latin1", valueAt, valueEnd);
+    for (const { name, note } of byLength[nameEnd - nameAt] ?? []) {
+      if (!isAt(bytes, nameAt, name)) continue;
+      note(presented, value());
+      return true;
+    }
+    // Another name, or one in capitals.
+    noteHeader(presented, sources, bytes.toString("latin1", nameAt, nameEnd), value());
     return true;
+  };
+
+  /** Whether a name may be one that is wanted, or pass for one of ours: `x` first, `l` third. Capitals differ by one bit. */
+  const concerns = (bytes: Buffer, start: number, length: number): boolean => {
+    const first = bytes[start]! | 0x20;
+    if (first === 0x78 && (bytes[start + 2]! | 0x20) === 0x6c) return true;
+    const named = byLength[length];
+    if (named !== undefined) for (const { name } of named) if (name[0] === first) return true;
+    return false;
   };
 
   const readExtension = (bytes: Buffer, end: number): boolean => {
-    if (!readPairs(bytes, end)) return false;
-    if (nameEnd - nameAt !== SCOPES_EXTENSION.length) return true;
-    if (bytes.toString("latin1", nameAt, nameEnd) !== SCOPES_EXTENSION) return true;
-    scopes = bytes.toString("latin1", valueAt, valueEnd);
+    if (!readPair(bytes, end)) return false;
+    if (nameEnd - nameAt === SCOPES_EXTENSION.length && isAt(bytes, nameAt, SCOPES_EXTENSION)) {
+      scopes = valueAt === valueEnd ? "" : bytes.toString("latin1", valueAt, valueEnd);
+    }
     return true;
   };
 
-  const readHeaderMap: ReadField = (bytes, field, end) => field !== 1 || readHeader(bytes, end);
-  const readHttp: ReadField = (bytes, field, end) => {
+  const readHeaderMapField: ReadField = (bytes, field, end) => field !== 1 || readHeader(bytes, end);
+  const readHttpField: ReadField = (bytes, field, end) => {
     if (field === 3) return readHeader(bytes, end);
-    if (field === 13) return readFields(bytes, end, readHeaderMap);
+    if (field === 13) return readFields(bytes, end, readHeaderMapField);
     if (field === 4 && wantsQuery) noteQuery(presented, sources, bytes.toString("latin1", at, end));
     return true;
   };
-  const readRequest: ReadField = (bytes, field, end) => field !== 2 || readFields(bytes, end, readHttp);
-  const readAttributes: ReadField = (bytes, field, end) => {
-    if (field === 4) return readFields(bytes, end, readRequest);
+  const readHttp = (bytes: Buffer, end: number): boolean => {
+    while (at < end) {
+      if (bytes[at] !== HEADERS) {
+        if (!readField(bytes, end, readHttpField)) return false;
+        continue;
+      }
+      at += 1;
+      const length = readVarint(bytes);
+      const stop = at + length;
+      if (!(stop <= end) || !readHeader(bytes, stop)) return false;
+    }
+    return at === end;
+  };
+  const readRequestField: ReadField = (bytes, field, end) => field !== 2 || readHttp(bytes, end);
+  const readAttribute: ReadField = (bytes, field, end) => {
+    if (field === 4) return readFields(bytes, end, readRequestField);
     return field !== 10 || readExtension(bytes, end);
   };
-  const readCheck: ReadField = (bytes, field, end) => field !== 1 || readFields(bytes, end, readAttributes);
+  const readCheckField: ReadField = (bytes, field, end) => field !== 1 || readFields(bytes, end, readAttribute);
 
   return {
     read(bytes) {
       presented = nothingPresented();
       scopes = "";
       at = 0;
-      const whole = readFields(bytes, bytes.length, readCheck);
+      const whole = readFields(bytes, bytes.length, readCheckField);
       return { presented, scopes: whole ? scopes : undefined };
     },
   };
+}
+
+const NAME = (1 << 3) | LENGTH_DELIMITED;
+const HEADERS = (3 << 3) | LENGTH_DELIMITED;
+
+function isAt(bytes: Buffer, start: number, text: Buffer): boolean {
+  for (let index = 0; index < text.length; index += 1) if (bytes[start + index] !== text[index]) return false;
+  return true;
 }
 
 /** Reads the content of a length-delimited field, from `at` to `end`, as far as it is wanted. False: malformed. */
@@ -110,20 +152,23 @@ type ReadField = (bytes: Buffer, field: number, end: number) => boolean;
 
 /** Walks a message from `at` to `end`. */
 function readFields(bytes: Buffer, end: number, read: ReadField): boolean {
-  while (at < end) {
-    const tag = readVarint(bytes);
-    const type = tag & 7;
-    if (type === LENGTH_DELIMITED) {
-      const length = readVarint(bytes);
-      const stop = at + length;
-      if (!(stop <= end) || !read(bytes, tag >>> 3, stop)) return false;
-      at = stop;
-    } else if (type === 0) readVarint(bytes);
-    else if (type === 1) at += 8;
-    else if (type === 5) at += 4;
-    else return false;
-  }
+  while (at < end) if (!readField(bytes, end, read)) return false;
   return at === end;
+}
+
+function readField(bytes: Buffer, end: number, read: ReadField): boolean {
+  const tag = readVarint(bytes);
+  const type = tag & 7;
+  if (type === LENGTH_DELIMITED) {
+    const length = readVarint(bytes);
+    const stop = at + length;
+    if (!(stop <= end) || !read(bytes, tag >>> 3, stop)) return false;
+    at = stop;
+  } else if (type === 0) readVarint(bytes);
+  else if (type === 1) at += 8;
+  else if (type === 5) at += 4;
+  else return false;
+  return true;
 }
 
 /** Beyond the end of `bytes` or of what a varint may hold: NaN, which is in no range. */
@@ -139,116 +184,107 @@ function readVarint(bytes: Buffer): number {
   return Number.NaN;
 }
 
-// A CheckResponse that allows: status {}, ok_response { what the key says, what the request brought }, dynamic_metadata.
-const OK_STATUS = "\x0a\x00";
-const OK_RESPONSE = "\x1a";
-
-/** Keys whose answers are kept, beside the view: a gateway asks about few keys at a time, and often. */
+/** Answers that are kept, beside the view: a gateway asks about few keys at a time, and often. */
 const MAX_KEPT = 10_000;
 
-interface Kept {
-  /** `OkHttpResponse.headers`, one character a byte. */
-  headers: string;
-  /** `CheckResponse.dynamic_metadata`, with its tag. */
-  metadata: string;
-}
+/** An answer that allows, for a request that brings nothing unusual: whole, by whether a bearer is to be removed. */
+type Kept = [Buffer | undefined, Buffer | undefined];
 
 export interface CheckWriter {
-  /** Both after `room` bytes that are left for the caller to fill. */
-  allowed(entry: Entry, presented: Presented, room: number): Buffer;
-  denied(denial: Denial, room: number): Buffer;
+  /** Not to be written to: what is returned may be returned again. */
+  allowed(entry: Entry, presented: Presented): Buffer;
+  denied(denial: Denial): Buffer;
 }
 
 export function createCheckWriter(sources: GatewayKeySources): CheckWriter {
   const keptAnswers = new LRUCache<Entry, Kept>({ max: MAX_KEPT });
-  const usualRemovals = new WeakMap<readonly string[], string>();
-  const denials = new WeakMap<Denial, Uint8Array>();
-
-  const removalsOf = (presented: Presented): string => {
-    const names = headersToRemove(presented, sources);
-    if (presented.queryNames === undefined && presented.forged === undefined) {
-      const known = usualRemovals.get(names) ?? encodedRemovals(names, []);
-      usualRemovals.set(names, known);
-      return known;
-    }
-    return encodedRemovals(names, presented.queryNames ?? []);
-  };
+  const denials = new WeakMap<Denial, Buffer>();
+  const usualRemovals = [false, true].map((bearer) =>
+    encodedRemovals(headersToRemove({ ...nothingPresented(), bearer }, sources), []),
+  );
 
   return {
-    allowed(entry, presented, room) {
+    allowed(entry, presented) {
+      const { forged, queryNames, bearer } = presented;
+      if (forged !== undefined || queryNames !== undefined) {
+        return encodedAllowance(entry, encodedRemovals(headersToRemove(presented, sources), queryNames ?? []));
+      }
       let kept = keptAnswers.get(entry);
       if (kept === undefined) {
-        kept = toKept(entry);
+        kept = [undefined, undefined];
         keptAnswers.set(entry, kept);
       }
-      const removals = removalsOf(presented);
-      const length = kept.headers.length + removals.length;
-      const head = OK_STATUS + OK_RESPONSE + varint(length);
-      const message = Buffer.allocUnsafe(room + head.length + length + kept.metadata.length);
-      message.write(head + kept.headers + removals + kept.metadata, room, "latin1");
-      return message;
+      const variant = Number(bearer);
+      kept[variant] ??= encodedAllowance(entry, usualRemovals[variant]!);
+      return kept[variant];
     },
-    denied(denial, room) {
+    denied(denial) {
       const bytes = denials.get(denial) ?? encodedDenial(denial);
       denials.set(denial, bytes);
-      const message = Buffer.allocUnsafe(room + bytes.length);
-      message.set(bytes, room);
-      return message;
+      return bytes;
     },
   };
 }
 
-function toKept(entry: Entry): Kept {
-  const { id, userId, name, scopes } = entry.record;
-  const headers = toBinary(
-    OkHttpResponseSchema,
-    create(OkHttpResponseSchema, { headers: setting(identityHeaders(entry)) }),
+// A CheckResponse that allows: status {}, ok_response { what the key says, what the request brought }, dynamic_metadata.
+// By hand, since the generic codec takes as long for it as for several calls. One character a byte.
+const OK_STATUS = "\x0a\x00";
+
+function encodedAllowance(entry: Entry, removals: string): Buffer {
+  const headers = identityHeaders(entry);
+  let ok = "";
+  for (const name in headers) ok += delimited(2, setting(name, headers[name]!));
+  const message = OK_STATUS + delimited(3, ok + removals) + delimited(4, metadata(entry));
+  return Buffer.from(message, "latin1");
+}
+
+/** HeaderValueOption: the header, `append` false, `append_action` OVERWRITE_IF_EXISTS_OR_ADD. */
+function setting(name: string, value: string): string {
+  return `${delimited(1, delimited(1, name) + delimited(2, value))}\x12\x00\x18\x02`;
+}
+
+/** A Struct of what the key says, as it is stored. */
+function metadata({ record }: Entry): string {
+  const { id, userId, name, scopes } = record;
+  const field = (key: string, value: string) => delimited(1, delimited(1, key) + delimited(2, value));
+  const text = (value: string) => delimited(3, utf8(value));
+  const list = (values: readonly string[]) => delimited(6, values.map((value) => delimited(1, text(value))).join(""));
+  return (
+    field("user", text(userId)) +
+    field("key_id", text(id)) +
+    field("key_prefix", text(displayPrefix(record))) +
+    field("scopes", list(scopes)) +
+    (name === undefined ? "" : field("name", text(name)))
   );
-  const dynamicMetadata = {
-    ...{ user: userId, key_id: id, key_prefix: displayPrefix(entry.record), scopes: [...scopes] },
-    ...(name !== undefined && { name }),
-  };
-  const metadata = toBinary(CheckResponseSchema, create(CheckResponseSchema, { dynamicMetadata }));
-  return { headers: latin1(headers), metadata: latin1(metadata) };
 }
 
-function encodedRemovals(headersToRemove: readonly string[], queryParametersToRemove: readonly string[]): string {
-  const removals = { headersToRemove: [...headersToRemove], queryParametersToRemove: [...queryParametersToRemove] };
-  return latin1(toBinary(OkHttpResponseSchema, create(OkHttpResponseSchema, removals)));
+function delimited(field: number, content: string): string {
+  return String.fromCharCode((field << 3) | LENGTH_DELIMITED) + varint(content.length) + content;
 }
 
-const ERROR_RESPONSE = (5 << 3) | LENGTH_DELIMITED;
+function utf8(text: string): string {
+  return Buffer.from(text).toString("latin1");
+}
+
+function encodedRemovals(headers: readonly string[], queryParameters: readonly string[]): string {
+  const all = headers.map((name) => delimited(5, name));
+  return all.concat(queryParameters.map((name) => delimited(8, name))).join("");
+}
 
 /**
  * An outage stands there twice, as a denial and after it as an error: of a oneof the last one counts. So an Envoy that knows
  * of errors takes that, and lets `failure_mode_allow` decide; one that doesn't refuses the request with the same answer.
  */
-function encodedDenial({ status, headers, body, outage }: Denial): Uint8Array {
-  const response = create(CheckResponseSchema, {
-    status: { code: STATUS_CODES[status] },
-    httpResponse: { case: "deniedResponse", value: { status: { code: status }, headers: setting(headers), body } },
-  });
-  const denied = toBinary(CheckResponseSchema, response);
-  if (!outage) return denied;
-  // After the status, which takes less than 128 bytes.
-  const error = denied.slice(2 + denied[1]!);
-  error[0] = ERROR_RESPONSE;
-  return Buffer.concat([denied, error]);
+function encodedDenial({ status, headers, body, outage }: Denial): Buffer {
+  let content = delimited(1, `\x08${varint(status)}`);
+  for (const name in headers) content += delimited(2, setting(name, headers[name]!));
+  content += delimited(3, utf8(body));
+  const denied = delimited(1, `\x08${varint(STATUS_CODES[status])}`) + delimited(2, content);
+  return Buffer.from(outage ? denied + delimited(5, content) : denied, "latin1");
 }
 
 /** Canonical codes. */
 const STATUS_CODES: Record<Denial["status"], number> = { 401: 16, 403: 7, 429: 8, 431: 3, 503: 14 };
-
-function setting(headers: Readonly<Record<string, string>>) {
-  return Object.entries(headers).map(([key, value]) => ({
-    ...{ header: { key, value }, append: false },
-    appendAction: HeaderValueOption_HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
-  }));
-}
-
-function latin1(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1");
-}
 
 function varint(value: number): string {
   if (value < 0x80) return String.fromCharCode(value);

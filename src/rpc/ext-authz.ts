@@ -8,11 +8,12 @@ import {
   CheckResponseSchema,
 } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import type { GatewayKeySources } from "../config.ts";
-import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod } from "../transport/hot-method.ts";
+import type { HotAnswer, HotCall, HotMethod } from "../transport/hot-method.ts";
 import { createCheckReader, createCheckWriter } from "./check-wire.ts";
 import { createDecide, type Decision, type GatewayParts, scopesIn, TOO_LARGE } from "./gateway.ts";
 import { logged } from "./interceptors.ts";
 import type { Presented } from "./presented-key.ts";
+import { arrived } from "./strict-decoding.ts";
 
 const { typeName: service } = Authorization;
 const method = Authorization.method.check.name;
@@ -33,26 +34,25 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
   const writer = createCheckWriter(sources);
   const decide = createDecide(parts, service, method);
   const scopesOf = createScopeParser();
+  const count = parts.calls.often(service, method);
 
-  const encoded = (decision: Decision, presented: Presented, room: number): Buffer =>
-    decision.allowed ? writer.allowed(decision.entry, presented, room) : writer.denied(decision, room);
+  const encoded = (decision: Decision, presented: Presented): Buffer =>
+    decision.allowed ? writer.allowed(decision.entry, presented) : writer.denied(decision);
 
-  const check = (message: Buffer, headers: CallHeaders, timeoutMs: number | undefined, room: number) => {
+  const check = (message: Buffer, headers: CallHeaders, timeoutMs: number | undefined): Buffer | Promise<Buffer> => {
     const { presented, scopes } = reader.read(message);
     const requiredScopes = scopes === undefined ? undefined : scopesOf(scopes);
     const { authorization: gatewayToken, "x-request-id": requestId } = headers;
     const decision = decide({ presented, requiredScopes, gatewayToken, timeoutMs, requestId });
     return decision instanceof Promise
-      ? decision.then((late) => encoded(late, presented, room))
-      : encoded(decision, presented, room);
+      ? decision.then((late) => encoded(late, presented))
+      : encoded(decision, presented);
   };
 
-  const answer = ({ json, protocol, message, headers, timeoutMs }: HotCall) => {
+  const answer = ({ json, message, headers, timeoutMs }: HotCall): HotAnswer | Promise<HotAnswer> | undefined => {
     if (json) return undefined;
-    const roomy = protocol === "grpc";
-    const toAnswer = (bytes: Buffer): HotAnswer => (roomy ? { message: bytes, roomy } : { message: bytes });
-    const bytes = check(message, headers, timeoutMs, roomy ? ENVELOPE_BYTES : 0);
-    return bytes instanceof Promise ? bytes.then(toAnswer) : toAnswer(bytes);
+    const bytes = check(message, headers, timeoutMs);
+    return bytes instanceof Promise ? bytes.then((late) => ({ message: late })) : { message: bytes };
   };
 
   return {
@@ -60,20 +60,27 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
       path: `/${service}/${method}`,
       maxMessageBytes: MAX_CHECK_BYTES,
       answer,
-      oversize: () => ({ message: writer.denied(TOO_LARGE, 0) }),
     },
     service: {
       async check(request: CheckRequest, context: HandlerContext): Promise<CheckResponse> {
         context.values.get(logged).told = true;
-        const message = Buffer.from(toBinary(CheckRequestSchema, request));
+        const came = context.values.get(arrived);
         const authorization = context.requestHeader.get("authorization") ?? undefined;
         const requestId = context.requestHeader.get("x-request-id") ?? undefined;
+        if (came === "too large") {
+          count(performance.now(), requestId, "too_large", undefined);
+          return decoded(writer.denied(TOO_LARGE));
+        }
+        const message = came === "undecodable" ? NO_MESSAGE : (came ?? toBinary(CheckRequestSchema, request));
         const headers = { authorization, "x-request-id": requestId };
-        return decoded(await check(message, headers, context.timeoutMs(), 0));
+        return decoded(await check(Buffer.from(message), headers, context.timeoutMs()));
       },
     },
   };
 }
+
+/** No CheckRequest, as little as what came. */
+const NO_MESSAGE = Uint8Array.of(0xff);
 
 interface CallHeaders {
   authorization?: string | undefined;

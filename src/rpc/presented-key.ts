@@ -55,22 +55,25 @@ export function noteHeader(presented: Presented, sources: GatewayKeySources, nam
   const lower = name.toLowerCase();
   if (lower === "authorization") {
     if (sources.bearer) noteAuthorization(presented, value);
-  } else if (sources.headers.includes(lower)) {
-    presented.count += 1;
-    presented.key = trimmed(value);
-    if (value.includes(",")) presented.joined = true;
-  }
+  } else if (sources.headers.includes(lower)) noteKeyHeader(presented, value);
   if (isForgery(lower)) {
     presented.forged ??= [];
     presented.forged.push(lower);
   }
 }
 
+/** A header that holds a key and nothing else. */
+export function noteKeyHeader(presented: Presented, value: string): void {
+  presented.count += 1;
+  presented.key = trimmed(value);
+  if (value.includes(",")) presented.joined = true;
+}
+
 const BEARER = /^[ \t]*bearer(?:[ \t]|$)/i;
 const JOINED_BEARER = /(?:^|,)[ \t]*bearer(?:[ \t,]|$)/i;
 
 /** Other schemes are not ours, and may have commas. */
-function noteAuthorization(presented: Presented, value: string): void {
+export function noteAuthorization(presented: Presented, value: string): void {
   presented.authorizations += 1;
   const joined = value.includes(",");
   // As nearly all clients spell it.
@@ -142,18 +145,6 @@ const ALIASES = OURS.map((name) => name.replaceAll("-", "_"));
  * `authorization` only where it holds a credential of ours.
  */
 export function headersToRemove(presented: Presented, sources: GatewayKeySources): readonly string[] {
-  const usual = usualRemovals(sources)[Number(presented.bearer)]!;
-  if (presented.forged === undefined) return usual;
-  return [...new Set([...usual, ...presented.forged])];
-}
-
-const removals = new WeakMap<GatewayKeySources, readonly (readonly string[])[]>();
-
-function usualRemovals(sources: GatewayKeySources): readonly (readonly string[])[] {
-  const known = removals.get(sources);
-  if (known !== undefined) return known;
-  const always = [...sources.headers, ...ALIASES];
-  const made = [always, ["authorization", ...always]];
-  removals.set(sources, made);
-  return made;
+  const bearer = presented.bearer ? ["authorization"] : [];
+  return [...new Set([...bearer, ...sources.headers, ...ALIASES, ...(presented.forged ?? [])])];
 }

@@ -29,6 +29,42 @@ export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): 
   return Object.assign(strict, handler);
 }
 
+/** What came instead of a message that Connect can decode: protobuf as it is, or nothing to make something of. */
+export type Arrived = Uint8Array | "too large" | "undecodable";
+
+/** Set on a request of a method that answers whatever comes; undefined: a message that was decoded. */
+export const arrived: ContextKey<Arrived | undefined> = createContextKey<Arrived | undefined>(undefined);
+
+/**
+ * For a method that must answer whatever comes, since its callers take errors for something else. Its handler gets an empty
+ * message where there is no other, and finds in `arrived` what there was.
+ */
+export function admitUndecodable(handler: UniversalHandler, maxBytes: number): UniversalHandler {
+  const admit = async (request: UniversalServerRequest) => {
+    const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
+    const message = await messageOf(request, bytes, maxBytes);
+    let what: Arrived | undefined;
+    if (tooLarge) what = "too large";
+    else if (message !== undefined && decodingFault(handler.method.input, message) !== undefined) {
+      what = message.json ? "undecodable" : message.bytes;
+    }
+    if (what === undefined) return handler({ ...request, body: replay });
+    if (tooLarge) void readOn(replay);
+    const contextValues = (request.contextValues ?? createContextValues()).set(arrived, what);
+    return handler({ ...request, ...emptyMessage(request), contextValues });
+  };
+  return Object.assign(admit, handler);
+}
+
+/** Else what is left unread would hold up all else on its connection. The transport's time limits end what goes on. */
+async function readOn(body: AsyncIterable<Uint8Array>): Promise<void> {
+  try {
+    for await (const _ of body);
+  } catch {
+    // Whoever breaks off has nothing more to be read.
+  }
+}
+
 const ENVELOPE_BYTES = 5;
 const DECOMPRESSORS = new Map([compressionGzip, compressionBrotli].map((one) => [one.name, one]));
 
@@ -156,7 +192,7 @@ async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number
     if (failure !== undefined) throw failure;
     if (!ended) yield* { [Symbol.asyncIterator]: () => source };
   }
-  return { bytes: ended ? Buffer.concat(chunks) : undefined, replay: replay() };
+  return { bytes: ended ? Buffer.concat(chunks) : undefined, tooLarge: size > maxBytes, replay: replay() };
 }
 
 /** A stand-in that decodes in the request's own protocol, so that Connect reaches the interceptors. */

@@ -14,8 +14,6 @@ export interface HotMethod {
    * call to the stock path, from its beginning. Must not throw or reject: the caller would be told INTERNAL.
    */
   answer(call: HotCall): HotAnswer | Promise<HotAnswer> | undefined;
-  /** What a message in protobuf that is too large is answered, where that is no error. Default: the stock path refuses it. */
-  oversize?(): HotAnswer;
 }
 
 /** A bidirectional stream of messages that have one answer each; served without Connect over gRPC in protobuf. */

@@ -1,7 +1,6 @@
 import type { EventEmitter } from "node:events";
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
-import { constants, type ServerHttp2Stream } from "node:http2";
-import { drain } from "./drain.ts";
+import type { ServerHttp2Stream } from "node:http2";
 import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod, type Protocol } from "./hot-method.ts";
 import { setTrailers } from "./http2-sessions.ts";
 import { giveBack, intake } from "./intake.ts";
@@ -68,11 +67,7 @@ export function serveHotStreams(parts: HotParts<StreamListener>): StreamListener
       } else if (isPromise(answer)) settle(answer, call!, (late) => writeStream(stream, format, late));
       else writeStream(stream, format, answer);
     };
-    intake(stream, ENVELOPE_BYTES + maxBytes, take, () => {
-      if (method.oversize === undefined || format.json) return stock(stream, headers, flags, rawHeaders);
-      writeStream(stream, format, method.oversize());
-      drain(stream, () => stream.close(constants.NGHTTP2_NO_ERROR));
-    });
+    intake(stream, ENVELOPE_BYTES + maxBytes, take, () => stock(stream, headers, flags, rawHeaders));
   };
 }
 
@@ -101,11 +96,7 @@ export function serveHotRequests(parts: HotParts<RequestListener> & { answered: 
       } else if (isPromise(answer)) settle(answer, call!, write);
       else write(answer);
     };
-    intake(request, ENVELOPE_BYTES + maxBytes, take, () => {
-      if (method.oversize === undefined || format.json) return stock(request, response);
-      write(method.oversize());
-      drain(request, () => request.socket.destroySoon());
-    });
+    intake(request, ENVELOPE_BYTES + maxBytes, take, () => stock(request, response));
   };
 }
 

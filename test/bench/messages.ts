@@ -9,10 +9,13 @@ import {
   toJsonString,
 } from "@bufbuild/protobuf";
 import type { Code } from "@connectrpc/connect";
+import { Authorization, CheckRequestSchema, CheckResponseSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import { ApiKeyService, VerifyRequestSchema, VerifyResponseSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Answer } from "./calls.ts";
 
 export const VERIFY_PATH = `/${ApiKeyService.typeName}/${ApiKeyService.method.verify.name}`;
+
+export const CHECK_PATH = `/${Authorization.typeName}/${Authorization.method.check.name}`;
 
 /** A way to ask: protocol and encoding. */
 export type Wire = "grpc" | "grpc-web" | "connect" | "connect-json";
@@ -97,4 +100,50 @@ export function enveloped(message: Uint8Array): Buffer {
   frame.writeUInt32BE(message.length, 1);
   frame.set(message, 5);
   return frame;
+}
+
+/** What Envoy asks about a browser's request to a route that needs a scope: nineteen headers, and both ends of the connection. */
+export function checkRequest(key: string): Uint8Array {
+  const headers = {
+    ":authority": "shop.example.com",
+    ":method": "GET",
+    ":path": "/v1/orders/81723?expand=lines&limit=50",
+    ":scheme": "https",
+    accept: "application/json, text/plain, */*",
+    "accept-encoding": "gzip, deflate, br, zstd",
+    "accept-language": "en-GB,en;q=0.9,de;q=0.8",
+    authorization: `Bearer ${key}`,
+    "cache-control": "no-cache",
+    "content-type": "application/json",
+    referer: "https://shop.example.com/orders",
+    "sec-ch-ua": '"Chromium";v="138", "Not=A?Brand";v="8"',
+    "sec-fetch-mode": "cors",
+    "sec-fetch-site": "same-origin",
+    "user-agent":
+      "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/138.0.0.0 Safari/537.36",
+    "x-envoy-internal": "true",
+    "x-forwarded-for": "203.0.113.7",
+    "x-forwarded-proto": "https",
+    "x-request-id": "6f5a1b2c-9d38-4c55-9a0f-7a3f4b1e2d11",
+  };
+  const { ":path": path, ":authority": host, ":method": method, ":scheme": scheme } = headers;
+  const http = { id: "6151408362364163871", ...{ method, headers, path, host, scheme }, protocol: "HTTP/2" };
+  const message = create(CheckRequestSchema, {
+    attributes: {
+      ...{ source: {}, destination: {}, contextExtensions: { "latchkey-scopes": "read" } },
+      request: { time: { seconds: 1_764_000_000n, nanos: 123_456_000 }, http },
+    },
+  });
+  // Peer.address, which the subset of the contract leaves out: socket_address { address, port_value }.
+  const address = Buffer.from([0x0a, 14, 0x12, 9, ...Buffer.from("10.0.0.17"), 0x18, 0xb8, 0x4d]);
+  for (const peer of [message.attributes!.source!, message.attributes!.destination!]) {
+    peer.$unknown = [{ no: 1, wireType: 2, data: Buffer.concat([Buffer.of(address.length), address]) }];
+  }
+  return toBinary(CheckRequestSchema, message);
+}
+
+/** Throws unless a Check was answered, and the request may pass. */
+export function expectAllowed(answer: Answer): void {
+  const { status, httpResponse } = fromBinary(CheckResponseSchema, messageIn(answer));
+  if (status?.code !== 0 || httpResponse.case !== "okResponse") throw new Error(`Check: ${httpResponse.case}`);
 }

@@ -14,6 +14,8 @@ export interface GatewayKeys {
 
 export interface GatewayCase extends Asked {
   name: string;
+  /** Not every client can send it: Node's own sends no two `authorization` over HTTP/2. */
+  repeatsAuthorization?: boolean;
   status: number;
   /** Of a refusal. */
   reason?: string;
@@ -68,9 +70,9 @@ export function gatewayCases(keys: GatewayKeys): GatewayCase[] {
     two("a good key and a bad one", bearer(good), apiKey("nothing")),
     two("a good key and an empty one", bearer(good), apiKey("")),
     two("the same header twice", apiKey(good), apiKey(good)),
-    two("bearer twice", bearer(good), bearer(good)),
-    two("Basic before a bearer", ["authorization", "Basic dTpw"], bearer(good)),
-    two("a bearer before Basic", bearer(good), ["authorization", "Basic dTpw"]),
+    { ...two("bearer twice", bearer(good), bearer(good)), repeatsAuthorization: true },
+    { ...two("Basic before a bearer", ["authorization", "Basic dTpw"], bearer(good)), repeatsAuthorization: true },
+    { ...two("a bearer before Basic", bearer(good), ["authorization", "Basic dTpw"]), repeatsAuthorization: true },
     two("a comma in the value", apiKey(`${good},${good}`)),
     two("a comma in the bearer", ["authorization", `Bearer ${good}, Bearer ${good}`]),
     lacks("a missing scope", "admin", ["admin"]),

@@ -131,3 +131,19 @@ test("the README's tables show every variable, its default and its effect as con
   });
   expect(documented).toEqual(defined);
 });
+
+test("a gateway's keys are looked for in what is named, each once, and never where another thing belongs", () => {
+  const from = (list: string) => readConfig({ LATCHKEY_GATEWAY_KEY_FROM: list }).gatewayKeyFrom;
+  expect(readConfig({}).gatewayKeyFrom).toEqual({ bearer: true, headers: ["x-api-key"], queries: [] });
+  expect(from("query:api_key, header:X-Token,header:api_key")).toEqual({
+    bearer: false,
+    headers: ["x-token", "api_key"],
+    queries: ["api_key"],
+  });
+  for (const list of [
+    ...[",", "basic", "bearer,bearer", "header:", "header:a b", "query:", "query:a&b", "cookie:a", "header:x:y"],
+    ...["header:authorization", "header:Cookie", "header:host", "header:x-latchkey-user", "header:X_Latchkey-Key"],
+  ]) {
+    expect(problemsOf({ LATCHKEY_GATEWAY_KEY_FROM: list })).toContain("LATCHKEY_GATEWAY_KEY_FROM must be");
+  }
+});

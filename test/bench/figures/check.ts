@@ -1,0 +1,24 @@
+import { interleave, sameCallArm, verifyArm } from "../arms.ts";
+import { CHECK_PATH, checkRequest, enveloped, expectAllowed, headersOf } from "../messages.ts";
+import { ratioRow } from "../rows.ts";
+import type { Figure } from "./figure.ts";
+
+/** What a gateway asks about each request, beside the question alone. */
+export const check: Figure = {
+  name: "check",
+  title: "Envoy's Check beside Verify",
+  async take(lab) {
+    const server = await lab.startService();
+    const key = lab.keys[0]!;
+    const body = enveloped(checkRequest(key));
+    const arms = [
+      await verifyArm(lab, { name: "Verify, gRPC", server, wire: "grpc", key }),
+      await sameCallArm(lab, {
+        ...{ name: "Check, as Envoy asks", server, expect: expectAllowed },
+        call: { path: CHECK_PATH, headers: headersOf("grpc"), body },
+      }),
+    ];
+    const [verify, asked] = await interleave(lab, arms);
+    return { series: [verify!, asked!], rows: [ratioRow("Check ÷ warm Verify, gRPC", asked!, verify!, 0.75)] };
+  },
+};
