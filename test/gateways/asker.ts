@@ -6,7 +6,7 @@ import { ALICE, ITS_OWN_WORDS, type Seen, type Told } from "./rows.ts";
 import { type Arrival, MARK } from "./upstream.ts";
 import type { World } from "./world.ts";
 
-export type Request = Ask & { webSocket?: boolean };
+export type Request = Ask & { webSocket?: boolean; mark?: string };
 
 const OF_INTEREST = ["www-authenticate", "retry-after", "cache-control", "content-type"];
 /** What looks like an identity or a credential, or like word between Latchkey and its gateway. */
@@ -16,7 +16,7 @@ const TELLING = /latchkey|authorization|api.?key|x-envoy-auth/i;
 export function createAsker(world: () => World) {
   return async (by: RunningGateway, request: Request, mayPass: boolean): Promise<Seen> => {
     const { upstream, keys } = world();
-    const mark = randomUUID();
+    const { mark = randomUUID() } = request;
     if (mayPass) upstream.mayArrive(mark);
     const headers: [string, string][] = [...(request.headers ?? []), [MARK, mark]];
     const answer = request.webSocket

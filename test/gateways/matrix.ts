@@ -5,9 +5,9 @@ import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { SERVICE_TOKEN } from "../support/service.ts";
 import { createAsker, type Request } from "./asker.ts";
 import type { Ask } from "./client.ts";
-import { envoyHttp, type Gateway, type RunningGateway, startGateway } from "./gateways.ts";
+import { envoyGrpc, envoyHttp, type Gateway, type RunningGateway, startGateway } from "./gateways.ts";
 import { recordColumn } from "./results.ts";
-import { ALICE, NO_DATABASE, NOT_ADMITTED, OVERLOADED, passes, ROWS, type Seen, unasked } from "./rows.ts";
+import { ALICE, MISSING, NO_DATABASE, NOT_ADMITTED, OVERLOADED, passes, ROWS, type Seen, unasked } from "./rows.ts";
 import { createWorld, portOf, type World } from "./world.ts";
 
 /** Everything that is asked of one gateway. Where it can't be had, one line says so. */
@@ -97,6 +97,20 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
       note("gateway with its token", admitted);
       expect(refused).toEqual(fault(NOT_ADMITTED));
       expect(admitted).toEqual(passes(ALICE));
+    }, 60_000);
+
+    test("a key in the query is found where that is allowed, and taken out where the gateway can do so", async () => {
+      const known = await start({ latchkey: portOf(world.strict) }, withToken);
+      const mark = randomUUID();
+      const key = `api_key=${world.keys.alice}`;
+      const found = await ask({ mark, path: `/x?a=1&${key}&b=2` }, true, known);
+      const missed = await ask({ path: `/x?a=1&${key}` }, false);
+      note("a key in the query, allowed", found);
+      note("a key in the query, not allowed", missed);
+      expect(found).toEqual(passes(ALICE));
+      expect(missed).toEqual(MISSING);
+      const path = gateway === envoyGrpc ? "/x?a=1&b=2" : `/x?a=1&${key}&b=2`;
+      expect(world.upstream.arrivals(mark)).toMatchObject([{ path }]);
     }, 60_000);
 
     test("overload is told as such", async () => {

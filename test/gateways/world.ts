@@ -19,7 +19,7 @@ export interface World {
   database: TcpProxy;
   /** Another Latchkey, for who may ask either. */
   second: ServiceProcess;
-  /** One that wants the gateway's token, and has to hash every key anew. */
+  /** One that wants the gateway's token, takes keys from the query too, and has to hash every key anew. */
   strict: ServiceProcess;
   newKey(user: string): Promise<string>;
   stop(): Promise<void>;
@@ -46,6 +46,7 @@ export async function createWorld(databaseName: string): Promise<World> {
     serve({
       ...{ ...common, MONGODB_URI: uri.href, LATCHKEY_PEPPERS: `p2:${Buffer.alloc(32, 8).toString("base64")}` },
       ...{ LATCHKEY_HASH_CONCURRENCY: "1", LATCHKEY_HASH_QUEUE: "1" },
+      LATCHKEY_GATEWAY_KEY_FROM: "bearer,header:x-api-key,query:api_key",
       ...{ LATCHKEY_VERIFY_AUTH: "token", LATCHKEY_SERVICE_TOKENS: `gateway:sha256:${sha256(SERVICE_TOKEN)}` },
     }),
   ]);
