@@ -21,7 +21,10 @@ const SPELLINGS = ["X-Latchkey-User", "X_latchkey_user", "x-latchkey_user", "X-L
 describe("Traefik", () => {
   interface Dynamic {
     http: {
-      routers: Record<string, { rule: string; middlewares: string[]; service: string; entryPoints: string[] }>;
+      routers: Record<
+        string,
+        { rule: string; priority?: number; middlewares: string[]; service: string; entryPoints: string[] }
+      >;
       middlewares: Record<
         string,
         { forwardAuth?: ForwardAuth; headers?: { customRequestHeaders: Record<string, string> } }
@@ -50,6 +53,13 @@ describe("Traefik", () => {
       expect(Object.keys(http.services)).toContain(service);
       expect(Object.keys(fixed!.entryPoints)).toEqual(entryPoints);
     }
+  });
+
+  test("nobody gets through who names Latchkey's headers as hop-by-hop", () => {
+    const { rule, priority, middlewares } = http.routers.hops!;
+    expect(rule).toBe("HeaderRegexp(`Connection`, `(?i)x[-_]latchkey`)");
+    expect(priority).toBe(1_000_000);
+    expect(http.middlewares[middlewares[0]!]).toEqual({ ipAllowList: { sourceRange: ["0.0.0.0/32"] } });
   });
 
   test("identity headers are forgotten in every spelling, and a key is looked for where Latchkey looks", () => {

@@ -2,12 +2,24 @@ import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { freePort } from "../support/replica-set.ts";
 import { SERVICE_TOKEN } from "../support/service.ts";
 import { createAsker, type Request } from "./asker.ts";
 import type { Ask } from "./client.ts";
-import { envoyGrpc, envoyHttp, type Gateway, type RunningGateway, startGateway } from "./gateways.ts";
+import { caddy, envoyGrpc, envoyHttp, type Gateway, nginx, type RunningGateway, startGateway } from "./gateways.ts";
 import { recordColumn } from "./results.ts";
-import { ALICE, MISSING, NO_DATABASE, NOT_ADMITTED, OVERLOADED, passes, ROWS, type Seen, unasked } from "./rows.ts";
+import {
+  ALICE,
+  expectedOf,
+  MISSING,
+  NO_DATABASE,
+  NOT_ADMITTED,
+  OVERLOADED,
+  passes,
+  ROWS,
+  type Seen,
+  unasked,
+} from "./rows.ts";
 import { createWorld, portOf, type World } from "./world.ts";
 
 /** Everything that is asked of one gateway. Where it can't be had, one line says so. */
@@ -61,7 +73,7 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
 
     test.each(ROWS.map((row) => [row.name, row] as const))("%s", async (name, row) => {
       if (name.includes("one second ago")) await sleep(Math.max(0, world.revokedAtMs + 1_000 - Date.now()));
-      const expected = row.except?.[gateway.name] ?? row.expected;
+      const expected = expectedOf(row, gateway.name);
       const found = await ask(row.ask(world.keys), expected.told !== undefined);
       note(name, found);
       expect(found).toEqual(expected);
@@ -111,6 +123,14 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
       expect(missed).toEqual(MISSING);
       const path = gateway === envoyGrpc ? "/x?a=1&b=2" : `/x?a=1&${key}&b=2`;
       expect(world.upstream.arrivals(mark)).toMatchObject([{ path }]);
+    }, 60_000);
+
+    test("an application that is gone is not taken for a Latchkey that is", async () => {
+      const started = await start({ upstream: await freePort() });
+      const found = await ask(alices(), true, started);
+      note("application stopped", found);
+      expect(found).toMatchObject({ status: gateway === nginx || gateway === caddy ? 502 : 503, told: undefined });
+      expect(found.body).not.toHaveProperty("reason");
     }, 60_000);
 
     test("overload is told as such", async () => {
