@@ -40,6 +40,7 @@ export interface Addresses {
 }
 
 export interface RunningGateway {
+  readonly pid: number;
   readonly port: number;
   readonly output: () => string;
   stop(): Promise<void>;
@@ -174,7 +175,7 @@ export async function startGateway(
   }
   await untilAccepting(child, port, () => text);
   return {
-    port,
+    ...{ pid: child.pid!, port },
     output: () => text,
     async stop() {
       if (child.exitCode === null && child.signalCode === null) {
