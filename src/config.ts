@@ -181,7 +181,7 @@ export const VARIABLES = {
     .optional()
     .meta({ shown: "`none` on loopback" })
     .describe(
-      "who may call Verify: anyone, holders of a service token, holders of a JWT. Off loopback it must be said",
+      "who may call Verify and ask as a gateway: anyone, holders of a service token, holders of a JWT. Off loopback it must be said",
     ),
   LATCHKEY_VERIFY_OPEN: z
     .literal("yes", "must be yes, or be left out")

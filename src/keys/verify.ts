@@ -70,9 +70,10 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     const state = nowMs < entry.changesAtMs ? record.state : statusAt(record, nowMs).state;
     if (state === "revoked" || state === "expired")
       return { outcome: state, entry, missingScopes: NONE, asOfMs, nowMs };
-    if (requiredScopes.length > 0) {
-      const missingScopes = requiredScopes.filter((scope) => !record.scopes.includes(scope));
-      if (missingScopes.length > 0) return { outcome: "insufficient_scope", entry, missingScopes, asOfMs, nowMs };
+    for (const scope of requiredScopes) {
+      if (record.scopes.includes(scope)) continue;
+      const missingScopes = requiredScopes.filter((one) => !record.scopes.includes(one));
+      return { outcome: "insufficient_scope", entry, missingScopes, asOfMs, nowMs };
     }
     onUsed(entry, nowMs);
     return { outcome: "valid", entry, missingScopes: NONE, asOfMs, nowMs };

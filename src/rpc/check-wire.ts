@@ -1,8 +1,7 @@
-import { LRUCache } from "lru-cache";
 import type { GatewayKeySources } from "../config.ts";
 import { displayPrefix } from "../keys/key.ts";
 import type { Entry } from "../keys/view.ts";
-import { type Denial, identityHeaders } from "./gateway.ts";
+import { type Denial, identityHeaders, scopesIn } from "./gateway.ts";
 import {
   headersToRemove,
   noteAuthorization,
@@ -18,8 +17,8 @@ import {
 // beyond ASCII, and what is no UTF-8 must be refused with an answer, not an error.
 
 export interface CheckReader {
-  /** What stands in the CheckRequest. `scopes` is undefined when the bytes are no CheckRequest. */
-  read(bytes: Buffer): { presented: Presented; scopes: string | undefined };
+  /** What stands in the CheckRequest. `requiredScopes` is undefined when the bytes are no CheckRequest. */
+  read(bytes: Buffer): { presented: Presented; requiredScopes: readonly string[] | undefined };
 }
 
 const SCOPES_EXTENSION = Buffer.from("latchkey-scopes");
@@ -41,8 +40,12 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
   }
   const wantsQuery = sources.queries.length > 0;
 
+  const scopesOf = createScopeParser();
+  let lastList = Buffer.alloc(0);
+  let lastScopes: readonly string[] = NONE;
+
   let presented = nothingPresented();
-  let scopes = "";
+  let requiredScopes: readonly string[] = NONE;
   let nameAt = 0;
   let nameEnd = 0;
   let valueAt = 0;
@@ -66,21 +69,17 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
   };
 
   const readHeader = (bytes: Buffer, end: number): boolean => {
-    // Most headers are of no interest, and nearly all begin with their name: what comes after need not be read.
-    const length = bytes[at + 1]!;
-    if (bytes[at] === NAME && length < 0x80 && at + 2 + length <= end && !concerns(bytes, at + 2, length)) {
-      at = end;
-      return true;
-    }
     if (!readPair(bytes, end)) return false;
-    const value = () => bytes.toString("latin1", valueAt, valueEnd);
-    for (const { name, note } of byLength[nameEnd - nameAt] ?? []) {
+    const value = bytes.toString("latin1", valueAt, valueEnd);
+    const named = byLength[nameEnd - nameAt] ?? NONE;
+    for (let index = 0; index < named.length; index += 1) {
+      const { name, note } = named[index]!;
       if (!isAt(bytes, nameAt, name)) continue;
-      note(presented, value());
+      note(presented, value);
       return true;
     }
     // Another name, or one in capitals.
-    noteHeader(presented, sources, bytes.toString("latin1", nameAt, nameEnd), value());
+    noteHeader(presented, sources, bytes.toString("latin1", nameAt, nameEnd), value);
     return true;
   };
 
@@ -88,15 +87,20 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
   const concerns = (bytes: Buffer, start: number, length: number): boolean => {
     const first = bytes[start]! | 0x20;
     if (first === 0x78 && (bytes[start + 2]! | 0x20) === 0x6c) return true;
-    const named = byLength[length];
-    if (named !== undefined) for (const { name } of named) if (name[0] === first) return true;
+    const named = byLength[length] ?? NONE;
+    for (let index = 0; index < named.length; index += 1) if (named[index]!.name[0] === first) return true;
     return false;
   };
 
   const readExtension = (bytes: Buffer, end: number): boolean => {
     if (!readPair(bytes, end)) return false;
-    if (nameEnd - nameAt === SCOPES_EXTENSION.length && isAt(bytes, nameAt, SCOPES_EXTENSION)) {
-      scopes = valueAt === valueEnd ? "" : bytes.toString("latin1", valueAt, valueEnd);
+    if (nameEnd - nameAt !== SCOPES_EXTENSION.length || !isAt(bytes, nameAt, SCOPES_EXTENSION)) return true;
+    // Mostly the same as in the last call; a list is made once, so that its taker knows it again.
+    if (valueEnd - valueAt === lastList.length && isAt(bytes, valueAt, lastList)) requiredScopes = lastScopes;
+    else requiredScopes = scopesOf(bytes.toString("latin1", valueAt, valueEnd));
+    if (requiredScopes !== lastScopes) {
+      lastScopes = requiredScopes;
+      lastList = Buffer.from(bytes.subarray(valueAt, valueEnd));
     }
     return true;
   };
@@ -108,17 +112,31 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
     if (field === 4 && wantsQuery) noteQuery(presented, sources, bytes.toString("latin1", at, end));
     return true;
   };
+  // Most of a CheckRequest is headers of no interest, and nearly all of them begin with their name: what comes after it need
+  // not be read. Written without calls for these.
   const readHttp = (bytes: Buffer, end: number): boolean => {
-    while (at < end) {
-      if (bytes[at] !== HEADERS) {
+    let position = at;
+    while (position < end) {
+      const low = bytes[position + 1]!;
+      const high = low < 0x80 ? 0 : bytes[position + 2]!;
+      if (bytes[position] !== HEADERS || high >= 0x80) {
+        at = position;
         if (!readField(bytes, end, readHttpField)) return false;
+        position = at;
         continue;
       }
-      at += 1;
-      const length = readVarint(bytes);
-      const stop = at + length;
-      if (!(stop <= end) || !readHeader(bytes, stop)) return false;
+      const start = position + (low < 0x80 ? 2 : 3);
+      const stop = start + (low & 0x7f) + high * 0x80;
+      if (!(stop <= end)) return false;
+      const length = bytes[start + 1]!;
+      const plain = bytes[start] === NAME && length < 0x80 && start + 2 + length <= stop;
+      if (!plain || concerns(bytes, start + 2, length)) {
+        at = start;
+        if (!readHeader(bytes, stop)) return false;
+      }
+      position = stop;
     }
+    at = position;
     return at === end;
   };
   const readRequestField: ReadField = (bytes, field, end) => field !== 2 || readHttp(bytes, end);
@@ -131,11 +149,25 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
   return {
     read(bytes) {
       presented = nothingPresented();
-      scopes = "";
+      requiredScopes = NONE;
       at = 0;
       const whole = readFields(bytes, bytes.length, readCheckField);
-      return { presented, scopes: whole ? scopes : undefined };
+      return { presented, requiredScopes: whole ? requiredScopes : undefined };
     },
+  };
+}
+
+const NONE: readonly never[] = [];
+const MAX_KNOWN_LISTS = 1_000;
+
+/** Routes have few lists of scopes between them, each sent with every request. */
+function createScopeParser(): (list: string) => readonly string[] {
+  const known = new Map<string, readonly string[]>();
+  return (list) => {
+    const found = known.get(list) ?? scopesIn(list);
+    if (known.size >= MAX_KNOWN_LISTS) known.clear();
+    known.set(list, found);
+    return found;
   };
 }
 
@@ -197,7 +229,8 @@ export interface CheckWriter {
 }
 
 export function createCheckWriter(sources: GatewayKeySources): CheckWriter {
-  const keptAnswers = new LRUCache<Entry, Kept>({ max: MAX_KEPT });
+  let young = new Map<Entry, Kept>();
+  let old = young;
   const denials = new WeakMap<Denial, Buffer>();
   const usualRemovals = [false, true].map((bearer) =>
     encodedRemovals(headersToRemove({ ...nothingPresented(), bearer }, sources), []),
@@ -209,10 +242,15 @@ export function createCheckWriter(sources: GatewayKeySources): CheckWriter {
       if (forged !== undefined || queryNames !== undefined) {
         return encodedAllowance(entry, encodedRemovals(headersToRemove(presented, sources), queryNames ?? []));
       }
-      let kept = keptAnswers.get(entry);
+      let kept = young.get(entry);
       if (kept === undefined) {
-        kept = [undefined, undefined];
-        keptAnswers.set(entry, kept);
+        kept = old.get(entry) ?? [undefined, undefined];
+        // Cheaper than an LRU: what was not asked for in a whole generation is let go.
+        if (young.size >= MAX_KEPT / 2) {
+          old = young;
+          young = new Map();
+        }
+        young.set(entry, kept);
       }
       const variant = Number(bearer);
       kept[variant] ??= encodedAllowance(entry, usualRemovals[variant]!);

@@ -10,7 +10,7 @@ import {
 import type { GatewayKeySources } from "../config.ts";
 import type { HotAnswer, HotCall, HotMethod } from "../transport/hot-method.ts";
 import { createCheckReader, createCheckWriter } from "./check-wire.ts";
-import { createDecide, type Decision, type GatewayParts, scopesIn, TOO_LARGE } from "./gateway.ts";
+import { createDecide, type Decision, type GatewayParts, TOO_LARGE } from "./gateway.ts";
 import { logged } from "./interceptors.ts";
 import type { Presented } from "./presented-key.ts";
 import { arrived } from "./strict-decoding.ts";
@@ -33,15 +33,13 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
   const reader = createCheckReader(sources);
   const writer = createCheckWriter(sources);
   const decide = createDecide(parts, service, method);
-  const scopesOf = createScopeParser();
   const count = parts.calls.often(service, method);
 
   const encoded = (decision: Decision, presented: Presented): Buffer =>
     decision.allowed ? writer.allowed(decision.entry, presented) : writer.denied(decision);
 
   const check = (message: Buffer, headers: CallHeaders, timeoutMs: number | undefined): Buffer | Promise<Buffer> => {
-    const { presented, scopes } = reader.read(message);
-    const requiredScopes = scopes === undefined ? undefined : scopesOf(scopes);
+    const { presented, requiredScopes } = reader.read(message);
     const { authorization: gatewayToken, "x-request-id": requestId } = headers;
     const decision = decide({ presented, requiredScopes, gatewayToken, timeoutMs, requestId });
     return decision instanceof Promise
@@ -85,21 +83,6 @@ const NO_MESSAGE = Uint8Array.of(0xff);
 interface CallHeaders {
   authorization?: string | undefined;
   "x-request-id"?: string | string[] | undefined;
-}
-
-const MAX_KNOWN_LISTS = 1_000;
-
-/** Routes have few lists of scopes between them, each sent with every request. */
-function createScopeParser(): (list: string) => readonly string[] {
-  const known = new Map<string, readonly string[]>();
-  return (list) => {
-    const found = known.get(list);
-    if (found !== undefined) return found;
-    const scopes = scopesIn(list);
-    if (known.size >= MAX_KNOWN_LISTS) known.clear();
-    known.set(list, scopes);
-    return scopes;
-  };
 }
 
 /** The message of what was encoded by hand. It has an outage in two fields of one oneof, the second as an unknown one. */

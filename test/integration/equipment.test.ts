@@ -79,6 +79,7 @@ test.each([
     expect(answers.map((answer) => answer.case)).toEqual(["listServicesResponse", "fileDescriptorResponse"]);
     const names = answers[0]?.case === "listServicesResponse" ? answers[0].value.service.map(({ name }) => name) : [];
     expect(names).toEqual([
+      "envoy.service.auth.v3.Authorization",
       "grpc.health.v1.Health",
       "grpc.reflection.v1.ServerReflection",
       "grpc.reflection.v1alpha.ServerReflection",
@@ -87,9 +88,9 @@ test.each([
   },
 );
 
-test("health is told of the whole and of ApiKeyService", async () => {
+test("health is told of the whole and of each service", async () => {
   const client = createClient(Health, createGrpcTransport({ baseUrl: service.baseUrl }));
-  for (const name of ["", "latchkey.v1.ApiKeyService"])
+  for (const name of ["", "latchkey.v1.ApiKeyService", "envoy.service.auth.v3.Authorization"])
     expect((await client.check({ service: name })).status).toBe(Status.SERVING);
 });
 

@@ -25,6 +25,7 @@ if ("unavailable" in packages) {
     const { stdout } = await promisify(execFile)("python3", args, { env });
     expect(JSON.parse(stdout)).toEqual({
       services: [
+        "envoy.service.auth.v3.Authorization",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",

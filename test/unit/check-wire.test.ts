@@ -3,6 +3,7 @@ import { expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { CheckRequestSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import { createCheckReader } from "../../src/rpc/check-wire.ts";
+import { scopesIn } from "../../src/rpc/gateway.ts";
 import { noteHeader, noteQuery, nothingPresented } from "../../src/rpc/presented-key.ts";
 
 const SOURCES = { bearer: true, headers: ["x-api-key", "api-key"], queries: ["key"] };
@@ -24,7 +25,7 @@ function readGenerically(bytes: Uint8Array) {
     const text = rawValue.length > 0 ? Buffer.from(rawValue).toString("latin1") : bytesOf(value);
     noteHeader(presented, SOURCES, bytesOf(key), text);
   }
-  return { presented, scopes: bytesOf(attributes?.contextExtensions["latchkey-scopes"] ?? "") };
+  return { presented, requiredScopes: scopesIn(bytesOf(attributes?.contextExtensions["latchkey-scopes"] ?? "")) };
 }
 
 const interesting = fc.constantFrom(
@@ -46,6 +47,7 @@ const value = fc.oneof(
 );
 const path = fc.constantFrom("/", "/?key=lk_q", "/?a=1&key=lk_q&k%65y=lk_r#key=x", "/?key", "/?%zz=1&key=%zz");
 const text = fc.string({ unit: "binary", maxLength: 200 });
+const scopes = fc.constantFrom("read", "read write", "read,write", "", " ", "admin");
 const peer = fc.record({ service: text, principal: text, certificate: text, labels: fc.dictionary(text, text) });
 /** Fields that the subset leaves out, of every type. */
 const unknown = fc.array(
@@ -67,7 +69,9 @@ const request = fc
     ...{ source: peer, path, id: text, body: text, unknown, size: fc.bigInt({ min: -1n, max: 2n ** 62n }) },
     headers: fc.dictionary(name, value, { maxKeys: 25 }),
     headerMap: fc.array(fc.record({ key: name, value, rawValue: fc.uint8Array({ maxLength: 40 }) }), { maxLength: 6 }),
-    contextExtensions: fc.dictionary(fc.oneof(fc.constant("latchkey-scopes"), text), text, { maxKeys: 3 }),
+    contextExtensions: fc.dictionary(fc.oneof(fc.constant("latchkey-scopes"), text), fc.oneof(scopes, text), {
+      maxKeys: 3,
+    }),
   })
   .map(({ source, headers, headerMap, contextExtensions, unknown: $unknown, ...rest }) => {
     const http = { ...rest, headers, headerMap: { headers: headerMap } };
@@ -106,9 +110,9 @@ test("whatever bytes come, the walk ends, and what is cut off or no message is t
     { numRuns: 2_000 },
   );
   const whole = Buffer.from(toBinary(CheckRequestSchema, create(CheckRequestSchema, { attributes: { source: {} } })));
-  expect(reader.read(whole).scopes).toBe("");
+  expect(reader.read(whole).requiredScopes).toEqual([]);
   for (const broken of [whole.subarray(0, -1), Buffer.of(0xff), Buffer.of(0x0a, 0x05, 0x0a), Buffer.alloc(12, 0x80)]) {
-    expect(reader.read(broken).scopes).toBeUndefined();
+    expect(reader.read(broken).requiredScopes).toBeUndefined();
   }
 });
 
@@ -119,5 +123,5 @@ test("text that is no UTF-8 is read past, and where the key is it spoils no othe
   const bytes = Buffer.from(toBinary(CheckRequestSchema, message));
   for (let at = bytes.indexOf("????"); at >= 0; at = bytes.indexOf("????")) bytes.fill(0xff, at, at + 4);
   expect(() => fromBinary(CheckRequestSchema, bytes)).toThrow();
-  expect(reader.read(bytes)).toMatchObject({ presented: { key: "lk_a", count: 1 }, scopes: "" });
+  expect(reader.read(bytes)).toMatchObject({ presented: { key: "lk_a", count: 1 }, requiredScopes: [] });
 });
