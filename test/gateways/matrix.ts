@@ -194,7 +194,13 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
 
 /** A cell of the table. */
 function cellOf({ status, body, told }: Seen): string {
-  if (told !== undefined) return `${status} → ${told.find(([name]) => name === "x-latchkey-user")?.[1] ?? "nobody"}`;
-  const reason = (body as { reason?: string }).reason;
-  return reason === undefined ? String(status) : `${status} \`${reason}\``;
+  if (told === undefined) {
+    const { reason } = body as { reason?: string };
+    return reason === undefined ? String(status) : `${status} \`${reason}\``;
+  }
+  const user = told.find(([name]) => name === "x-latchkey-user")?.[1] ?? "nobody";
+  const strays = told.filter(([name]) => /^x.latchkey/.test(name) && !IDENTITY.includes(name));
+  return [`${status} → ${user}`, ...strays.map(([name]) => `and \`${name}\``)].join(" ");
 }
+
+const IDENTITY = ["x-latchkey-user", "x-latchkey-key-id", "x-latchkey-scopes", "x-latchkey-name"];

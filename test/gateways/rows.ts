@@ -273,6 +273,13 @@ export const ROWS: Row[] = [
     expected: passes(ALICE),
   },
   {
+    name: "forged `x-latchkey-role`, which Latchkey never says",
+    ask: ({ alice }) => ({ headers: [["x-latchkey-role", "admin"], bearer(alice)] }),
+    expected: passes(ALICE),
+    // It can take away only what its file names.
+    except: { [nginx.name]: passes(ALICE, ["x-latchkey-role", "admin"]) },
+  },
+  {
     name: "forged, without a key",
     ask: () => ({
       headers: [
