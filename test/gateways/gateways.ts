@@ -1,6 +1,6 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { cpSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { access, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
@@ -143,7 +143,6 @@ export async function startGateway(
   const folder = mkdtempSync(join(tmpdir(), "latchkey-gateway-"));
   const port = await freePort();
   for (const file of gateway.files) {
-    cpSync(join(FOLDER, file), join(folder, file));
     let text = readFileSync(join(FOLDER, file), "utf8");
     if (file === gateway.files[0]) text = change(second === undefined ? text : gateway.withSecond(text));
     for (const [shipped, inTests] of gateway.timeouts) text = text.replace(shipped, inTests);

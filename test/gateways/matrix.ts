@@ -6,7 +6,16 @@ import { freePort } from "../support/replica-set.ts";
 import { SERVICE_TOKEN } from "../support/service.ts";
 import { createAsker, type Request } from "./asker.ts";
 import type { Ask } from "./client.ts";
-import { caddy, envoyGrpc, envoyHttp, type Gateway, nginx, type RunningGateway, startGateway } from "./gateways.ts";
+import {
+  type Addresses,
+  caddy,
+  envoyGrpc,
+  envoyHttp,
+  type Gateway,
+  nginx,
+  type RunningGateway,
+  startGateway,
+} from "./gateways.ts";
 import { recordColumn } from "./results.ts";
 import {
   ALICE,
@@ -40,9 +49,7 @@ export async function matrixOf(gateway: Gateway): Promise<void> {
     let running: RunningGateway;
     const seen = new Map<string, string>();
 
-    const start = async (
-      ...[addresses, change]: [Partial<Parameters<typeof startGateway>[2]>?, ((text: string) => string)?]
-    ) => {
+    const start = async (addresses: Partial<Addresses> = {}, change?: (text: string) => string) => {
       const all = { latchkey: world.wire.port, upstream: world.upstream.port, ...addresses };
       const started = await startGateway(gateway, binary, all, change);
       gateways.push(started);
