@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { argon2 } from "./figures/argon2.ts";
 import { check } from "./figures/check.ts";
 import { cold } from "./figures/cold.ts";
+import { envoy } from "./figures/envoy.ts";
 import type { Figure } from "./figures/figure.ts";
 import { flood } from "./figures/flood.ts";
 import { garbage } from "./figures/garbage.ts";
@@ -20,7 +21,7 @@ import { type Report, type Taken, toMarkdown } from "./report.ts";
 import { toSvg } from "./svg.ts";
 
 const FIGURES: Figure[] = [
-  ...[grpc, headers, http1, check, many, cold, garbage, flood, large, revocation, restart],
+  ...[grpc, headers, http1, check, envoy, many, cold, garbage, flood, large, revocation, restart],
   ...[protocols, argon2],
 ];
 

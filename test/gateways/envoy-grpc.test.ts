@@ -1,0 +1,4 @@
+import { envoyGrpc } from "./gateways.ts";
+import { matrixOf } from "./matrix.ts";
+
+await matrixOf(envoyGrpc);

@@ -1,0 +1,4 @@
+import { envoyHttp } from "./gateways.ts";
+import { matrixOf } from "./matrix.ts";
+
+await matrixOf(envoyHttp);

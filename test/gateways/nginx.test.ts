@@ -1,0 +1,4 @@
+import { nginx } from "./gateways.ts";
+import { matrixOf } from "./matrix.ts";
+
+await matrixOf(nginx);
