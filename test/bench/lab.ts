@@ -90,6 +90,8 @@ export async function openLab(options: Options, say: (line: string) => void): Pr
           ...{ MONGODB_URI: mongod.uri, MONGODB_DATABASE: database, LATCHKEY_JWT_SECRET: jwtSecret },
           ...{ LATCHKEY_PEPPERS: `${pepper.id}:${pepper.secret.toString("base64")}` },
           ...{ LATCHKEY_LISTEN: "127.0.0.1:0", LATCHKEY_OPS_LISTEN: "127.0.0.1:0" },
+          // As `npm start` and the Dockerfile set them.
+          ...{ MALLOC_ARENA_MAX: "1", MALLOC_TRIM_THRESHOLD_: "131072" },
           ...known(env, (name) => {
             if (!told.has(name)) say(`  this build has no ${name} yet: left out`);
             told.add(name);

@@ -34,7 +34,7 @@ export const flood: Figure = {
       if (other.answers + refused === 0) throw new Error("The neighbour got no answers: it was not there.");
       return sample;
     };
-    const check = async () => void (await good(0.1));
+    const check = async () => void (await good(1));
     const arms: Arm[] = [
       { name: "a client of good keys beside a flood", measure: beside("flood"), check },
       { name: "a client of good keys beside its equal", measure: beside("unary"), check },
