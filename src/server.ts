@@ -145,7 +145,8 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
 
     const calls = createCallLog({ log, metrics });
     const verifyMany = createVerifyMany(verify, calls);
-    const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock });
+    const draining = new AbortController();
+    const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock, draining: draining.signal });
     const { batchVerify } = ApiKeyService.method;
     const gateway = { verify, authenticator, calls };
     const extAuthz = createExtAuthz(config.gatewayKeyFrom, gateway);
@@ -181,6 +182,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     cleanUps.push(async () => {
       health.drain();
       changes.drain();
+      draining.abort();
       await listener.close(DRAIN_MS);
     });
     cleanUps.push(

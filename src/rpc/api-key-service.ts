@@ -27,6 +27,8 @@ export interface ApiKeyServiceParts {
   verify: VerifyKey;
   verifyMany: VerifyMany;
   clock: () => Date;
+  /** Aborted when the service stops: streams of requests end. */
+  draining: AbortSignal;
 }
 
 /** A call that names no deadline gets this one; none gets more. */
@@ -40,6 +42,7 @@ export function createApiKeyService({
   verify,
   verifyMany,
   clock,
+  draining,
 }: ApiKeyServiceParts): Omit<ServiceImpl<typeof ApiKeyService>, "watch"> {
   const describe = (record: KeyRecord): ApiKey => toApiKey(record, clock().getTime());
 
@@ -97,11 +100,37 @@ export function createApiKeyService({
     },
 
     verifyStream: (requests) =>
-      answerAhead(wellFormed(requests), MAX_AHEAD, async ({ request }) => {
+      answerAhead(wellFormed(until(draining, requests)), MAX_AHEAD, async ({ request }) => {
         const [verdict] = await verifyMany([toVerifyInput(request, MAX_CALL_MS)]);
         return { result: toVerifyResult(verdict!) };
       }),
   };
+}
+
+/** `items`, until `signal` is aborted; then the client is told to go elsewhere. */
+async function* until<T>(signal: AbortSignal, items: AsyncIterable<T>): AsyncGenerator<T, void> {
+  const source = items[Symbol.asyncIterator]();
+  const stopping = () => new ConnectError("The service is stopping. Open the stream again.", Code.Unavailable);
+  const next = () =>
+    new Promise<IteratorResult<T>>((resolve, reject) => {
+      const stop = () => reject(stopping());
+      signal.addEventListener("abort", stop);
+      source
+        .next()
+        .finally(() => signal.removeEventListener("abort", stop))
+        .then(resolve, reject);
+    });
+  try {
+    while (!signal.aborted) {
+      const { done, value } = await next();
+      if (done) return;
+      yield value;
+    }
+    throw stopping();
+  } finally {
+    // Not waited for: it may be in the middle of a read that never ends.
+    void source.return?.().catch(() => {});
+  }
 }
 
 /** As for a unary message: Connect says INTERNAL of what can't be decoded, and repeats what V8 says of bad JSON. */

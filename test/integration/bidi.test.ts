@@ -619,12 +619,17 @@ describe("VerifyStream", () => {
     }
   });
 
-  test("stopping the service ends an open stream with UNAVAILABLE", async () => {
-    const stopped = await startService();
-    const stream = openStream(openSession(stopped.server.address), VERIFY_STREAM);
-    await once(stream, "response");
-    const stopping = stopped.stop();
-    expect(await endOf(stream)).toMatchObject({ status: 14 });
-    await stopping;
-  });
+  test.each(["application/grpc", "application/grpc+json"])(
+    "stopping the service ends an open stream of %s with UNAVAILABLE",
+    async (type) => {
+      const stopped = await startService();
+      const stream = openStream(openSession(stopped.server.address), VERIFY_STREAM, { "content-type": type });
+      const ended = endOf(stream);
+      stream.write(envelope(type === "application/grpc" ? binary()[0]! : "{}"));
+      await once(stream, "data");
+      const stopping = stopped.stop();
+      expect(await ended).toMatchObject({ status: 14 });
+      await stopping;
+    },
+  );
 });
