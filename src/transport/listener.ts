@@ -112,13 +112,13 @@ export async function listen({
     open?.delete(response);
     if (closing !== undefined && open?.size === 0) socket.destroySoon();
   };
-  const serveRequest = serveHotRequests({
-    ...{ methods, answered },
-    stock(request, response) {
-      response.once("close", () => answered(response));
-      handler(request, response);
-    },
-  });
+  const serveStock = (request: IncomingMessage, response: ServerResponse) => {
+    response.once("close", () => answered(response));
+    handler(request, response);
+  };
+  const serveRequest = serveHotRequests({ ...{ methods, answered }, stock: serveStock });
+  /** Connections whose next request is not to be asked about again. */
+  const asked = new WeakSet<Socket>();
   const http1 = createHttp1Server(
     {
       maxHeaderSize: limits.maxHeaderBytes,
@@ -130,7 +130,7 @@ export async function listen({
     (request, response) => {
       answers.get(request.socket)?.add(response);
       if (closing !== undefined) response.setHeader("connection", "close");
-      serveRequest(request, response);
+      (asked.delete(request.socket) ? serveStock : serveRequest)(request, response);
     },
   );
   // Node checks headersTimeout and requestTimeout only from this event on, and a server that is handed its sockets never
@@ -161,7 +161,8 @@ export async function listen({
   const http1Lane = createHttp1Lane({
     ...limits,
     methods,
-    handOver(socket) {
+    handOver(socket, isAsked) {
+      if (isAsked) asked.add(socket);
       answers.set(socket, new Set());
       socket.once("close", () => answers.delete(socket));
       http1.emit("connection", socket);
