@@ -103,7 +103,7 @@ export function createHpackDecoder({ maxTableBytes, maxListBytes }: HpackLimits)
           value = fields[found + 1]!;
         } else if (kind >= 0x20 && kind < 0x40) {
           // A change of the table's size stands before all fields.
-          if (list.length > 0) throw new HpackError("the table is resized within a block");
+          if (listBytes > 0) throw new HpackError("the table is resized within a block");
           tableLimit = integer(5);
           if (tableLimit > maxTableBytes) throw new HpackError("the table is made larger than allowed");
           version += 1;

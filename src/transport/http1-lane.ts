@@ -12,8 +12,12 @@ export interface Http1LaneOptions {
   requestTimeoutMs: number;
   /** Time without a request after which a connection is closed. */
   idleTimeoutMs: number;
-  /** Takes a connection from the beginning of a request on; what was read of it is given back to the socket. */
-  handOver(socket: Socket): void;
+  /**
+   * Takes a connection from the beginning of a request on; what was read of it is given back to the socket.
+   *
+   * @param isAsked - whether that request's hot method has left it to the stock path
+   */
+  handOver(socket: Socket, isAsked: boolean): void;
 }
 
 export interface Http1Lane {
@@ -39,7 +43,7 @@ export function createHttp1Lane(options: Http1LaneOptions): Http1Lane {
   let draining = false;
   return {
     serve(socket) {
-      if (draining) return options.handOver(socket);
+      if (draining) return options.handOver(socket, false);
       const connection = new Connection(socket, options, () => connections.delete(connection));
       connections.add(connection);
     },
@@ -70,9 +74,20 @@ class Connection {
   private head: Head | undefined;
   private call: Call | undefined;
   private draining = false;
-  private sinceMs = performance.now();
+  /** Nothing more is served: the last answer says so. */
+  private ending = false;
+  private endingMs: number | undefined;
+  private idleSinceMs = performance.now();
+  /** Since when what has come is known not to be whole. */
+  private partialSinceMs: number | undefined;
   private used = false;
   private out: Buffer[] = [];
+  /** The client does not take what is written. */
+  private outFull = false;
+  private readonly onDrain = (): void => {
+    this.outFull = false;
+    this.readOn();
+  };
 
   constructor(socket: Socket, options: Http1LaneOptions, left: () => void) {
     this.socket = socket;
@@ -83,18 +98,20 @@ class Connection {
   }
 
   private receive(chunk: Buffer) {
+    if (this.ending) return;
     this.rest = this.rest.length === 0 ? chunk : Buffer.concat([this.rest, chunk]);
     this.serve();
     this.flush();
+    // What comes while a call is answered is read all the same, or nobody would see its client leave; but not for ever.
+    if (this.call !== undefined && this.rest.length >= MAX_AHEAD_BYTES) this.socket.pause();
   }
 
   /** Answers the requests that are whole, up to one that has to be waited for. */
   private serve() {
-    while (this.rest.length > 0 && this.call === undefined && !this.socket.destroyed) {
+    while (this.rest.length > 0 && this.call === undefined && !this.ending && !this.socket.destroyed) {
       const head = this.knownHead() ?? this.readHead();
-      if (head === undefined) return this.handOver();
+      if (head === undefined) return this.handOver(false);
       this.head = head;
-      this.used = true;
       const start = head.text.length;
       const end = start + head.bodyBytes;
       if (this.rest.length < end) return;
@@ -103,8 +120,10 @@ class Connection {
       const message = messageIn(format, body, this.options.methods.maxBytesOf(method));
       const call = message && new Call(format, message, headers, timeoutMs);
       const answer = call && this.options.methods.answer(method, call);
-      if (answer === undefined) return this.handOver();
+      if (answer === undefined) return this.handOver(call !== undefined);
       this.rest = this.rest.subarray(end);
+      this.used = true;
+      this.partialSinceMs = undefined;
       if (isPromise(answer)) this.wait(answer, call!, head.recognised);
       else this.write(answer, head.recognised);
     }
@@ -112,16 +131,19 @@ class Connection {
 
   private wait(answer: Promise<HotAnswer>, call: Call, recognised: Recognised) {
     this.call = call;
-    // What comes meanwhile waits in the socket.
-    this.socket.pause();
     settle(answer, call, (late) => {
       this.call = undefined;
       if (this.socket.destroyed) return;
       this.write(late, recognised);
-      this.socket.resume();
+      this.readOn();
       this.serve();
       this.flush();
     });
+  }
+
+  private readOn() {
+    const isAhead = this.call !== undefined && this.rest.length >= MAX_AHEAD_BYTES;
+    if (!this.outFull && !isAhead && this.socket.isPaused()) this.socket.resume();
   }
 
   private knownHead(): Head | undefined {
@@ -148,7 +170,8 @@ class Connection {
     for (const name in headers) text += `${name}: ${headers[name]}\r\n`;
     if (format.protocol === "grpc-web") text += `content-length: ${bytes.length}\r\n`;
     text += `Date: ${httpDate()}\r\n`;
-    text += this.draining
+    this.ending = this.draining;
+    text += this.ending
       ? "Connection: close\r\n\r\n"
       : `Connection: keep-alive\r\nKeep-Alive: timeout=${Math.floor(this.options.idleTimeoutMs / 1_000)}\r\n\r\n`;
     const response = Buffer.allocUnsafe(text.length + bytes.length);
@@ -163,30 +186,30 @@ class Connection {
       this.out = [];
       socket.write(out.length === 1 ? out[0]! : Buffer.concat(out));
       // A client that does not read its answers is not read from.
-      if (socket.writableNeedDrain) {
+      if (socket.writableNeedDrain && !this.outFull) {
+        this.outFull = true;
         socket.pause();
-        socket.once("drain", () => {
-          if (this.call === undefined) socket.resume();
-        });
+        socket.once("drain", this.onDrain);
       }
     }
-    if (this.draining && this.call === undefined) socket.destroySoon();
+    if (this.ending) socket.destroySoon();
   }
 
-  private handOver() {
+  private handOver(isAsked: boolean) {
     const { socket, rest } = this;
     this.flush();
     this.forget();
     if (socket.destroyed) return;
     socket.pause();
     socket.unshift(rest);
-    this.options.handOver(socket);
+    this.options.handOver(socket, isAsked);
     socket.resume();
   }
 
   private forget() {
     this.socket.off("data", this.onData);
     this.socket.off("close", this.onClose);
+    this.socket.off("drain", this.onDrain);
     this.left();
   }
 
@@ -195,26 +218,42 @@ class Connection {
     this.call?.abort();
   }
 
+  private end(lastWords = "") {
+    if (this.ending) return;
+    this.ending = true;
+    this.socket.write(lastWords);
+    this.socket.destroySoon();
+  }
+
   drain(): void {
     this.draining = true;
-    if (this.rest.length === 0) this.flush();
+    if (this.rest.length === 0 && this.call === undefined) this.end();
   }
 
   sweep(nowMs: number): void {
-    const { socket, options } = this;
-    if (this.used || this.call !== undefined) this.sinceMs = nowMs;
+    const { requestTimeoutMs, idleTimeoutMs } = this.options;
+    if (this.ending) {
+      // One that does not take what it was sent last would stay.
+      this.endingMs ??= nowMs;
+      if (nowMs - this.endingMs >= requestTimeoutMs) this.socket.destroy();
+      return;
+    }
+    if (this.used || this.call !== undefined || this.rest.length > 0) this.idleSinceMs = nowMs;
     this.used = false;
-    const waitedMs = nowMs - this.sinceMs;
-    if (this.rest.length > 0 && waitedMs >= options.requestTimeoutMs) {
-      socket.end("HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
-      this.forget();
-    } else if (waitedMs >= options.idleTimeoutMs) socket.destroySoon();
+    if (nowMs - this.idleSinceMs >= idleTimeoutMs) this.end();
+    if (this.call !== undefined || this.rest.length === 0) return;
+    this.partialSinceMs ??= nowMs;
+    if (nowMs - this.partialSinceMs >= requestTimeoutMs) this.end(TIMED_OUT);
   }
 }
 
+const TIMED_OUT = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
+/** Of requests that wait for a call's answer. */
+const MAX_AHEAD_BYTES = 64 * 1024;
 const HEAD_END = "\r\n\r\n";
 const FIRST_LINE = /^POST (\/[!-~]*) HTTP\/1\.1$/;
-const LINE = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*$/;
+const SPACE = 0x20;
+const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
 /** Names and values as HTTP/2 has them, pseudo-headers first. undefined: not the plain case. */
 function listOf(text: string): string[] | undefined {
@@ -224,13 +263,24 @@ function listOf(text: string): string[] | undefined {
   const list = [":method", "POST", ":path", path, ":scheme", "http"];
   let hosts = 0;
   for (const line of lines) {
-    const [, name, value] = LINE.exec(line) ?? [];
-    if (name === undefined || value === undefined) return undefined;
-    const lower = name.toLowerCase();
-    if (lower === "host") hosts += 1;
-    // Says what is so anyway.
-    else if (lower === "connection" && value.toLowerCase() === "keep-alive") continue;
-    list.push(lower, value);
+    const colon = line.indexOf(":");
+    const name = line.slice(0, Math.max(0, colon)).toLowerCase();
+    if (!NAME.test(name) || line.includes("\t")) return undefined;
+    const value = trim(line, colon + 1);
+    if (name === "host") {
+      hosts += 1;
+      // Where HTTP/2 has it.
+      list.splice(6, 0, ":authority", value);
+    } else if (name !== "connection" || value.toLowerCase() !== "keep-alive") list.push(name, value);
   }
   return hosts === 1 ? list : undefined;
+}
+
+/** What `line` has from `start` on, without spaces around it. By hand: an expression would take their number squared. */
+function trim(line: string, start: number): string {
+  let from = start;
+  let to = line.length;
+  while (from < to && line.charCodeAt(from) === SPACE) from += 1;
+  while (to > from && line.charCodeAt(to - 1) === SPACE) to -= 1;
+  return line.slice(from, to);
 }

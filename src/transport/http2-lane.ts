@@ -6,6 +6,7 @@ import { createHpackDecoder, encodeFields, type HpackDecoder, HpackError } from 
 import { httpDate } from "./http-date.ts";
 import {
   createFrameReader,
+  DEFAULT_TABLE_BYTES,
   DEFAULT_WINDOW_BYTES,
   Fault,
   Flag,
@@ -100,10 +101,10 @@ export function createHttp2Lane(options: Http2LaneOptions): Http2Lane {
 const MAX_HELD_BYTES = 24_000;
 /** Credit for received bytes is given in portions. */
 const CREDIT_BYTES = 8_192;
-/** For a peer that was told to go, and stays. */
-const LINGER_MS = 5_000;
-/** Blocks of headers that are known by heart, a connection. */
+/** Blocks of headers that are known by heart, a connection; longer ones are not. */
 const MAX_MEMORIES = 16;
+const MAX_MEMORY_BYTES = 4_096;
+
 /** A call whose message is not whole, or that is being answered. */
 interface OpenCall {
   id: number;
@@ -134,9 +135,11 @@ interface Blocked {
   of: { readonly id: number; credit: number };
   body: Buffer;
   at: number;
-  /** The end of an answer; undefined: the body's last byte is, or, of a stream of messages, more may follow. */
+  /** Headers, the end of an answer; undefined: the body's last byte is, or, of a stream of messages, more may follow. */
   trailers: Buffer | undefined;
   bidi: OpenBidi | undefined;
+  /** To be reset behind its trailers. */
+  hangUp: boolean;
   sinceMs: number;
 }
 
@@ -148,6 +151,7 @@ class Connection {
   private preface: Buffer | undefined = EMPTY;
   private sawSettings = false;
   private ended = false;
+  private endedMs: number | undefined;
   private draining = false;
   private lastId = 0;
   private refused = 0;
@@ -160,6 +164,8 @@ class Connection {
 
   private readonly calls = new Map<number, OpenCall>();
   private readonly bidis = new Map<number, OpenBidi>();
+  /** Calls that are being answered, and whose stream is no more. */
+  private abandoned = 0;
   private readonly blocked = new Map<number, Blocked>();
   /** Bytes of bodies that are not whole. */
   private heldBytes = 0;
@@ -169,9 +175,18 @@ class Connection {
   private used = false;
 
   private readonly settings = new Map<number, number>();
+  /** What the client has set, and the inner session has not acknowledged. */
+  private readonly said: [number, number][][] = [];
   private sendWindow = DEFAULT_WINDOW_BYTES;
+  /** The windows that answers wait for may have changed. */
+  private windowsChanged = false;
+  /** The client once had its header table smaller than it is at first. */
+  private tableShrunk = false;
 
   private stock: StockSession | undefined;
+  /** Who wants no more to be read for now: the client does not take what is written, the inner session not what is read. */
+  private outFull = false;
+  private innerFull = false;
 
   /** What is to be written when the chunk being read is through. */
   private pending: Buffer[] = [];
@@ -180,10 +195,10 @@ class Connection {
   constructor(socket: Socket, options: Http2LaneOptions) {
     this.socket = socket;
     this.options = options;
-    this.decoder = createHpackDecoder({ maxTableBytes: 4_096, maxListBytes: options.maxHeaderBytes });
+    this.decoder = createHpackDecoder({ maxTableBytes: DEFAULT_TABLE_BYTES, maxListBytes: options.maxHeaderBytes });
     this.read = createFrameReader(MAX_FRAME_BYTES, (received) => this.take(received));
     socket.on("data", (chunk: Buffer) => this.receive(chunk));
-    socket.on("end", () => this.socket.end());
+    socket.on("end", () => this.end());
     this.put(
       settingsFrame([
         [Setting.MAX_CONCURRENT_STREAMS, options.maxConcurrentStreams],
@@ -202,6 +217,7 @@ class Connection {
     this.flushing = true;
     if (this.read(frames) === "too large") this.fail(Fault.FRAME_SIZE_ERROR);
     this.flushing = false;
+    this.endIfDone();
     this.flush();
   }
 
@@ -239,8 +255,8 @@ class Connection {
       case Type.PING:
         return this.takePing(received);
       case Type.GOAWAY:
+        // It is about streams that a server opens.
         if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
-        this.stock?.send(received);
         return;
       case Type.PUSH_PROMISE:
         return this.fail(Fault.PROTOCOL_ERROR);
@@ -291,7 +307,8 @@ class Connection {
     this.used = true;
     if (id > this.goneId) return;
     if (list.length === 0) return this.reset(id, Fault.ENHANCE_YOUR_CALM);
-    if (this.openStreams() >= this.options.maxConcurrentStreams) return this.refuse(id);
+    // A call goes on for a while when its stream is reset: what a client could start by resets is bounded too.
+    if (this.openStreams() + this.abandoned >= this.options.maxConcurrentStreams) return this.refuse(id);
     const recognised = known ?? this.recognise(block, list);
     if (recognised === undefined) return this.openBidi(id, flags, list);
     const call = { id, recognised, body: undefined, call: undefined, sinceMs: UNSWEPT, credit: 0 };
@@ -320,7 +337,7 @@ class Connection {
       }),
     };
     this.bidis.set(id, bidi);
-    this.put(headersFrames(0, id, plainHead(FORMATS.get("application/grpc")!.contentType)));
+    this.putHeaders(0, id, plainHead(FORMATS.get("application/grpc")!.contentType));
     serve(bidi.stream);
     if ((flags & Flag.END_STREAM) !== 0) this.endBidi(bidi);
   }
@@ -331,13 +348,15 @@ class Connection {
       this.memories.clear();
       this.memoriesVersion = this.decoder.version;
     }
-    return this.memories.size === 0 ? undefined : this.memories.get(block.toString("latin1"));
+    if (this.memories.size === 0 || block.length > MAX_MEMORY_BYTES) return undefined;
+    return this.memories.get(block.toString("latin1"));
   }
 
   private recognise(block: Buffer, list: string[]): Recognised | undefined {
     const recognised = this.options.methods.recognise(list);
     // One that changed the table means something else the next time.
-    if (recognised !== undefined && this.memoriesVersion === this.decoder.version) {
+    const isLasting = block.length <= MAX_MEMORY_BYTES && this.memoriesVersion === this.decoder.version;
+    if (recognised !== undefined && isLasting) {
       if (this.memories.size >= MAX_MEMORIES) this.memories.clear();
       this.memories.set(block.toString("latin1"), recognised);
     }
@@ -373,7 +392,7 @@ class Connection {
     if (call === undefined || call.call !== undefined) {
       const bidi = this.bidis.get(id);
       if (bidi !== undefined) return this.takeBidiData(bidi, received);
-      if (this.stock?.has(id)) return this.stock.send(received);
+      if (this.stock?.send(received)) return;
       this.credit(payload.length);
       if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
       return;
@@ -382,12 +401,12 @@ class Connection {
     if ((flags & Flag.PADDED) !== 0 || this.heldBytes > MAX_HELD_BYTES) {
       this.heldBytes -= payload.length;
       this.giveUp(call);
-      this.stock!.send(received);
+      if (!this.stock!.send(received)) this.credit(payload.length);
       return;
     }
-    call.body = call.body === undefined ? payload : Buffer.concat([call.body, payload]);
-    if ((flags & Flag.END_STREAM) === 0) return;
-    this.answer(call);
+    const isLast = (flags & Flag.END_STREAM) !== 0;
+    call.body = isLast && call.body === undefined ? payload : append(call.body, payload);
+    if (isLast) this.answer(call);
   }
 
   private takeBidiData(bidi: OpenBidi, { flags, payload }: Frame) {
@@ -417,17 +436,14 @@ class Connection {
     this.flushSoon();
   }
 
-  private finishBidi(bidi: OpenBidi, trailers: Headers) {
-    const { id } = bidi;
-    const block = headersFrames(Flag.END_STREAM, id, encodeFields(fieldsOf(trailers)));
-    const { waiting } = bidi;
+  private finishBidi(bidi: OpenBidi, last: Headers) {
+    const { id, hasEnded, waiting } = bidi;
     this.bidis.delete(id);
+    const trailers = encodeFields(fieldsOf(last));
     // A client that still sends is told that nobody listens.
-    const last = bidi.hasEnded
-      ? block
-      : Buffer.concat([block, frame(Type.RST_STREAM, 0, id, number32(Fault.NO_ERROR))]);
-    if (waiting === undefined) this.put(last);
-    else this.blocked.set(id, { ...waiting, trailers: last, bidi: undefined });
+    const ending = { trailers, bidi: undefined, hangUp: !hasEnded, sinceMs: UNSWEPT };
+    const answer = { ...(waiting ?? { of: bidi, body: EMPTY, at: 0 }), ...ending };
+    if (!this.sendOn(answer)) this.blocked.set(id, answer);
     this.endIfDone();
     this.flushSoon();
   }
@@ -438,13 +454,11 @@ class Connection {
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     const call = this.calls.get(id);
     const bidi = this.bidis.get(id);
-    this.blocked.delete(id);
     if (call !== undefined) this.drop(call);
     else if (bidi !== undefined) {
       this.bidis.delete(id);
       bidi.stream.aborted();
-    } else if (this.stock?.has(id)) this.stock.send(received);
-    this.endIfDone();
+    } else if (!this.blocked.delete(id)) this.stock?.send(received);
   }
 
   private takeWindowUpdate(received: Frame) {
@@ -455,7 +469,7 @@ class Connection {
     if (id !== 0) {
       const waiting = this.calls.get(id) ?? this.bidis.get(id) ?? this.blocked.get(id)?.of;
       if (waiting === undefined) {
-        if (this.stock?.has(id)) this.stock.send(received);
+        this.stock?.send(received);
         return;
       }
       waiting.credit += increment;
@@ -463,9 +477,8 @@ class Connection {
     } else {
       this.sendWindow += increment;
       if (this.sendWindow > MAX_WINDOW_BYTES) return this.fail(Fault.FLOW_CONTROL_ERROR);
-      this.stock?.credited(increment);
     }
-    this.sendBlocked();
+    this.windowsChanged = true;
   }
 
   private takeSettings(received: Frame) {
@@ -477,18 +490,30 @@ class Connection {
     }
     if (payload.length % 6 !== 0) return this.fail(Fault.FRAME_SIZE_ERROR);
     this.sawSettings = true;
+    const said: [number, number][] = [];
     for (let at = 0; at < payload.length; at += 6) {
       const setting = payload.readUInt16BE(at);
       const value = payload.readUInt32BE(at + 2);
       const fault = faultOf(setting, value);
       if (fault !== undefined) return this.fail(fault);
       // What is unknown is ignored, and not kept: there are too many numbers.
-      if (setting <= Setting.MAX_HEADER_LIST_SIZE) this.settings.set(setting, value);
+      if (setting <= Setting.MAX_HEADER_LIST_SIZE) said.push([setting, value]);
+      if (setting === Setting.HEADER_TABLE_SIZE && value < DEFAULT_TABLE_BYTES) this.tableShrunk = true;
     }
-    // The session's own acknowledgement stands where its headers change to the new table.
-    if (this.stock === undefined) this.put(SETTINGS_ACK);
-    else this.stock.send(received);
-    this.sendBlocked();
+    if (this.stock !== undefined) {
+      // The session's own acknowledgement stands where its data change to the new window.
+      this.said.push(said);
+      if (this.said.length > MAX_UNACKNOWLEDGED) return this.fail(Fault.ENHANCE_YOUR_CALM);
+      this.stock.sendSettings(said);
+      return;
+    }
+    this.put(SETTINGS_ACK);
+    this.apply(said);
+  }
+
+  private apply(said: readonly [number, number][]) {
+    for (const [setting, value] of said) this.settings.set(setting, value);
+    this.windowsChanged = true;
   }
 
   private takePing(received: Frame) {
@@ -525,6 +550,7 @@ class Connection {
     this.calls.set(id, open);
     settle(answer, call!, (late) => {
       if (this.calls.delete(id)) this.write(open, late);
+      else this.abandoned -= 1;
       this.endIfDone();
       this.flushSoon();
     });
@@ -535,7 +561,7 @@ class Connection {
     if (format.protocol !== "grpc") {
       const { status, headers, bytes } = bodyOf(format, answer);
       const block = encodeFields([":status", String(status), ...fieldsOf(headers), "date", httpDate()]);
-      this.put(headersFrames(0, open.id, block));
+      this.putHeaders(0, open.id, block);
       this.send(open, asBuffer(bytes), undefined);
       return;
     }
@@ -545,15 +571,16 @@ class Connection {
     }
     const head = encodeFields([":status", "200", ...fieldsOf(headersOf(format, answer)), "date", httpDate()]);
     const status = error === undefined ? OK_TRAILERS : { "cache-control": "no-store", ...statusTrailers(error) };
-    const last = headersFrames(Flag.END_STREAM, open.id, encodeFields(fieldsOf({ ...trailers, ...status })));
+    const last = encodeFields(fieldsOf({ ...trailers, ...status }));
     const content = answer.roomy ? message!.subarray(ENVELOPE_BYTES) : (message ?? EMPTY);
-    this.put(headersFrames(0, open.id, head));
+    this.putHeaders(0, open.id, head);
     this.send(open, error === undefined ? envelope(content) : EMPTY, last);
   }
 
   /** The usual answer, put where it is sent from. False when it is not to be sent in one go. */
   private writePlain({ id, recognised, credit }: OpenCall, message: Uint8Array, roomy: boolean): boolean {
     const dataBytes = message.length + (roomy ? 0 : ENVELOPE_BYTES);
+    if (this.tableShrunk) return false;
     if (dataBytes > MAX_FRAME_BYTES || dataBytes > Math.min(this.sendWindow, this.firstWindow() + credit)) return false;
     const head = plainHead(recognised.format.contentType);
     const size = 3 * FRAME_HEAD_BYTES + head.length + dataBytes + OK_BLOCK.length;
@@ -567,13 +594,13 @@ class Connection {
     at += message.length;
     at = putHead(slab, at, OK_BLOCK.length, Type.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, id);
     slab.set(OK_BLOCK, at);
-    this.spend(dataBytes);
+    this.sendWindow -= dataBytes;
     return true;
   }
 
   /** Sends what the client's windows have room for, and the rest when they have. Whether all has gone. */
   private send(of: Blocked["of"], body: Buffer, trailers: Buffer | undefined, bidi?: OpenBidi): boolean {
-    const answer = { of, body, at: 0, trailers, bidi, sinceMs: UNSWEPT };
+    const answer = { of, body, at: 0, trailers, bidi, hangUp: false, sinceMs: UNSWEPT };
     const hasGone = this.sendOn(answer);
     if (hasGone) return true;
     if (bidi === undefined) this.blocked.set(of.id, answer);
@@ -592,31 +619,27 @@ class Connection {
       this.put(frame(Type.DATA, isLast ? Flag.END_STREAM : 0, of.id, body.subarray(answer.at, end)));
       answer.at = end;
       of.credit -= length;
-      this.spend(length);
+      this.sendWindow -= length;
     }
-    if (trailers !== undefined) this.put(trailers);
+    if (trailers !== undefined) this.putHeaders(Flag.END_STREAM, of.id, trailers);
     else if (body.length === 0 && bidi === undefined) this.put(frame(Type.DATA, Flag.END_STREAM, of.id, EMPTY));
+    if (answer.hangUp) this.put(frame(Type.RST_STREAM, 0, of.id, number32(Fault.NO_ERROR)));
     return true;
   }
 
   private sendBlocked() {
-    this.stock?.sendHeld();
+    this.stock?.windowOpened();
     for (const [id, answer] of this.blocked) if (this.sendOn(answer)) this.blocked.delete(id);
     for (const bidi of this.bidis.values()) {
       if (bidi.waiting === undefined || !this.sendOn(bidi.waiting)) continue;
       bidi.waiting = undefined;
       bidi.stream.drained();
     }
-    if (this.draining) this.endIfDone();
+    this.endIfDone();
   }
 
   private firstWindow(): number {
     return this.settings.get(Setting.INITIAL_WINDOW_SIZE) ?? DEFAULT_WINDOW_BYTES;
-  }
-
-  private spend(bytes: number) {
-    this.sendWindow -= bytes;
-    this.stock?.spent(bytes);
   }
 
   /** Lets the client send as much again on the connection. */
@@ -638,12 +661,9 @@ class Connection {
     this.handOver(id, isEmpty ? Flag.END_STREAM : 0, recognised.list);
     for (let at = 0; body !== undefined && at < body.length; at += MAX_FRAME_BYTES) {
       const isLast = isWhole && at + MAX_FRAME_BYTES >= body.length;
-      this.stock!.send({
-        type: Type.DATA,
-        flags: isLast ? Flag.END_STREAM : 0,
-        id,
-        payload: body.subarray(at, at + MAX_FRAME_BYTES),
-      });
+      const payload = body.subarray(at, at + MAX_FRAME_BYTES);
+      const isTaken = this.stock!.send({ type: Type.DATA, flags: isLast ? Flag.END_STREAM : 0, id, payload });
+      if (!isTaken) this.credit(payload.length);
     }
     if (credit > 0) this.stock!.send({ type: Type.WINDOW_UPDATE, flags: 0, id, payload: number32(credit) });
   }
@@ -657,12 +677,19 @@ class Connection {
     return new StockSession({
       open: this.options.openStock,
       settings: this.settings,
-      sendWindow: this.sendWindow,
       windowLeft: () => this.sendWindow,
+      windowUsed: () => {
+        this.windowsChanged = true;
+        this.flushSoon();
+      },
       sent: (bytes) => {
         this.sendWindow -= bytes;
       },
-      lastId: () => Math.min(this.lastId, this.goneId),
+      acknowledged: () => this.apply(this.said.shift() ?? []),
+      writeHeaders: (flags, id, block) => {
+        this.putHeaders(flags, id, block);
+        this.flushSoon();
+      },
       write: (bytes) => {
         this.put(bytes);
         this.flushSoon();
@@ -671,10 +698,16 @@ class Connection {
         if (this.socket.writableNeedDrain) this.socket.once("drain", then);
         else then();
       },
-      pause: () => this.socket.pause(),
-      resume: () => this.socket.resume(),
+      pause: () => {
+        this.innerFull = true;
+        this.socket.pause();
+      },
+      resume: () => {
+        this.innerFull = false;
+        this.readOn();
+      },
       idle: () => this.endIfDone(),
-      ended: () => this.end(),
+      failed: (fault) => this.fail(fault),
     });
   }
 
@@ -682,6 +715,12 @@ class Connection {
 
   private put(bytes: Buffer) {
     this.pending.push(bytes);
+  }
+
+  private putHeaders(flags: number, id: number, block: Buffer) {
+    // RFC 7541, 4.2: a client that made its table smaller waits for a block that says so. No block of either uses a table,
+    // so that each may say it.
+    this.put(headersFrames(flags, id, this.tableShrunk ? Buffer.concat([TABLE_EMPTIED, block]) : block));
   }
 
   /** A piece of the slab right behind the last, so that answers that go together stand together. */
@@ -700,7 +739,12 @@ class Connection {
   }
 
   private flush() {
-    const { pending, socket } = this;
+    const { socket } = this;
+    if (this.windowsChanged && !this.ended) {
+      this.windowsChanged = false;
+      this.sendBlocked();
+    }
+    const { pending } = this;
     if (pending.length === 0) return;
     this.pending = [];
     if (socket.destroyed || socket.writableEnded) return;
@@ -708,10 +752,18 @@ class Connection {
     for (const bytes of pending) socket.write(bytes);
     if (pending.length > 1) socket.uncork();
     // A client that does not read its answers is not read from.
-    if (socket.writableNeedDrain && !socket.isPaused()) {
+    if (socket.writableNeedDrain && !this.outFull) {
+      this.outFull = true;
       socket.pause();
-      socket.once("drain", () => socket.resume());
+      socket.once("drain", () => {
+        this.outFull = false;
+        this.readOn();
+      });
     }
+  }
+
+  private readOn() {
+    if (!this.outFull && !this.innerFull && this.socket.isPaused()) this.socket.resume();
   }
 
   /** What is written apart from a chunk that is being read: together with all that is written in this turn. */
@@ -727,6 +779,9 @@ class Connection {
   // ---- ending
 
   private reset(id: number, fault: number) {
+    const call = this.calls.get(id);
+    if (call !== undefined) this.drop(call);
+    this.blocked.delete(id);
     this.put(frame(Type.RST_STREAM, 0, id, number32(fault)));
   }
 
@@ -742,7 +797,9 @@ class Connection {
     const bytes = open.body?.length ?? 0;
     this.heldBytes -= bytes;
     this.credit(bytes);
-    open.call?.abort();
+    if (open.call === undefined) return;
+    this.abandoned += 1;
+    open.call.abort();
   }
 
   /** The peer broke the rules: the connection is over. */
@@ -757,7 +814,7 @@ class Connection {
     this.ended = true;
     this.flush();
     this.socket.destroySoon();
-    this.stock?.destroy();
+    this.closed();
   }
 
   private endIfDone() {
@@ -793,34 +850,37 @@ class Connection {
 
   sweep(nowMs: number): void {
     const { requestTimeoutMs, idleTimeoutMs } = this.options;
+    if (this.ended) {
+      // One that does not take what it was sent last would stay.
+      this.endedMs ??= nowMs;
+      if (nowMs - this.endedMs >= requestTimeoutMs) this.socket.destroy();
+      return;
+    }
     for (const open of this.calls.values()) {
       if (open.call !== undefined) continue;
       if (open.sinceMs === UNSWEPT) open.sinceMs = nowMs;
-      else if (nowMs - open.sinceMs >= requestTimeoutMs) {
-        this.drop(open);
-        this.reset(open.id, Fault.CANCEL);
-      }
+      else if (nowMs - open.sinceMs >= requestTimeoutMs) this.reset(open.id, Fault.CANCEL);
     }
     for (const [id, answer] of this.blocked) {
       if (answer.sinceMs === UNSWEPT) answer.sinceMs = nowMs;
-      else if (nowMs - answer.sinceMs >= requestTimeoutMs) {
-        this.blocked.delete(id);
-        this.reset(id, Fault.CANCEL);
-      }
+      else if (nowMs - answer.sinceMs >= requestTimeoutMs) this.reset(id, Fault.CANCEL);
     }
+    this.endIfDone();
     this.flushSoon();
     if (this.used || !this.isIdle()) this.idleSinceMs = nowMs;
     this.used = false;
-    const idleMs = nowMs - this.idleSinceMs;
-    if (idleMs >= idleTimeoutMs + LINGER_MS) this.socket.destroy();
-    else if (idleMs >= idleTimeoutMs) this.drain();
+    if (nowMs - this.idleSinceMs >= idleTimeoutMs) this.drain();
   }
 }
 
 /** What only sweeps say: reading the clock for each stream would be felt. */
 const UNSWEPT = 0;
+/** Settings: a client that leaves no room for the answers before an acknowledgement could heap them up. */
+const MAX_UNACKNOWLEDGED = 100;
 /** Of one block of headers. */
 const MAX_FRAGMENTS = 64;
+/** HPACK: the table's size from here on is 0. */
+const TABLE_EMPTIED = Buffer.of(0x20);
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);
 const OK_BLOCK = encodeFields(fieldsOf(OK_TRAILERS));
 const SLAB_BYTES = 64 * 1024;
@@ -844,6 +904,20 @@ function plainHead(contentType: string): Buffer {
     plainHeads.set(contentType, head);
   }
   return head;
+}
+
+/** A buffer of its own: a piece would keep alive all that it came with. Room is doubled, so that many pieces cost no more. */
+function append(body: Buffer | undefined, piece: Buffer): Buffer {
+  const start = body?.length ?? 0;
+  const length = start + piece.length;
+  if (body !== undefined && body.buffer.byteLength >= length) {
+    Buffer.from(body.buffer).set(piece, start);
+    return Buffer.from(body.buffer, 0, length);
+  }
+  const roomier = Buffer.allocUnsafeSlow(2 * length);
+  if (body !== undefined) roomier.set(body);
+  roomier.set(piece, start);
+  return roomier.subarray(0, length);
 }
 
 function putEnvelopeHead(target: Buffer, at: number, length: number): number {

@@ -10,6 +10,7 @@ import {
   headersFrames,
   number32,
   PREFACE,
+  Setting,
   settingsFrame,
   Type,
 } from "./http2-frames.ts";
@@ -20,37 +21,54 @@ export interface StockParts {
   /** The client's, so far. */
   settings: ReadonlyMap<number, number>;
   /** What the client lets the connection send at this moment. */
-  sendWindow: number;
   windowLeft(): number;
+  /** The session sent data: it may need to be told again what it may send. */
+  windowUsed(): void;
   /** Data was sent to the client. */
   sent(bytes: number): void;
-  /** The last stream that is or was served, by either. */
-  lastId(): number;
+  /** The session keeps to the client's settings, those that were sent to it first. */
+  acknowledged(): void;
+  writeHeaders(flags: number, id: number, block: Buffer): void;
   write(bytes: Buffer): void;
   whenTaken(then: () => void): void;
   pause(): void;
   resume(): void;
   /** No stream is open any more. */
   idle(): void;
-  /** The session is over. */
-  ended(): void;
+  /** The session is over: the client broke the rules, or a limit. */
+  failed(fault: number): void;
+}
+
+interface StockStream {
+  /** The session's number. */
+  id: number;
+  /** Which end has ended its own half. */
+  ended: "neither" | "client" | "session";
 }
 
 /** node:http2's own session, for the streams of a connection that are not served here. */
 export class StockSession {
   private readonly parts: StockParts;
   private readonly inner: Duplex;
-  /** Open streams, and which end has ended its own half. */
-  private readonly streams = new Map<number, "neither" | "client" | "session">();
-  /** What the session believes it may send, beyond what the client's window holds. */
-  private excess: number;
-  /** Frames of streams that wait for the client's window. */
+  /**
+   * Open streams by the client's number. The session has its own: a call that is handed over late would come after streams
+   * of higher numbers, which HTTP/2 does not allow.
+   */
+  private readonly streams = new Map<number, StockStream>();
+  private readonly clientIds = new Map<number, number>();
+  private nextId = 1;
+  /** What the session believes it may send on the connection. */
+  private believed = DEFAULT_WINDOW_BYTES;
+  /** Frames that wait for the client's window, and their data: no more than the session believed it may send. */
   private held: Frame[] = [];
+  private heldBytes = 0;
+  /** Headers of which more is to come. */
+  private block: Frame | undefined;
   private isSetUp = false;
 
   constructor(parts: StockParts) {
     this.parts = parts;
-    const read = createFrameReader(0xffffff, (sent) => this.pass(sent));
+    const read = createFrameReader(0xffffff, (sent) => this.take(sent));
     this.inner = new Duplex({
       read: () => parts.resume(),
       write: (chunk: Buffer, _encoding, done) => {
@@ -58,19 +76,17 @@ export class StockSession {
         parts.whenTaken(done);
       },
       final: (done) => {
-        parts.ended();
+        parts.failed(Fault.INTERNAL_ERROR);
         done();
       },
     });
     this.inner.on("error", () => {});
-    this.inner.once("close", parts.ended);
+    this.inner.once("close", () => parts.failed(Fault.INTERNAL_ERROR));
     parts.open(this.inner);
-    const surplus = parts.sendWindow - DEFAULT_WINDOW_BYTES;
-    this.excess = Math.max(0, -surplus);
     this.inner.push(PREFACE);
-    this.inner.push(settingsFrame(parts.settings));
+    // Headers that refer to no table can be held, or sent later than others, without a change of what they mean.
+    this.inner.push(settingsFrame([...withoutTable(parts.settings), [Setting.HEADER_TABLE_SIZE, 0]]));
     this.inner.push(SETTINGS_ACK);
-    if (surplus > 0) this.inner.push(frame(Type.WINDOW_UPDATE, 0, 0, number32(surplus)));
   }
 
   has(id: number): boolean {
@@ -82,18 +98,32 @@ export class StockSession {
   }
 
   open(id: number, flags: number, list: readonly string[]): void {
-    this.streams.set(id, "neither");
+    const own = { id: this.nextId, ended: "neither" } as const;
+    this.nextId += 2;
+    this.streams.set(id, own);
+    this.clientIds.set(own.id, id);
     this.sendHeaders(id, flags, list);
   }
 
   sendHeaders(id: number, flags: number, list: readonly string[]): void {
+    const stream = this.streams.get(id);
+    if (stream === undefined) return;
     this.note(Type.HEADERS, flags, id, "client");
-    this.push(headersFrames(flags & Flag.END_STREAM, id, encodeFields(list)));
+    this.push(headersFrames(flags & Flag.END_STREAM, stream.id, encodeFields(list)));
   }
 
-  send({ type, flags, id, payload }: Frame): void {
+  sendSettings(settings: Iterable<readonly [number, number]>): void {
+    this.push(settingsFrame(withoutTable(settings)));
+  }
+
+  /** False when there is no such stream any more. */
+  send({ type, flags, id, payload }: Frame): boolean {
+    const stream = this.streams.get(id);
+    if (stream === undefined) return false;
     this.note(type, flags, id, "client");
-    this.push(frame(type, flags, id, payload));
+    if (type === Type.RST_STREAM) this.forget(id);
+    this.push(frame(type, flags, stream.id, payload));
+    return true;
   }
 
   private push(bytes: Buffer): void {
@@ -101,22 +131,25 @@ export class StockSession {
   }
 
   private note(type: number, flags: number, id: number, by: "client" | "session"): void {
+    const stream = this.streams.get(id);
+    if (stream === undefined) return;
     const isLast = (type === Type.DATA || type === Type.HEADERS) && (flags & Flag.END_STREAM) !== 0;
-    const ended = this.streams.get(id);
-    if (type === Type.RST_STREAM || (isLast && ended !== "neither" && ended !== by)) this.streams.delete(id);
-    else if (isLast && ended === "neither") this.streams.set(id, by);
+    if (type === Type.RST_STREAM || (isLast && stream.ended !== "neither" && stream.ended !== by)) {
+      this.streams.delete(id);
+      this.clientIds.delete(stream.id);
+    } else if (isLast) stream.ended = by;
   }
 
-  /** Data was sent that the session doesn't know of: its window is smaller than it believes. */
-  spent(bytes: number): void {
-    this.excess += bytes;
-  }
-
-  /** The client opened the connection's window. */
-  credited(bytes: number): void {
-    const own = Math.max(0, bytes - this.excess);
-    this.excess -= bytes - own;
-    if (own > 0) this.send({ type: Type.WINDOW_UPDATE, flags: 0, id: 0, payload: number32(own) });
+  /** From the session, with headers made whole: nothing may come between their parts. */
+  private take(sent: Frame): void {
+    const { type, flags, payload } = sent;
+    if (type === Type.HEADERS) this.block = sent;
+    else if (type === Type.CONTINUATION) this.block!.payload = Buffer.concat([this.block!.payload, payload]);
+    else this.pass(sent);
+    if (this.block === undefined || (flags & Flag.END_HEADERS) === 0) return;
+    const { block } = this;
+    this.block = undefined;
+    this.pass(block);
   }
 
   /** From the session to the client. */
@@ -127,33 +160,69 @@ export class StockSession {
       this.isSetUp = (flags & Flag.ACK) !== 0;
       return;
     }
-    this.note(type, flags, sent.id, "session");
     if (type === Type.GOAWAY) {
-      if (payload.readUInt32BE(4) === Fault.NO_ERROR) return;
-      // Its last stream is only the last of its own.
-      payload.writeUInt32BE(this.parts.lastId());
+      const fault = payload.readUInt32BE(4);
+      if (fault !== Fault.NO_ERROR) this.parts.failed(fault);
+      return;
     }
+    if (type === Type.DATA) {
+      this.believed -= payload.length;
+      this.parts.windowUsed();
+    }
+    const id = sent.id === 0 ? 0 : this.clientIds.get(sent.id);
+    // The client has reset it.
+    if (id === undefined) return;
     const waits = this.held.length > 0 || (type === Type.DATA && payload.length > this.parts.windowLeft());
-    if (waits && OF_STREAMS.has(type)) this.held.push({ ...sent, payload: Buffer.from(payload) });
-    else this.forward(sent);
+    if (waits && IN_ORDER.has(type)) {
+      this.held.push({ ...sent, id, payload: Buffer.from(payload) });
+      if (type === Type.DATA) this.heldBytes += payload.length;
+      this.sendHeld();
+    } else this.forward({ ...sent, id });
   }
 
   private forward({ type, flags, id, payload }: Frame): void {
-    if (type === Type.DATA) {
-      this.parts.sent(payload.length);
-    }
-    this.parts.write(frame(type, flags, id, payload));
-    if (this.isIdle()) this.parts.idle();
+    const { parts } = this;
+    // Not before: a stream counts for as long as its frames are held.
+    this.note(type, flags, id, "session");
+    if (type === Type.HEADERS) parts.writeHeaders(flags & Flag.END_STREAM, id, payload);
+    else parts.write(frame(type, flags, id, payload));
+    if (type === Type.DATA) parts.sent(payload.length);
+    else if (type === Type.SETTINGS) parts.acknowledged();
+    if (this.isIdle()) parts.idle();
   }
 
-  /** What the client's window has room for now. */
-  sendHeld(): void {
-    while (this.held.length > 0) {
-      const [next] = this.held;
-      if (next!.type === Type.DATA && next!.payload.length > this.parts.windowLeft()) return;
+  /** The client's windows may have opened. */
+  windowOpened(): void {
+    this.sendHeld();
+    // No more than it has at first, so that what must be held is bounded however large the client's window is.
+    const own = Math.min(this.parts.windowLeft() - this.heldBytes, DEFAULT_WINDOW_BYTES) - this.believed;
+    if (own <= 0 || this.believed >= DEFAULT_WINDOW_BYTES / 2) return;
+    this.believed += own;
+    this.push(frame(Type.WINDOW_UPDATE, 0, 0, number32(own)));
+  }
+
+  private sendHeld(): void {
+    for (let next = this.held[0]; next !== undefined; next = this.held[0]) {
+      const { type, payload } = next;
+      const bytes =
+        type === Type.DATA ? Math.min(payload.length, Math.max(0, this.parts.windowLeft())) : payload.length;
+      if (type === Type.DATA) this.heldBytes -= bytes;
+      if (bytes < payload.length) {
+        next.payload = payload.subarray(bytes);
+        if (bytes > 0) this.forward({ ...next, flags: 0, payload: payload.subarray(0, bytes) });
+        return;
+      }
       this.held.shift();
-      this.forward(next!);
+      this.forward(next);
     }
+  }
+
+  /** What is held of a stream that the client does not want any more. */
+  private forget(id: number): void {
+    this.held = this.held.filter((frame) => {
+      if (frame.id === id && frame.type === Type.DATA) this.heldBytes -= frame.payload.length;
+      return frame.id !== id;
+    });
   }
 
   isIdle(): boolean {
@@ -165,6 +234,11 @@ export class StockSession {
   }
 }
 
-const OF_STREAMS: ReadonlySet<number> = new Set([Type.DATA, Type.HEADERS, Type.CONTINUATION, Type.RST_STREAM]);
+/** An acknowledgement too: the data before it was sent by the settings before it. */
+const IN_ORDER: ReadonlySet<number> = new Set([Type.DATA, Type.HEADERS, Type.RST_STREAM, Type.SETTINGS]);
 
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);
+
+function withoutTable(settings: Iterable<readonly [number, number]>): (readonly [number, number])[] {
+  return [...settings].filter(([setting]) => setting !== Setting.HEADER_TABLE_SIZE);
+}

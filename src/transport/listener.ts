@@ -121,14 +121,14 @@ export async function listen({
     response.once("close", () => answered(response));
     handler(request, response);
   };
-  const serveRequest = serveHotRequests({
-    ...{ methods, answered },
-    stock: forwardAuth === undefined ? stockRequest : forwardAuthRequests(forwardAuth, stockRequest, answered),
-  });
+  const stock = forwardAuth === undefined ? stockRequest : forwardAuthRequests(forwardAuth, stockRequest, answered);
+  const serveRequest = serveHotRequests({ methods, answered, stock });
+  /** Connections whose next request is not to be asked about again. */
+  const asked = new WeakSet<Socket>();
   const takeRequest: RequestListener = (request, response) => {
     answers.get(request.socket)?.add(response);
     if (closing !== undefined) response.setHeader("connection", "close");
-    serveRequest(request, response);
+    (asked.delete(request.socket) ? stock : serveRequest)(request, response);
   };
   const http1 = createHttp1Server(
     {
@@ -173,8 +173,8 @@ export async function listen({
     },
   });
   // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
-  const stock = createHttp2Server(handler);
-  const stockStream: StreamListener = (...stream) => void stock.emit("stream", ...stream);
+  const stockHttp2 = createHttp2Server(handler);
+  const stockStream: StreamListener = (...stream) => void stockHttp2.emit("stream", ...stream);
   http2.on("stream", forwardAuth === undefined ? stockStream : forwardAuthStreams(forwardAuth, stockStream));
   const bidi = serveBidiStreams({ methods: hotStreams, maxMessageBytes });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
@@ -184,7 +184,8 @@ export async function listen({
   const http1Lane = createHttp1Lane({
     ...limits,
     methods,
-    handOver(socket) {
+    handOver(socket, isAsked) {
+      if (isAsked) asked.add(socket);
       answers.set(socket, new Set());
       socket.once("close", () => answers.delete(socket));
       http1.emit("connection", socket);

@@ -83,7 +83,7 @@ const SINGLE = new Set([
   ...["authorization", "content-encoding", "content-length", "content-type", "connect-timeout-ms", "grpc-encoding"],
   ...["grpc-timeout", "host", "te", "user-agent", "x-request-id"],
 ]);
-const NAME = /^[:!#$%&'*+.^_`|~0-9a-z-]+$/;
+const NAME = /^:?[!#$%&'*+.^_`|~0-9a-z-]+$/;
 const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
 
 /** As node:http2 has them. undefined: not the plain case. */

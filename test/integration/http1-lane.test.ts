@@ -1,0 +1,397 @@
+import { once } from "node:events";
+import type { ServerResponse } from "node:http";
+import { connect, type Socket } from "node:net";
+import { afterEach, describe, expect, test } from "@jest/globals";
+import type { HotAnswer, HotMethod } from "../../src/transport/hot-method.ts";
+import { type Listener, type ListenerLimits, listen } from "../../src/transport/listener.ts";
+
+const cleanUps: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+interface Held {
+  signal: AbortSignal;
+  resolve(answer: HotAnswer): void;
+}
+
+/**
+ * A listener whose `/hot` gives its body back, as does everything else. With `lane: false`, node:http alone serves it, to
+ * the same effect: what a client gets is byte for byte the same.
+ */
+async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Partial<ListenerLimits> } = {}) {
+  const seen: string[] = [];
+  const held: Held[] = [];
+  const counts = { hot: 0, stock: 0 };
+  const hot: HotMethod[] = [
+    {
+      path: "/hot",
+      answer({ message, headers }) {
+        counts.hot += 1;
+        seen.push(`/hot ${headers.authorization ?? ""} ${message}`);
+        return { message: Buffer.from(message) };
+      },
+    },
+    { path: "/none", answer: () => undefined },
+    { path: "/large", answer: ({ message }) => ({ message: Buffer.alloc(Number(message), "x") }) },
+    {
+      path: "/soon",
+      async answer({ message }) {
+        counts.hot += 1;
+        const copy = Buffer.from(message);
+        await new Promise((resolve) => setImmediate(resolve));
+        return { message: copy };
+      },
+    },
+    {
+      path: "/held",
+      answer: (call) => new Promise((resolve) => held.push({ signal: call.signal(), resolve })),
+    },
+  ];
+  const listener = await listen({
+    ...{ host: "127.0.0.1", port: 0, hot: lane ? hot : [], limits },
+    async handler(request, answer) {
+      const response = answer as ServerResponse;
+      counts.stock += 1;
+      const chunks: Buffer[] = [];
+      request.on("error", () => {});
+      try {
+        for await (const chunk of request) chunks.push(chunk);
+      } catch {
+        return;
+      }
+      const body = Buffer.concat(chunks);
+      seen.push(`${request.url} ${request.headers.authorization ?? ""} ${body}`);
+      response.writeHead(200, {
+        "cache-control": "no-store",
+        "content-length": body.length,
+        "content-type": "application/json",
+      });
+      response.end(body);
+    },
+  });
+  cleanUps.push(() => listener.close(0));
+  return { ...{ listener, seen, held, counts } };
+}
+
+function open({ address }: Listener): Socket {
+  const socket = connect({ host: "127.0.0.1", port: Number(address.split(":")[1]), noDelay: true });
+  socket.on("error", () => {});
+  cleanUps.push(() => socket.destroy());
+  return socket;
+}
+
+/** All that comes until the connection ends, but for the date. */
+async function allFrom(socket: Socket): Promise<string> {
+  let text = "";
+  socket.on("data", (chunk) => {
+    text += chunk.toString("latin1");
+  });
+  await once(socket, "close");
+  return text.replace(/Date: .*/g, "Date: …");
+}
+
+async function untilTrue(condition: () => boolean): Promise<void> {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 2));
+}
+
+const post = (path: string, body: string, headers = "") =>
+  `POST ${path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n${headers}Content-Length: ${body.length}\r\n\r\n${body}`;
+const FIRST = "GET /first HTTP/1.1\r\nHost: x\r\n\r\n";
+const LAST = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+describe("requests on one connection", () => {
+  test("of a hot method are served without node:http, and their connection is kept", async () => {
+    const { listener, counts } = await start();
+    const socket = open(listener);
+    const answers = allFrom(socket);
+    socket.write(post("/hot", "one"));
+    await untilTrue(() => counts.hot === 1);
+    socket.write(post("/hot", "two", "Connection: Keep-Alive\r\n") + post("/hot", "three") + post("/soon", "four"));
+    await untilTrue(() => counts.hot === 4);
+    expect(counts).toEqual({ hot: 4, stock: 0 });
+    socket.write(LAST);
+    expect((await answers).match(/one|two|three|four/g)).toEqual(["one", "two", "three", "four"]);
+    expect(counts).toEqual({ hot: 4, stock: 1 });
+  });
+
+  test("are served alike wherever the packets end, hot and others together", async () => {
+    const bytes = Buffer.from(
+      post("/hot", "first") + post("/soon", "second") + post("/none", "3rd") + post("/hot", "4") + LAST,
+    );
+    const alone = await start({ lane: false });
+    const lane = await start();
+    const whole = open(alone.listener);
+    whole.write(bytes);
+    const expected = await allFrom(whole);
+    expect(expected.match(/HTTP\/1.1 200/g)).toHaveLength(5);
+    for (let from = 0; from < bytes.length; from += 40) {
+      const splits = Array.from({ length: Math.min(40, bytes.length - from) }, (_, index) => from + index);
+      const answers = await Promise.all(
+        splits.map(async (at) => {
+          const socket = open(lane.listener);
+          const answer = allFrom(socket);
+          await once(socket, "connect");
+          socket.write(bytes.subarray(0, at));
+          await new Promise((resolve) => setImmediate(resolve));
+          socket.write(bytes.subarray(at));
+          return answer;
+        }),
+      );
+      for (const answer of answers) expect(answer).toBe(expected);
+    }
+  });
+
+  test("a request byte by byte", async () => {
+    const { listener } = await start();
+    const socket = open(listener);
+    const answer = allFrom(socket);
+    for (const byte of Buffer.from(post("/hot", "slowly") + LAST)) {
+      socket.write(Buffer.of(byte));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect(await answer).toMatch(/slowly/);
+  });
+
+  test("what comes while a call is answered waits for its turn, however much it is", async () => {
+    const { listener, held, counts } = await start();
+    const socket = open(listener);
+    const answers = allFrom(socket);
+    socket.write(post("/held", "x"));
+    await untilTrue(() => held.length === 1);
+    const many = Array.from({ length: 3_000 }, (_, index) => post("/hot", `n${index}`));
+    socket.write(many.join("") + LAST);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(counts.hot).toBe(0);
+    held[0]!.resolve({ message: Buffer.from("first") });
+    const text = await answers;
+    expect(text.match(/(?<=\n)(first|n\d+)(?=HTTP)/g)).toEqual(["first", ...many.map((_, index) => `n${index}`)]);
+    expect(counts.hot).toBe(3_000);
+  });
+});
+
+describe("what node:http alone would do with a request is done", () => {
+  const head = (lines: string) => `POST /hot HTTP/1.1\r\n${lines}`;
+  const type = "Content-Type: application/json\r\n";
+  const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+  const filler = " ".repeat(3_000);
+  const CASES: Record<string, string> = {
+    "two lengths": head(`Host: x\r\n${type}Content-Length: 5\r\nContent-Length: 4\r\n\r\nhello`),
+    "one length twice": head(`Host: x\r\n${type}Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello`),
+    "a list of lengths": head(`Host: x\r\n${type}Content-Length: 5, 5\r\n\r\nhello`),
+    "a length with a sign": head(`Host: x\r\n${type}Content-Length: +5\r\n\r\nhello`),
+    "a length in hexadecimal": head(`Host: x\r\n${type}Content-Length: 0x5\r\n\r\nhello`),
+    "a length with zeros": head(`Host: x\r\n${type}Content-Length: 0005\r\n\r\nhello`),
+    "an empty length": head(`Host: x\r\n${type}Content-Length:\r\n\r\n`),
+    "a huge length": head(`Host: x\r\n${type}Content-Length: 99999999999999999999\r\n\r\nhello`),
+    "no length": head(`Host: x\r\n${type}\r\n`),
+    "no length, and a request for a body": head(`Host: x\r\n${type}\r\n${smuggled}`),
+    "a blank before the colon": head(`Host: x\r\n${type}Content-Length : 5\r\n\r\nhello`),
+    "a tab after the colon": head(`Host: x\r\n${type}Content-Length:\t5\t\r\n\r\nhello`),
+    "blanks about a length": head(`Host: x\r\n${type}Content-Length:   5   \r\n\r\nhello`),
+    "no blank before a length": head(`Host: x\r\n${type}Content-Length:5\r\n\r\nhello`),
+    "a blank within a length": head(`Host: x\r\n${type}Content-Length: 1 0\r\n\r\nhello`),
+    "a tab in a value": head(`Host: x\r\n${type}X: \ta\tb\t\r\nContent-Length: 5\r\n\r\nhello`),
+    "length and chunks": head(
+      `Host: x\r\n${type}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n${smuggled}`,
+    ),
+    "chunks and length": head(
+      `Host: x\r\n${type}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n${smuggled}`,
+    ),
+    chunks: head(`Host: x\r\n${type}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n`),
+    "unknown encoding": head(`Host: x\r\n${type}Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\nhello`),
+    "encoding by another name": head(`Host: x\r\n${type}Transfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello`),
+    "a folded header": head(`Host: x\r\n${type}X: a\r\n b\r\nContent-Length: 5\r\n\r\nhello`),
+    "a folded length": head(`Host: x\r\n${type}Content-Length:\r\n 5\r\n\r\nhello`),
+    "line feeds alone": head(`Host: x\r\n${type}Content-Length: 5\r\n\r\nhello`).replaceAll("\r\n", "\n"),
+    "a line feed alone within": head(`Host: x\r\n${type}X: y\nContent-Length: 40\r\nContent-Length: 5\r\n\r\nhello`),
+    "a carriage return alone within": head(
+      `Host: x\r\n${type}X: y\rContent-Length: 40\r\nContent-Length: 5\r\n\r\nhello`,
+    ),
+    "an end of headers by line feeds": head(`Host: x\r\n${type}Content-Length: 5\n\n${smuggled}\r\n\r\n`),
+    "NUL in a value": head(`Host: x\r\n${type}X: a\0b\r\nContent-Length: 5\r\n\r\nhello`),
+    "NUL in a name": head(`Host: x\r\n${type}X\0: a\r\nContent-Length: 5\r\n\r\nhello`),
+    "DEL in a value": head(`Host: x\r\n${type}X: a\x7fb\r\nContent-Length: 5\r\n\r\nhello`),
+    "a control character in a value": head(`Host: x\r\n${type}X: a\x01b\r\nContent-Length: 5\r\n\r\nhello`),
+    "bytes above ASCII in a value": head(`Host: x\r\n${type}X: \xe4\xff\r\nContent-Length: 5\r\n\r\nhello`),
+    "bytes above ASCII in a name": head(`Host: x\r\n${type}\xe4: x\r\nContent-Length: 5\r\n\r\nhello`),
+    "an empty name": head(`Host: x\r\n${type}: x\r\nContent-Length: 5\r\n\r\nhello`),
+    "an empty value": head(`Host: x\r\n${type}X:\r\nContent-Length: 5\r\n\r\nhello`),
+    "a line without a colon": head(`Host: x\r\n${type}X\r\nContent-Length: 5\r\n\r\nhello`),
+    "a bracket in a name": head(`Host: x\r\n${type}(X): y\r\nContent-Length: 5\r\n\r\nhello`),
+    "no host": head(`${type}Content-Length: 5\r\n\r\nhello`),
+    "two hosts": head(`Host: x\r\nHost: y\r\n${type}Content-Length: 5\r\n\r\nhello`),
+    "an empty host": head(`Host:\r\n${type}Content-Length: 5\r\n\r\nhello`),
+    "an absolute target": `POST http://x/hot HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "a target with a fragment": `POST /hot#x HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "a target with a query": `POST /hot?x HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "a target with a blank": `POST /hot /x HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "two blanks before the target": `POST  /hot HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "another method": `PUT /hot HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "a method in small letters": `post /hot HTTP/1.1\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "HTTP/1.0": `POST /hot HTTP/1.0\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "HTTP/1.2": `POST /hot HTTP/1.2\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "HTTP/2.0": `POST /hot HTTP/2.0\r\nHost: x\r\n${type}Content-Length: 5\r\n\r\nhello`,
+    "empty lines before": `\r\n\r\n${post("/hot", "hello")}`,
+    "empty lines between": `${post("/hot", "hello")}\r\n\r\n${post("/hot", "again")}`,
+    "connection: close": head(`Host: x\r\n${type}Connection: close\r\nContent-Length: 5\r\n\r\nhello${smuggled}`),
+    "connection: keep-alive, close": head(
+      `Host: x\r\n${type}Connection: keep-alive, close\r\nContent-Length: 5\r\n\r\nhello`,
+    ),
+    "an upgrade": head(
+      `Host: x\r\n${type}Connection: upgrade, close\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\nhello`,
+    ),
+    "expect: 100-continue": head(`Host: x\r\n${type}Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello`),
+    "another expectation": head(`Host: x\r\n${type}Expect: more\r\nContent-Length: 5\r\n\r\nhello`),
+    "two authorizations": head(
+      `Host: x\r\n${type}Authorization: a\r\nAuthorization: b\r\nContent-Length: 5\r\n\r\nhello`,
+    ),
+    "headers that are too large": head(`Host: x\r\n${type}X: ${"x".repeat(17_000)}\r\nContent-Length: 5\r\n\r\nhello`),
+    "many headers": head(`Host: x\r\n${type}${"X: y\r\n".repeat(200)}Content-Length: 5\r\n\r\nhello`),
+    "blanks by the thousand": head(`Host: x\r\n${type}X: a${filler}b${filler}\r\nContent-Length: 5\r\n\r\nhello`),
+    "a pseudo-header": head(`Host: x\r\n${type}:path: /smuggled\r\nContent-Length: 5\r\n\r\nhello`),
+    "a prototype for a name": head(`Host: x\r\n${type}__proto__: y\r\nContent-Length: 5\r\n\r\nhello`),
+    "garbage in a body": post("/hot", "\r\n\r\nPOST /hot HTTP/1.1\r\n\r\n"),
+    "a large body": post("/hot", "x".repeat(70_000)),
+    "an empty body": post("/hot", ""),
+  };
+
+  test.each(Object.keys(CASES))("%s", async (name) => {
+    const outcomes: object[] = [];
+    // A connection whose first request is not plain is node:http's for good.
+    for (const first of [FIRST, post("/hot", "before")]) {
+      const { listener, seen } = await start({ limits: { idleTimeoutMs: 3_000 } });
+      const socket = open(listener);
+      socket.write(first);
+      await once(socket, "data");
+      const text = allFrom(socket);
+      socket.write(Buffer.from(CASES[name]! + LAST, "latin1"));
+      // node:http begins with the next before it is done with one.
+      outcomes.push({ text: await text, seen: seen.slice(1).sort() });
+    }
+    expect(outcomes[1]).toEqual(outcomes[0]);
+  });
+
+  test("bytes beyond a request's length are another request, and none ends the connection", async () => {
+    const { listener, seen } = await start();
+    const socket = open(listener);
+    socket.write(`${post("/hot", "hello")}xyz${LAST}`);
+    expect(await allFrom(socket)).toMatch(/\r\nhelloHTTP\/1.1 400 Bad Request\r\nConnection: close\r\n\r\n$/);
+    expect(seen).toEqual(["/hot  hello"]);
+  });
+
+  test("a body that never comes: 408", async () => {
+    const texts: string[] = [];
+    for (const first of [FIRST, post("/hot", "before")]) {
+      const { listener } = await start({ limits: { headersTimeoutMs: 50, requestTimeoutMs: 100 } });
+      const socket = open(listener);
+      socket.write(first);
+      await once(socket, "data");
+      socket.write(post("/hot", "hello").slice(0, -1));
+      texts.push(await allFrom(socket));
+    }
+    expect(texts[1]).toBe(texts[0]);
+    expect(texts[1]).toBe("HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
+  });
+});
+
+describe("a connection", () => {
+  test("whose body comes in drops, but not in time, gets a 408 all the same", async () => {
+    const { listener } = await start({ limits: { requestTimeoutMs: 100 } });
+    const socket = open(listener);
+    const answer = allFrom(socket);
+    socket.write(post("/hot", "x".repeat(60_000)).slice(0, 200));
+    const drops = setInterval(() => socket.write("x"), 10);
+    cleanUps.push(() => clearInterval(drops));
+    expect(await answer).toMatch(/^HTTP\/1.1 408 /);
+  });
+
+  test("that was idle for longer than a request may take has the time of a request for its next", async () => {
+    const { listener, counts } = await start({ limits: { requestTimeoutMs: 300, idleTimeoutMs: 60_000 } });
+    const socket = open(listener);
+    const answer = allFrom(socket);
+    socket.write(post("/hot", "one"));
+    await untilTrue(() => counts.hot === 1);
+    await new Promise((resolve) => setTimeout(resolve, 700));
+    const bytes = post("/hot", "two");
+    socket.write(bytes.slice(0, -1));
+    // A sweep sees half of it.
+    await new Promise((resolve) => setImmediate(resolve));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    socket.write(bytes.slice(-1) + LAST);
+    expect(await answer).not.toMatch(/ 408 /);
+  });
+
+  test("without a request for the idle time is closed", async () => {
+    const { listener } = await start({ limits: { idleTimeoutMs: 50 } });
+    const socket = open(listener);
+    socket.write(post("/hot", "x"));
+    expect(await allFrom(socket)).toMatch(/^HTTP\/1.1 200 OK[\s\S]*x$/);
+  });
+
+  test("whose call takes longer than that is not", async () => {
+    const { listener, held } = await start({ limits: { idleTimeoutMs: 30, requestTimeoutMs: 30 } });
+    const socket = open(listener);
+    const answer = allFrom(socket);
+    socket.write(post("/held", "x"));
+    await untilTrue(() => held.length === 1);
+    await new Promise((resolve) => setTimeout(resolve, 150));
+    held[0]!.resolve({ message: Buffer.from("at last") });
+    expect(await answer).toMatch(/at last$/);
+  });
+
+  test.each(["ends", "breaks"])("that its client %s aborts the call that goes on", async (how) => {
+    const { listener, held } = await start();
+    const socket = open(listener);
+    socket.write(post("/held", "x"));
+    await untilTrue(() => held.length === 1);
+    how === "ends" ? socket.end() : socket.resetAndDestroy();
+    await untilTrue(() => held[0]!.signal.aborted);
+    held[0]!.resolve({ message: Buffer.from("too late") });
+  });
+
+  test("whose client does not read its answers is not read from, and cut in the end", async () => {
+    const { listener, counts } = await start({ limits: { idleTimeoutMs: 200, requestTimeoutMs: 200 } });
+    const socket = open(listener);
+    socket.pause();
+    const many = post("/large", "100000").repeat(100) + post("/soon", "x").repeat(100);
+    for (let round = 0; round < 20; round++) socket.write(many);
+    await listener.close(60_000).then(() => socket.resume());
+    expect(counts.hot).toBeLessThan(2_000);
+  });
+});
+
+describe("a drain", () => {
+  test("lets the call under way finish, says so, and serves nothing after it", async () => {
+    const { listener, held, seen } = await start();
+    const socket = open(listener);
+    const answer = allFrom(socket);
+    socket.write(post("/held", "x"));
+    await untilTrue(() => held.length === 1);
+    socket.write(post("/hot", "beyond"));
+    const idle = open(listener);
+    idle.write(post("/hot", "idle"));
+    const idled = allFrom(idle);
+    await untilTrue(() => seen.length === 1);
+    const closed = listener.close(60_000);
+    expect(await idled).toMatch(/idle$/);
+    held[0]!.resolve({ message: Buffer.from("finished") });
+    const text = await answer;
+    expect(text).toMatch(/Connection: close\r\n\r\nfinished$/);
+    expect(seen).toHaveLength(1);
+    await closed;
+  });
+
+  test.each(["/hot", "/none"])("lets a request to %s finish that is half sent", async (path) => {
+    const { listener, seen } = await start();
+    const socket = open(listener);
+    const answer = allFrom(socket);
+    const bytes = post(path, "half and half");
+    socket.write(post("/hot", "first") + bytes.slice(0, -5));
+    await untilTrue(() => seen.length === 1);
+    const closed = listener.close(60_000);
+    socket.write(bytes.slice(-5));
+    expect(await answer).toMatch(/half and half$/);
+    await closed;
+  });
+});

@@ -1,0 +1,857 @@
+import { once } from "node:events";
+import type { ServerResponse } from "node:http";
+import { connect as connectHttp2, type Http2ServerRequest } from "node:http2";
+import { afterEach, describe, expect, test } from "@jest/globals";
+import type { HotAnswer, HotCall, HotMethod } from "../../src/transport/hot-method.ts";
+import { encodeFields } from "../../src/transport/hpack.ts";
+import {
+  Fault,
+  Flag,
+  frame,
+  headersFrames,
+  number32,
+  Setting,
+  settingsFrame,
+  Type,
+} from "../../src/transport/http2-frames.ts";
+import { type Listener, type ListenerLimits, listen } from "../../src/transport/listener.ts";
+import { loadTls } from "../../src/transport/tls.ts";
+import {
+  data,
+  type FrameClient,
+  type FrameClientOptions,
+  inEnvelope,
+  openFrameClient,
+  requestHeaders,
+} from "../support/frame-client.ts";
+
+const cleanUps: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+interface Held {
+  call: HotCall;
+  signal: AbortSignal;
+  resolve(answer: HotAnswer): void;
+  reject(reason: Error): void;
+}
+
+/** A listener with hot methods of every kind; all else, and what they leave to it, gets its own body back as `stock:…`. */
+async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
+  const held: Held[] = [];
+  const stock = { calls: 0, closed: 0 };
+  const letterbox: ServerResponse[] = [];
+  const hot: HotMethod[] = [
+    { path: "/hot/echo", answer: ({ message }) => ({ message: Buffer.from(message) }) },
+    {
+      path: "/hot/roomy",
+      answer: ({ message }) => ({ message: Buffer.concat([Buffer.alloc(5), message]), roomy: true }),
+    },
+    { path: "/hot/size", answer: ({ message }) => ({ message: pattern(Number(message)) }) },
+    { path: "/hot/who", answer: ({ headers }) => ({ message: Buffer.from(String(headers.authorization)) }) },
+    { path: "/hot/none", answer: () => undefined },
+    {
+      path: "/hot/held",
+      answer: (call) => new Promise((resolve, reject) => held.push({ call, signal: call.signal(), resolve, reject })),
+    },
+    {
+      path: "/hot/soon",
+      answer: async ({ message }) => {
+        const copy = Buffer.from(message);
+        await new Promise((resolve) => setImmediate(resolve));
+        return { message: copy };
+      },
+    },
+    {
+      path: "/hot/throws",
+      answer: () => {
+        throw new Error("not to be told");
+      },
+    },
+    { path: "/hot/rejects", answer: async () => Promise.reject(new Error("not to be told")) },
+  ];
+  const certFile = "test/support/tls/server-cert.pem";
+  const tls = secure ? loadTls({ certFile, keyFile: "test/support/tls/server-key.pem" }) : undefined;
+  const listener = await listen({
+    ...{ host: "127.0.0.1", port: 0, hot, limits, tls },
+    handler: async (request, answer) => {
+      stock.calls += 1;
+      const response = answer as ServerResponse;
+      response.once("close", () => {
+        stock.closed += 1;
+      });
+      if (request.url === "/stock/held") return void letterbox.push(response);
+      if (request.url?.startsWith("/stock/size/")) return void response.end(pattern(Number(request.url.slice(12))));
+      if (request.url === "/stock/headers") return void response.writeHead(200, { long: "x".repeat(40_000) }).end();
+      if (request.url === "/stock/unread") return void request.once("end", () => response.end()).pause();
+      response.write("stock:");
+      (request as Http2ServerRequest).on("error", () => {}).pipe(answer as never);
+    },
+  });
+  cleanUps.push(() => listener.close(0));
+  return { ...{ listener, held, stock, letterbox }, ca: tls?.cert as string | undefined };
+}
+
+async function open(listener: Listener, options?: FrameClientOptions): Promise<FrameClient> {
+  const client = await openFrameClient(listener, options);
+  cleanUps.push(() => client.socket.destroy());
+  return client;
+}
+
+const PATTERN = Buffer.from(Array.from({ length: 251 }, (_, index) => index));
+
+function pattern(length: number): Buffer {
+  return Buffer.alloc(length, PATTERN);
+}
+
+const call = (id: number, path: string, message: string | Uint8Array = "", more: string[] = []) =>
+  Buffer.concat([requestHeaders(id, { path, more }), data(id, inEnvelope(message))]);
+const stockCall = (id: number, path: string, body = "") =>
+  Buffer.concat([requestHeaders(id, { path, type: "text/plain" }), data(id, Buffer.from(body))]);
+const reset = (id: number) => frame(Type.RST_STREAM, 0, id, number32(Fault.CANCEL));
+
+const isOver = (client: FrameClient, ...ids: number[]) =>
+  ids.every((id) => client.stream(id).ended || client.stream(id).resetBy !== undefined);
+const field = (client: FrameClient, id: number, name: string) =>
+  client.stream(id).fields.find(([found]) => found === name)?.[1];
+
+/** Waits for streams that are to end well, and checks that the server kept to the rules. */
+async function answersOf(client: FrameClient, ...ids: number[]): Promise<Buffer[]> {
+  await client.until(() => isOver(client, ...ids));
+  expect(client.faults).toEqual([]);
+  return ids.map((id) => {
+    expect([id, client.stream(id).resetBy]).toEqual([id, undefined]);
+    return client.stream(id).body;
+  });
+}
+
+async function untilTrue(condition: () => boolean): Promise<void> {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 2));
+}
+
+/** A sequence that is the same each time. */
+function dice(seed: number) {
+  let state = seed;
+  return (sides: number): number => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return Math.floor((state / 2 ** 32) * sides);
+  };
+}
+
+describe("hot and stock calls on one connection", () => {
+  test("by the hundred, mixed, each get their own answer", async () => {
+    const { listener, stock } = await start();
+    const client = await open(listener);
+    const ids = Array.from({ length: 600 }, (_, index) => 2 * index + 1);
+    const paths = ["/hot/echo", "/hot/soon", "/hot/roomy", "/hot/none", "/stock/echo"];
+    const pathOf = (id: number) => paths[((id - 1) / 2) % paths.length]!;
+    for (let at = 0; at < ids.length; at += 100) {
+      const some = ids.slice(at, at + 100);
+      client.write(...some.map((id) => call(id, pathOf(id), `message ${id}`)));
+      await answersOf(client, ...some);
+    }
+    for (const id of ids) {
+      const isStock = /none|stock/.test(pathOf(id));
+      const body = client.stream(id).body.toString("latin1");
+      expect(body).toBe(`${isStock ? "stock:" : ""}${inEnvelope(`message ${id}`).toString("latin1")}`);
+      expect(field(client, id, "grpc-status")).toBe(isStock ? undefined : "0");
+    }
+    expect(stock.calls).toBe(240);
+  });
+
+  test("uploads of all sizes beside hot calls never stall, whichever of the two has the bytes", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    const random = dice(1);
+    // A call that turns out to be too large is handed over after calls that came later.
+    const all = Array.from({ length: 120 }, (_, index) => {
+      const size = random(3) === 0 ? random(60_000) : random(3_000);
+      return {
+        id: 2 * index + 1,
+        path: ["/hot/echo", "/stock/echo", "/hot/none", "/hot/soon"][random(4)]!,
+        body: pattern(size),
+      };
+    });
+    const running = all.map(async ({ id, path, body }) => {
+      client.write(requestHeaders(id, { path }));
+      await client.upload(id, inEnvelope(body));
+    });
+    await Promise.all(running);
+    await answersOf(client, ...all.map(({ id }) => id));
+    for (const { id, path, body } of all) {
+      const text = client.stream(id).body;
+      const isStock = text.subarray(0, 6).toString() === "stock:";
+      expect(isStock || path === "/hot/echo" || path === "/hot/soon").toBe(true);
+      expect(text.subarray(isStock ? 6 : 0).equals(inEnvelope(body))).toBe(true);
+    }
+  });
+
+  test("node:http2's client gets large and small answers of both", async () => {
+    const { listener } = await start();
+    const session = connectHttp2(`http://${listener.address}`, {
+      settings: { headerTableSize: 0, initialWindowSize: 1_000 },
+    });
+    cleanUps.push(() => session.destroy());
+    const ask = async (path: string, body: Buffer) => {
+      const stream = session.request({ ":method": "POST", ":path": path, "content-type": "application/grpc" });
+      stream.end(body);
+      const chunks: Buffer[] = [];
+      for await (const chunk of stream) chunks.push(chunk);
+      return Buffer.concat(chunks);
+    };
+    const answers = await Promise.all(
+      Array.from({ length: 60 }, (_, index) =>
+        index % 2 === 0
+          ? ask("/hot/size", inEnvelope(String(index * 1_000)))
+          : ask(`/stock/size/${index * 1_000}`, Buffer.alloc(0)),
+      ),
+    );
+    answers.forEach((answer, index) => {
+      const expected = index % 2 === 0 ? inEnvelope(pattern(index * 1_000)) : pattern(index * 1_000);
+      expect(answer.equals(expected)).toBe(true);
+    });
+  });
+
+  test("over TLS", async () => {
+    const { listener, ca } = await start({}, true);
+    const client = await open(listener, { ca: ca! });
+    client.write(call(1, "/hot/echo", "a"), stockCall(3, "/stock/echo", "b"), call(5, "/hot/soon", "c"));
+    const [first, second, third] = await answersOf(client, 1, 3, 5);
+    expect([first, second, third].map(String)).toEqual([inEnvelope("a"), "stock:b", inEnvelope("c")].map(String));
+  });
+
+  test("frames that come byte by byte are those that were sent", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { grants: false });
+    await client.until(() => client.frames.filter(({ type }) => type === Type.SETTINGS).length === 2);
+    for (const byte of Buffer.concat([call(1, "/hot/echo", "one"), stockCall(3, "/stock/echo", "two")])) {
+      client.write(Buffer.of(byte));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect((await answersOf(client, 1, 3)).map(String)).toEqual([String(inEnvelope("one")), "stock:two"]);
+  });
+});
+
+describe("what is not the plain case of a hot call goes to the stock path from its beginning", () => {
+  test("a message in many frames is a plain case all the same", async () => {
+    const { listener, stock } = await start();
+    const client = await open(listener);
+    const bytes = inEnvelope(pattern(3_000));
+    const pieces = [...bytes].map((_, at) =>
+      data(1, bytes.subarray(at, at + 1), at + 1 === bytes.length ? Flag.END_STREAM : 0),
+    );
+    const empty = data(1, Buffer.alloc(0), 0);
+    client.write(requestHeaders(1, { path: "/hot/echo" }), empty, ...pieces.slice(0, 9), empty, ...pieces.slice(9));
+    expect((await answersOf(client, 1))[0]!.equals(bytes)).toBe(true);
+    expect(stock.calls).toBe(0);
+  });
+
+  test("padding", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    const bytes = inEnvelope("padded");
+    client.write(
+      requestHeaders(1, { path: "/hot/echo" }),
+      data(1, bytes.subarray(0, 3), 0),
+      frame(
+        Type.DATA,
+        Flag.PADDED | Flag.END_STREAM,
+        1,
+        Buffer.concat([Buffer.of(200), bytes.subarray(3), Buffer.alloc(200)]),
+      ),
+    );
+    expect(String((await answersOf(client, 1))[0])).toBe(`stock:${bytes}`);
+    // What the padding took of the window is given back.
+    for (let id = 3; id < 1_003; id += 2) {
+      await client.until(() => client.sendWindow >= 12 + 201);
+      client.write(
+        requestHeaders(id, { path: "/hot/echo" }),
+        frame(Type.DATA, Flag.PADDED | Flag.END_STREAM, id, Buffer.concat([Buffer.of(200), bytes, Buffer.alloc(200)])),
+      );
+      await client.until(() => isOver(client, id));
+    }
+    expect(client.stream(1_001).resetBy).toBeUndefined();
+  });
+
+  test("trailers", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(
+      requestHeaders(1, { path: "/hot/echo" }),
+      data(1, inEnvelope("x"), 0),
+      headersFrames(Flag.END_STREAM, 1, encodeFields(["x-checksum", "1"])),
+    );
+    expect(String((await answersOf(client, 1))[0])).toBe(`stock:${inEnvelope("x")}`);
+  });
+
+  test.each([
+    ["more", 99],
+    ["less", 2],
+  ])("a content-length of %s than there is: the stream is reset, as it is without the lane", async (_what, length) => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/echo", "hello", ["content-length", String(length)]), call(3, "/hot/echo", "next"));
+    expect(String((await answersOf(client, 3))[0])).toBe(String(inEnvelope("next")));
+    await client.until(() => isOver(client, 1));
+    expect(client.stream(1).resetBy).toBe(Fault.PROTOCOL_ERROR);
+  });
+
+  test("a call that is handed over after one that came later", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/hot/none" }), requestHeaders(3, { path: "/hot/echo" }));
+    client.write(stockCall(5, "/stock/echo", "five"), data(3, pattern(24_001).subarray(0, 16_000), 0));
+    await answersOf(client, 5);
+    client.write(data(3, pattern(16_000)), data(1, inEnvelope("one")));
+    const [first, third] = await answersOf(client, 1, 3);
+    expect([String(first), third!.length]).toEqual([`stock:${inEnvelope("one")}`, 32_006]);
+  });
+
+  test("a header of two readings", async () => {
+    const { listener, stock } = await start();
+    const client = await open(listener);
+    client.write(
+      call(1, "/hot/who", "", ["authorization", "a", "authorization", "b"]),
+      call(3, "/hot/who", "", ["connection", "close"]),
+      call(5, "/hot/who", "", ["a:b", "c"]),
+      call(7, "/hot/who", "", ["Upper", "c"]),
+      call(9, "/hot/who", "", ["x", "line\nbreak"]),
+      call(11, "/hot/who", "", [":path", "/hot/who"]),
+      call(13, "/hot/who", "", ["authorization", "one"]),
+    );
+    expect(String((await answersOf(client, 13))[0])).toBe(String(inEnvelope("one")));
+    await client.until(() => isOver(client, 1, 3, 5, 7, 9, 11));
+    // node:http2 passes over a name or value that can't be.
+    expect([3, 5, 7, 9, 11].filter((id) => client.stream(id).resetBy === Fault.PROTOCOL_ERROR)).toEqual([3, 7, 11]);
+    expect([5, 9].map((id) => client.stream(id).body.toString().slice(0, 6))).toEqual(["stock:", "stock:"]);
+    expect(stock.calls).toBe(3);
+  });
+
+  test("a credit that the client gave before is not lost", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 4]], grants: false });
+    client.write(requestHeaders(1, { path: "/hot/none" }));
+    client.grant(1, 100);
+    client.write(data(1, inEnvelope("hello")));
+    expect(String((await answersOf(client, 1))[0])).toBe(`stock:${inEnvelope("hello")}`);
+  });
+});
+
+describe("a hot method that fails", () => {
+  test.each(["/hot/throws", "/hot/rejects"])("%s: INTERNAL, and not why", async (path) => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(call(1, path));
+    await answersOf(client, 1);
+    expect([field(client, 1, "grpc-status"), field(client, 1, "grpc-message")]).toEqual(["13", "internal%20error"]);
+  });
+
+  test("one that does not answer in the caller's time: DEADLINE_EXCEEDED, and its signal is aborted", async () => {
+    const { listener, held } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/held", "", ["grpc-timeout", "20m"]));
+    await answersOf(client, 1);
+    expect(field(client, 1, "grpc-status")).toBe("4");
+    expect(held[0]!.signal.aborted).toBe(true);
+  });
+});
+
+describe("a client that takes its answers slowly", () => {
+  test("with windows of a few bytes gets all of hot and stock answers, drop by drop", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 3]], grants: false });
+    const ids = [1, 3, 5, 7];
+    client.write(
+      call(1, "/hot/size", "2000"),
+      stockCall(3, "/stock/size/2000"),
+      call(5, "/hot/echo", pattern(99)),
+      stockCall(7, "/stock/size/70"),
+    );
+    const random = dice(2);
+    while (!isOver(client, ...ids)) {
+      for (const id of ids) if (!isOver(client, id)) client.grant(id, 1 + random(40));
+      client.grant(0, 1 + random(60));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    const [first, second, third, fourth] = await answersOf(client, ...ids);
+    expect(first!.equals(inEnvelope(pattern(2_000)))).toBe(true);
+    expect(second!.equals(pattern(2_000))).toBe(true);
+    expect(third!.equals(inEnvelope(pattern(99)))).toBe(true);
+    expect(fourth!.equals(pattern(70))).toBe(true);
+  });
+
+  test("whose connection window is used up by hot answers gets stock answers as soon as there is any room", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 1_000_000]], grants: false });
+    client.write(stockCall(1, "/stock/echo"), call(3, "/hot/size", "65000"));
+    await answersOf(client, 1, 3);
+    client.write(stockCall(5, "/stock/size/300000"), call(7, "/hot/size", "100000"), stockCall(9, "/stock/size/50000"));
+    // Never as much at once as a frame of the session's.
+    while (!isOver(client, 5, 7, 9)) {
+      client.grant(0, 5_000);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    const [fifth, seventh, ninth] = await answersOf(client, 5, 7, 9);
+    expect(fifth!.equals(pattern(300_000))).toBe(true);
+    expect(seventh!.equals(inEnvelope(pattern(100_000)))).toBe(true);
+    expect(ninth!.equals(pattern(50_000))).toBe(true);
+  });
+
+  test("that makes its windows larger and smaller in the middle of answers is never sent too much", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 100]], grants: false });
+    const ids = [1, 3, 5];
+    client.write(call(1, "/hot/size", "30000"), stockCall(3, "/stock/size/20000"), call(5, "/hot/size", "3000"));
+    const random = dice(3);
+    client.grant(0, 200_000);
+    while (!isOver(client, ...ids)) {
+      client.setFirstWindow(random(1_000));
+      for (const id of ids) if (!isOver(client, id)) client.grant(id, 1 + random(500));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    const [first, third, fifth] = await answersOf(client, ...ids);
+    expect([first!.length, third!.length, fifth!.length]).toEqual([30_005, 20_000, 3_005]);
+  });
+
+  test("its stream is reset when it has not taken an answer in time; the connection goes on", async () => {
+    const { listener } = await start({ requestTimeoutMs: 40 });
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10]], grants: false });
+    client.write(call(1, "/hot/size", "100"), stockCall(3, "/stock/size/100"));
+    await client.until(() => isOver(client, 1, 3));
+    expect([client.stream(1).resetBy, client.stream(3).resetBy]).toEqual([Fault.CANCEL, Fault.CANCEL]);
+    client.write(call(5, "/hot/echo", "still"));
+    expect(String((await answersOf(client, 5))[0])).toBe(String(inEnvelope("still")));
+  });
+
+  test("that does not read at all is not read from, whatever it sends", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.socket.pause();
+    const flood = Buffer.concat(Array.from({ length: 2_000 }, () => frame(Type.PING, 0, 0, Buffer.alloc(8))));
+    // Until neither end's buffers take any more: what came of it is not held in memory.
+    await expectBackpressure(client, flood);
+    client.socket.resume();
+    await client.until(() => client.frames.length > 20_000);
+    client.write(call(1, "/hot/echo", "x"));
+    await answersOf(client, 1);
+  });
+
+  test("a stock answer beside one that does not read does not make it be read from", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(stockCall(1, "/stock/echo", "x"));
+    await answersOf(client, 1);
+    client.socket.pause();
+    client.write(requestHeaders(3, { path: "/stock/echo", type: "text/plain" }));
+    const round = Buffer.concat(
+      Array.from({ length: 5_000 }, () =>
+        Buffer.concat([frame(Type.PING, 0, 0, Buffer.alloc(8)), frame(Type.WINDOW_UPDATE, 0, 3, number32(1))]),
+      ),
+    );
+    await expectBackpressure(client, round);
+  });
+});
+
+/** Writes until the server has stopped reading: the client's own socket would take it all otherwise. */
+async function expectBackpressure({ socket }: FrameClient, bytes: Buffer): Promise<void> {
+  let stuck = 0;
+  for (let round = 0; stuck < 20; round++) {
+    expect(round).toBeLessThan(5_000);
+    if (socket.writableLength < 1_000_000) {
+      socket.write(bytes);
+      stuck = 0;
+    } else stuck += 1;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+describe("a client with a header table of its own size", () => {
+  test("smaller than usual, from the beginning or later, is told that it is so", async () => {
+    const { listener } = await start();
+    for (const before of [true, false]) {
+      const small: [number, number] = [Setting.HEADER_TABLE_SIZE, 64];
+      const client = await open(listener, { settings: before ? [small] : [] });
+      if (!before) {
+        client.write(stockCall(1, "/stock/echo"), call(3, "/hot/echo"), settingsFrame([small]));
+        await answersOf(client, 1, 3);
+      }
+      client.write(call(5, "/hot/echo"), stockCall(7, "/stock/echo"));
+      await answersOf(client, 5, 7);
+      for (const id of [5, 7]) {
+        const head = client.frames.find((seen) => seen.type === Type.HEADERS && seen.id === id);
+        expect(head?.payload[0]).toBe(0x20);
+      }
+    }
+  });
+
+  test("its blocks of headers keep their meaning only as long as its table does", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    const fixed = encodeFields([
+      ":method",
+      "POST",
+      ":scheme",
+      "http",
+      ":path",
+      "/hot/who",
+      "content-type",
+      "application/grpc",
+    ]);
+    const text = (value: string) => Buffer.concat([Buffer.of(value.length), Buffer.from(value)]);
+    /** Puts `authorization: value` in the table, where its index is 62. */
+    const learn = (value: string) => Buffer.concat([Buffer.of(0x40 | 23), text(value)]);
+    const ask = (id: number, block: Buffer) => Buffer.concat([headersFrames(0, id, block), data(id, inEnvelope(""))]);
+    const refer = Buffer.concat([fixed, Buffer.of(0x80 | 62)]);
+    client.write(ask(1, Buffer.concat([fixed, learn("alice")])), ask(3, refer), ask(5, refer));
+    client.write(ask(7, Buffer.concat([fixed, learn("bob")])), ask(9, refer), ask(11, refer));
+    // A table that is emptied and filled again, by calls that are not served here.
+    client.write(
+      headersFrames(
+        Flag.END_STREAM,
+        13,
+        Buffer.concat([
+          Buffer.of(0x20, 0x3f, 0xe1, 0x1f),
+          encodeFields([":method", "GET", ":scheme", "http", ":path", "/stock/size/1"]),
+          learn("carol"),
+        ]),
+      ),
+    );
+    client.write(ask(15, refer), ask(17, refer));
+    const bodies = await answersOf(client, 1, 3, 5, 7, 9, 11, 15, 17);
+    expect(bodies.map((body) => body.subarray(5).toString())).toEqual([
+      "alice",
+      "alice",
+      "alice",
+      "bob",
+      "bob",
+      "bob",
+      "carol",
+      "carol",
+    ]);
+  });
+
+  test("headers longer than a frame come with nothing between their parts", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(
+      stockCall(1, "/stock/headers"),
+      ...Array.from({ length: 50 }, (_, index) => call(2 * index + 3, "/hot/soon", "x")),
+    );
+    await answersOf(client, 1, ...Array.from({ length: 50 }, (_, index) => 2 * index + 3));
+    expect(field(client, 1, "long")).toHaveLength(40_000);
+  });
+});
+
+describe("streams that end before their time", () => {
+  test("a reset aborts the call that is being answered, and nothing is sent on its stream", async () => {
+    const { listener, held } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"));
+    await untilTrue(() => held.length === 1);
+    client.write(reset(1), call(3, "/hot/echo", "x"));
+    await answersOf(client, 3);
+    expect(held[0]!.signal.aborted).toBe(true);
+    held[0]!.resolve({ message: Buffer.from("too late") });
+    client.write(call(5, "/hot/echo", "x"));
+    await answersOf(client, 5);
+    expect(client.frames.filter(({ id }) => id === 1)).toEqual([]);
+  });
+
+  test.each([
+    ["data", data(1, Buffer.from("more"))],
+    ["headers", headersFrames(Flag.END_STREAM, 1, encodeFields(["x", "y"]))],
+  ])(
+    "%s after the end resets the stream, aborts its call, and nothing is sent after the reset",
+    async (_what, bytes) => {
+      const { listener, held } = await start();
+      const client = await open(listener);
+      client.write(call(1, "/hot/held"), bytes);
+      await client.until(() => isOver(client, 1));
+      expect(client.stream(1).resetBy).toBe(Fault.STREAM_CLOSED);
+      expect(held[0]!.signal.aborted).toBe(true);
+      held[0]!.resolve({ message: Buffer.from("too late") });
+      client.write(call(3, "/hot/echo", "x"));
+      await answersOf(client, 3);
+      expect(client.frames.filter(({ id }) => id === 1)).toHaveLength(1);
+    },
+  );
+
+  test("data after the end resets a stream whose answer waits for the client's window", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 1]], grants: false });
+    client.write(call(1, "/hot/echo", "hello"), data(1, Buffer.from("more")));
+    await client.until(() => isOver(client, 1));
+    client.grant(1, 100);
+    client.grant(0, 100);
+    client.write(requestHeaders(3, { path: "/hot/echo" }));
+    client.grant(3, 100);
+    client.write(data(3, inEnvelope("x")));
+    await answersOf(client, 3);
+    expect(client.stream(1).body.length).toBeLessThanOrEqual(1);
+  });
+
+  test("resets of calls that go on do not let a client have more than its share of them", async () => {
+    const { listener, held } = await start({ maxConcurrentStreams: 4 });
+    const client = await open(listener);
+    const ids = Array.from({ length: 40 }, (_, index) => 2 * index + 1);
+    client.write(...ids.flatMap((id) => [call(id, "/hot/held"), reset(id)]));
+    client.write(call(101, "/hot/echo"));
+    await client.until(() => isOver(client, 101));
+    expect(held).toHaveLength(4);
+    expect(client.stream(101).resetBy).toBe(Fault.REFUSED_STREAM);
+    for (const { resolve } of held) resolve({ message: Buffer.alloc(0) });
+    await new Promise((resolve) => setImmediate(resolve));
+    client.write(call(103, "/hot/echo", "room again"));
+    await answersOf(client, 103);
+  });
+
+  test("a connection that breaks aborts what goes on, of both", async () => {
+    const { listener, held, stock, letterbox } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"), stockCall(3, "/stock/held"));
+    await untilTrue(() => held.length === 1 && letterbox.length === 1);
+    client.socket.resetAndDestroy();
+    await untilTrue(() => held[0]!.signal.aborted && stock.closed === 1);
+  });
+
+  test("a GOAWAY of the client's ends no call", async () => {
+    const { listener, held, letterbox } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"), stockCall(3, "/stock/held"));
+    await untilTrue(() => held.length === 1 && letterbox.length === 1);
+    client.write(frame(Type.GOAWAY, 0, 0, Buffer.alloc(8)));
+    letterbox[0]!.end("stock");
+    await answersOf(client, 3);
+    held[0]!.resolve({ message: Buffer.from("hot") });
+    await answersOf(client, 1);
+  });
+});
+
+describe("a drain", () => {
+  test("lets calls of both finish, those that are half sent too, tells the client, and ends", async () => {
+    const { listener, held, letterbox } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"), stockCall(3, "/stock/held"), requestHeaders(5, { path: "/hot/echo" }));
+    client.write(requestHeaders(7, { path: "/hot/none" }), call(9, "/hot/echo", "x"));
+    await untilTrue(() => held.length === 1 && letterbox.length === 1);
+    await answersOf(client, 9);
+    const closed = listener.close(60_000);
+    await client.until(() => client.goaway !== undefined);
+    expect(client.goaway).toEqual({ lastId: 9, fault: Fault.NO_ERROR });
+    client.write(call(11, "/hot/echo", "beyond"));
+    letterbox[0]!.end("stock");
+    held[0]!.resolve({ message: Buffer.from("hot") });
+    client.write(data(7, inEnvelope("seven")), data(5, inEnvelope("five")));
+    const bodies = await answersOf(client, 1, 3, 5, 7);
+    expect(bodies.map(String)).toEqual(
+      [inEnvelope("hot"), "stock", inEnvelope("five"), `stock:${inEnvelope("seven")}`].map(String),
+    );
+    await client.until(() => client.closed);
+    expect(client.frames.some(({ id }) => id === 11)).toBe(false);
+    await closed;
+  });
+
+  test("ends at once what has no call, with and without a stock session, and last what waits for a window", async () => {
+    const { listener } = await start();
+    const idle = await open(listener);
+    const used = await open(listener);
+    used.write(stockCall(1, "/stock/echo"));
+    await answersOf(used, 1);
+    const slow = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 1]], grants: false });
+    slow.write(call(1, "/hot/echo", "hello"), stockCall(3, "/stock/echo", "x"));
+    await slow.until(() => slow.stream(1).body.length === 1 && slow.stream(3).body.length === 1);
+    const closed = listener.close(60_000);
+    await Promise.all([idle.until(() => idle.closed), used.until(() => used.closed)]);
+    slow.grant(3, 100);
+    await answersOf(slow, 3);
+    slow.grant(1, 100);
+    await answersOf(slow, 1);
+    await closed;
+  });
+
+  test("ends when the only call is left half sent, and times out", async () => {
+    const { listener } = await start({ requestTimeoutMs: 40 });
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/hot/echo" }));
+    await client.until(() => client.frames.length > 0);
+    await new Promise((resolve) => setImmediate(resolve));
+    await listener.close(60_000);
+    await client.until(() => client.closed);
+  });
+});
+
+describe("limits", () => {
+  test("a body that does not come in time: the stream is reset, the connection goes on", async () => {
+    const { listener } = await start({ requestTimeoutMs: 40 });
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/hot/echo" }), data(1, Buffer.from("half"), 0));
+    await client.until(() => isOver(client, 1));
+    expect(client.stream(1).resetBy).toBe(Fault.CANCEL);
+    client.write(call(3, "/hot/echo", "x"));
+    await answersOf(client, 3);
+  });
+
+  test("a connection without a call for the idle time is told to go, and ended", async () => {
+    const { listener } = await start({ idleTimeoutMs: 40 });
+    const client = await open(listener);
+    client.write(call(1, "/hot/echo", "x"));
+    await client.until(() => client.closed);
+    expect(client.goaway?.fault).toBe(Fault.NO_ERROR);
+    expect(client.stream(1).ended).toBe(true);
+  });
+
+  test("one that is over, and does not read, is cut, whatever it had open", async () => {
+    const { listener, stock } = await start({ requestTimeoutMs: 100 });
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10_000_000]] });
+    client.grant(0, 100_000_000);
+    client.write(stockCall(1, "/stock/held"));
+    await untilTrue(() => stock.calls === 1);
+    client.socket.pause();
+    client.write(...Array.from({ length: 20 }, (_, index) => call(2 * index + 3, "/hot/size", "2000000")));
+    client.write(frame(Type.PUSH_PROMISE, 0, 1, Buffer.alloc(4)));
+    await untilTrue(() => stock.closed === 1);
+    await listener.close(60_000);
+  });
+
+  test("hot and stock streams count together", async () => {
+    const { listener, held, letterbox } = await start({ maxConcurrentStreams: 2 });
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"), stockCall(3, "/stock/held"), call(5, "/hot/echo"), stockCall(7, "/stock/echo"));
+    await client.until(() => isOver(client, 5, 7));
+    expect([5, 7].map((id) => client.stream(id).resetBy)).toEqual([Fault.REFUSED_STREAM, Fault.REFUSED_STREAM]);
+    await untilTrue(() => held.length === 1 && letterbox.length === 1);
+    held[0]!.resolve({ message: Buffer.alloc(0) });
+    letterbox[0]!.end();
+    await answersOf(client, 1, 3);
+    client.write(call(9, "/hot/echo"), stockCall(11, "/stock/echo"));
+    await answersOf(client, 9, 11);
+  });
+
+  test("the session's own limits end the connection, and the client is told", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/stock/echo", type: "text/plain" }));
+    client.write(...Array.from({ length: 500 }, () => data(1, Buffer.alloc(0), 0)));
+    await client.until(() => client.closed);
+    expect(client.goaway?.fault).toBeGreaterThan(0);
+  });
+
+  test("too many refused streams end the connection", async () => {
+    const { listener } = await start({ maxConcurrentStreams: 1, maxSessionRejectedStreams: 10 });
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"), ...Array.from({ length: 20 }, (_, index) => call(2 * index + 3, "/hot/echo")));
+    await client.until(() => client.closed);
+    expect(client.goaway?.fault).toBe(Fault.ENHANCE_YOUR_CALM);
+  });
+
+  test("headers that are too large once read reset their stream, and leave the table as it should be", async () => {
+    const { listener } = await start({ maxHeaderBytes: 2_048 });
+    const client = await open(listener);
+    const learn = Buffer.concat([
+      Buffer.of(0x40, 1),
+      Buffer.from("x"),
+      Buffer.of(0x7f, 0xe9, 0x06),
+      Buffer.alloc(1_000, "y"),
+    ]);
+    const bomb = Buffer.concat([learn, Buffer.alloc(1_000, 0x80 | 62)]);
+    client.write(headersFrames(Flag.END_STREAM, 1, bomb), call(3, "/hot/echo", "x"));
+    await answersOf(client, 3);
+    expect(client.stream(1).resetBy).toBe(Fault.ENHANCE_YOUR_CALM);
+  });
+
+  test.each([
+    ["of endless parts", 100, Buffer.alloc(0)],
+    ["of parts without end in bytes", 10, Buffer.alloc(16_000, 0x80 | 2)],
+  ])("a block of headers %s ends the connection", async (_what, count, part) => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(
+      frame(Type.HEADERS, 0, 1, Buffer.alloc(0)),
+      ...Array.from({ length: count }, () => frame(Type.CONTINUATION, 0, 1, part)),
+    );
+    await client.until(() => client.closed);
+    expect(client.goaway?.fault).toBe(Fault.ENHANCE_YOUR_CALM);
+  });
+
+  test("settings that are changed again and again, without room for an answer, end the connection", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 1_000_000]], grants: false });
+    client.write(stockCall(1, "/stock/echo"), call(3, "/hot/size", "65000"));
+    await answersOf(client, 1, 3);
+    client.write(stockCall(5, "/stock/size/65000"));
+    await client.until(() => client.stream(5).fields.length > 0);
+    for (let round = 0; round < 50 && !client.closed; round++) {
+      client.write(...Array.from({ length: 50 }, () => settingsFrame([])));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await client.until(() => client.closed);
+    expect(client.goaway?.fault).toBe(Fault.ENHANCE_YOUR_CALM);
+  });
+
+  test.each<[string, Buffer, number]>([
+    ["a frame that is too large", frame(Type.DATA, 0, 1, Buffer.alloc(16_385)), Fault.FRAME_SIZE_ERROR],
+    ["data on no stream", data(0, Buffer.from("x")), Fault.PROTOCOL_ERROR],
+    ["data on a stream that is not open yet", data(5, Buffer.from("x")), Fault.PROTOCOL_ERROR],
+    ["a stream of a server's number", requestHeaders(2, { path: "/hot/echo" }), Fault.PROTOCOL_ERROR],
+    ["a window that is opened by nothing", frame(Type.WINDOW_UPDATE, 0, 0, number32(0)), Fault.PROTOCOL_ERROR],
+    [
+      "a window that is opened too far",
+      frame(Type.WINDOW_UPDATE, 0, 0, number32(2 ** 31 - 1)),
+      Fault.FLOW_CONTROL_ERROR,
+    ],
+    [
+      "more padding than there is",
+      frame(Type.HEADERS, Flag.PADDED | Flag.END_HEADERS, 1, Buffer.of(9, 0)),
+      Fault.PROTOCOL_ERROR,
+    ],
+    ["a part of headers without a beginning", frame(Type.CONTINUATION, 0, 1, Buffer.alloc(0)), Fault.PROTOCOL_ERROR],
+    [
+      "another frame between the parts of headers",
+      Buffer.concat([frame(Type.HEADERS, 0, 1, Buffer.alloc(0)), frame(Type.PING, 0, 0, Buffer.alloc(8))]),
+      Fault.PROTOCOL_ERROR,
+    ],
+    [
+      "headers that refer to nothing",
+      headersFrames(Flag.END_STREAM, 1, Buffer.of(0xff, 0x00)),
+      Fault.COMPRESSION_ERROR,
+    ],
+    ["a promise", frame(Type.PUSH_PROMISE, 0, 1, Buffer.alloc(4)), Fault.PROTOCOL_ERROR],
+    ["half a setting", frame(Type.SETTINGS, 0, 0, Buffer.alloc(5)), Fault.FRAME_SIZE_ERROR],
+    ["a setting that can't be", settingsFrame([[Setting.MAX_FRAME_SIZE, 1]]), Fault.PROTOCOL_ERROR],
+    ["a ping of another length", frame(Type.PING, 0, 0, Buffer.alloc(7)), Fault.FRAME_SIZE_ERROR],
+    ["a reset of a stream that was never open", reset(7), Fault.PROTOCOL_ERROR],
+  ])("%s ends the connection, and says why", async (_what, bytes, fault) => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(bytes);
+    await client.until(() => client.closed);
+    expect(client.goaway).toEqual({ lastId: expect.any(Number), fault });
+  });
+
+  test("bytes that are received and thrown away are given back to the connection", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    const piece = pattern(1_000);
+    // To a stream that is over, and to one that is reset.
+    client.write(call(1, "/hot/echo", "x"));
+    await answersOf(client, 1);
+    for (let round = 0; round < 200; round++) {
+      await client.until(() => client.sendWindow >= 2_000);
+      const id = 2 * round + 3;
+      client.write(data(1, piece, 0), requestHeaders(id, { path: "/hot/echo" }), data(id, piece, 0), reset(id));
+    }
+    client.write(call(1_001, "/hot/echo", "y"));
+    await answersOf(client, 1_001);
+  });
+});
+
+test("a listener that closed leaves nothing behind", async () => {
+  const { listener } = await start();
+  const client = await open(listener);
+  client.write(call(1, "/hot/echo", "x"));
+  await answersOf(client, 1);
+  const ended = once(client.socket, "close");
+  await listener.close(1_000);
+  await ended;
+});
