@@ -14,10 +14,6 @@ const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 const TAIL_LENGTH = 1 + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
 /** Where the id begins, counted from the end of a key. */
 export const ID_FROM_END = TAIL_LENGTH - 1;
-const TAIL = new RegExp(
-  `^_([0-9A-Za-z]{${ID_LENGTH}})_([0-9A-Za-z]{${SECRET_LENGTH}})[0-9A-Za-z]{${CHECKSUM_LENGTH}}$`,
-);
-
 /** What `LATCHKEY_KEY_PREFIX` may be: 1 to 32 letters, digits and `_`, with no `_` at either end. */
 export const KEY_PREFIX_PATTERN = /^(?=.{1,32}$)[0-9A-Za-z]+(?:_+[0-9A-Za-z]+)*$/;
 
@@ -50,18 +46,52 @@ export function formatKey({ prefix, id, secret }: ParsedKey): string {
 
 /** The parts of `text` if it is a well-formed key with a right checksum and one of `prefixes`; else undefined. */
 export function parseKey(text: string, prefixes: readonly string[]): ParsedKey | undefined {
-  const parsed = parseAnyKey(text);
-  return parsed !== undefined && prefixes.includes(parsed.prefix) ? parsed : undefined;
+  const parts = split(text);
+  return parts !== undefined && prefixes.includes(parts.prefix) ? parts : undefined;
 }
 
 /** As `parseKey`, under any prefix. */
 export function parseAnyKey(text: string): ParsedKey | undefined {
+  const parts = split(text);
+  return parts !== undefined && KEY_PREFIX_PATTERN.test(parts.prefix) ? parts : undefined;
+}
+
+/**
+ * The parts of what ends like a key and has a right checksum. One pass by hand: garbage has to be cheaper than a good key,
+ * and expressions and zlib take longer than all else that is done for it.
+ */
+function split(text: string): ParsedKey | undefined {
   const prefixLength = text.length - TAIL_LENGTH;
   if (prefixLength < 1 || prefixLength > 32) return undefined;
+  const bodyLength = text.length - CHECKSUM_LENGTH;
+  const idStart = prefixLength + 1;
+  const secretStart = idStart + ID_LENGTH + 1;
+  let crc = -1;
+  for (let at = 0; at < bodyLength; at += 1) {
+    const code = text.charCodeAt(at);
+    if (at >= prefixLength) {
+      const isSeparator = at === idStart - 1 || at === secretStart - 1;
+      if (isSeparator ? code !== UNDERSCORE : !(DIGITS[code]! >= 0)) return undefined;
+    }
+    crc = CRC[(crc ^ code) & 0xff]! ^ (crc >>> 8);
+  }
+  let checksum = 0;
+  for (let at = bodyLength; at < text.length; at += 1) {
+    const digit = DIGITS[text.charCodeAt(at)]!;
+    if (!(digit >= 0)) return undefined;
+    checksum = checksum * 62 + digit;
+  }
+  if (checksum !== ~crc >>> 0) return undefined;
   const prefix = text.slice(0, prefixLength);
-  const tail = TAIL.exec(text.slice(prefixLength));
-  if (tail === null || !KEY_PREFIX_PATTERN.test(prefix)) return undefined;
-  const body = text.slice(0, -CHECKSUM_LENGTH);
-  if (base62(crc32(body), CHECKSUM_LENGTH) !== text.slice(-CHECKSUM_LENGTH)) return undefined;
-  return { prefix, id: tail[1]!, secret: tail[2]! };
+  return { prefix, id: text.slice(idStart, secretStart - 1), secret: text.slice(secretStart, bodyLength) };
 }
+
+const UNDERSCORE = 0x5f;
+/** The value of each base62 digit by its code; -1: none. */
+const DIGITS = Int8Array.from({ length: 128 }, (_, code) => ALPHABET.indexOf(String.fromCharCode(code)));
+/** CRC-32 (IEEE) of each byte. */
+const CRC = Int32Array.from({ length: 256 }, (_, byte) => {
+  let crc = byte;
+  for (let bit = 0; bit < 8; bit += 1) crc = (crc & 1) === 0 ? crc >>> 1 : (crc >>> 1) ^ 0xedb88320;
+  return crc;
+});
