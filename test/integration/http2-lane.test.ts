@@ -82,9 +82,10 @@ async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
         stock.closed += 1;
       });
       if (request.url === "/stock/held") return void letterbox.push(response);
+      // node:http2 may reset a stream before its answer's end when nobody reads the request.
+      if (request.url !== "/stock/echo" && request.url?.startsWith("/stock/")) request.on("error", () => {}).resume();
       if (request.url?.startsWith("/stock/size/")) return void response.end(pattern(Number(request.url.slice(12))));
       if (request.url === "/stock/headers") return void response.writeHead(200, { long: "x".repeat(40_000) }).end();
-      if (request.url === "/stock/unread") return void request.once("end", () => response.end()).pause();
       response.write("stock:");
       (request as Http2ServerRequest).on("error", () => {}).pipe(answer as never);
     },
@@ -387,9 +388,9 @@ describe("a client that takes its answers slowly", () => {
     client.write(stockCall(1, "/stock/echo"), call(3, "/hot/size", "65000"));
     await answersOf(client, 1, 3);
     client.write(stockCall(5, "/stock/size/300000"), call(7, "/hot/size", "100000"), stockCall(9, "/stock/size/50000"));
-    // Never as much at once as a frame of the session's.
+    // Never as much as a frame of the session's, and not before all of it was used.
     while (!isOver(client, 5, 7, 9)) {
-      client.grant(0, 5_000);
+      if (client.receiveWindow === 0) client.grant(0, 5_000);
       await new Promise((resolve) => setImmediate(resolve));
     }
     const [fifth, seventh, ninth] = await answersOf(client, 5, 7, 9);
