@@ -82,9 +82,10 @@ async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
         stock.closed += 1;
       });
       if (request.url === "/stock/held") return void letterbox.push(response);
+      // node:http2 may reset a stream before its answer's end when nobody reads the request.
+      if (request.url !== "/stock/echo" && request.url?.startsWith("/stock/")) request.on("error", () => {}).resume();
       if (request.url?.startsWith("/stock/size/")) return void response.end(pattern(Number(request.url.slice(12))));
       if (request.url === "/stock/headers") return void response.writeHead(200, { long: "x".repeat(40_000) }).end();
-      if (request.url === "/stock/unread") return void request.once("end", () => response.end()).pause();
       response.write("stock:");
       (request as Http2ServerRequest).on("error", () => {}).pipe(answer as never);
     },
@@ -263,7 +264,7 @@ describe("what is not the plain case of a hot call goes to the stock path from i
     );
     expect(String((await answersOf(client, 1))[0])).toBe(`stock:${bytes}`);
     // What the padding took of the window is given back.
-    for (let id = 3; id < 1_003; id += 2) {
+    for (let id = 3; id < 703; id += 2) {
       await client.until(() => client.sendWindow >= 12 + 201);
       client.write(
         requestHeaders(id, { path: "/hot/echo" }),
@@ -271,7 +272,7 @@ describe("what is not the plain case of a hot call goes to the stock path from i
       );
       await client.until(() => isOver(client, id));
     }
-    expect(client.stream(1_001).resetBy).toBeUndefined();
+    expect(client.stream(701).resetBy).toBeUndefined();
   });
 
   test("trailers", async () => {
@@ -387,9 +388,9 @@ describe("a client that takes its answers slowly", () => {
     client.write(stockCall(1, "/stock/echo"), call(3, "/hot/size", "65000"));
     await answersOf(client, 1, 3);
     client.write(stockCall(5, "/stock/size/300000"), call(7, "/hot/size", "100000"), stockCall(9, "/stock/size/50000"));
-    // Never as much at once as a frame of the session's.
+    // Never as much as a frame of the session's, and not before all of it was used.
     while (!isOver(client, 5, 7, 9)) {
-      client.grant(0, 5_000);
+      if (client.receiveWindow === 0) client.grant(0, 5_000);
       await new Promise((resolve) => setImmediate(resolve));
     }
     const [fifth, seventh, ninth] = await answersOf(client, 5, 7, 9);
@@ -424,32 +425,19 @@ describe("a client that takes its answers slowly", () => {
     expect(String((await answersOf(client, 5))[0])).toBe(String(inEnvelope("still")));
   });
 
-  test("that does not read at all is not read from, whatever it sends", async () => {
+  test("that does not read at all is not read from, though a stock stream would have more", async () => {
     const { listener } = await start();
-    const client = await open(listener);
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10_000_000]], grants: false });
+    client.grant(0, 1_000_000_000);
+    client.write(requestHeaders(1, { path: "/stock/echo", type: "text/plain" }));
+    await client.until(() => client.stream(1).fields.length > 0);
     client.socket.pause();
-    const flood = Buffer.concat(Array.from({ length: 2_000 }, () => frame(Type.PING, 0, 0, Buffer.alloc(8))));
-    // Until neither end's buffers take any more: what came of it is not held in memory.
-    await expectBackpressure(client, flood);
+    const ids = Array.from({ length: 20 }, (_, index) => 2 * index + 3);
+    client.write(...ids.map((id) => call(id, "/hot/size", "1000000")));
+    const ignored = frame(0xee, 0, 0, Buffer.alloc(16_000));
+    await expectBackpressure(client, Buffer.concat([frame(Type.WINDOW_UPDATE, 0, 1, number32(1)), ignored, ignored]));
     client.socket.resume();
-    await client.until(() => client.frames.length > 20_000);
-    client.write(call(1, "/hot/echo", "x"));
-    await answersOf(client, 1);
-  });
-
-  test("a stock answer beside one that does not read does not make it be read from", async () => {
-    const { listener } = await start();
-    const client = await open(listener);
-    client.write(stockCall(1, "/stock/echo", "x"));
-    await answersOf(client, 1);
-    client.socket.pause();
-    client.write(requestHeaders(3, { path: "/stock/echo", type: "text/plain" }));
-    const round = Buffer.concat(
-      Array.from({ length: 5_000 }, () =>
-        Buffer.concat([frame(Type.PING, 0, 0, Buffer.alloc(8)), frame(Type.WINDOW_UPDATE, 0, 3, number32(1))]),
-      ),
-    );
-    await expectBackpressure(client, round);
+    for (const body of await answersOf(client, ...ids)) expect(body).toHaveLength(1_000_005);
   });
 });
 

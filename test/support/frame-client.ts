@@ -33,8 +33,9 @@ export interface FrameClient {
   readonly faults: string[];
   readonly goaway: { lastId: number; fault: number } | undefined;
   readonly closed: boolean;
-  /** What the client may still send on the connection. */
+  /** What the client may still send on the connection, and the server. */
   readonly sendWindow: number;
+  readonly receiveWindow: number;
   stream(id: number): SeenStream;
   write(...frames: Buffer[]): void;
   /** Opens a window for the server; connection: 0. */
@@ -129,8 +130,10 @@ export async function openFrameClient(
         grant(0, payload.length);
         if (!seen.ended) grant(id, payload.length);
       }
-    } else if (type === Type.RST_STREAM) stream(id).resetBy ??= payload.readUInt32BE(0);
-    else if (type === Type.WINDOW_UPDATE) {
+    } else if (type === Type.RST_STREAM) {
+      // RFC 9113, 8.1: after a whole answer it only says that no more of the request is wanted.
+      if (!stream(id).ended) stream(id).resetBy ??= payload.readUInt32BE(0);
+    } else if (type === Type.WINDOW_UPDATE) {
       if (id === 0) sendWindow += payload.readUInt32BE(0);
       else uploaded.set(id, (uploaded.get(id) ?? 0) - payload.readUInt32BE(0));
     } else if (type === Type.SETTINGS) {
@@ -176,6 +179,9 @@ export async function openFrameClient(
     },
     get closed() {
       return closed;
+    },
+    get receiveWindow() {
+      return connectionWindow;
     },
     get sendWindow() {
       return sendWindow;
