@@ -21,8 +21,11 @@ export interface ReadResult {
   beganMs: number;
 }
 
-/** Fails with whatever the read failed with, with a ReadTimeout, or with OVERLOADED. */
-export type BatchedRead = (id: string) => Promise<ReadResult>;
+/**
+ * Fails with whatever the read failed with, with a ReadTimeout, or with OVERLOADED. `onLate` is called when the read has
+ * gone on for `lateMs`: what it waited before it began does not count.
+ */
+export type BatchedRead = (id: string, onLate?: () => void) => Promise<ReadResult>;
 
 /** No answer in time. What it means is for the caller of the read to say. */
 export class ReadTimeout extends Error {
@@ -39,8 +42,21 @@ const MAX_ATTEMPTS = 5;
 /** Calls that may wait. A flood of ids never seen before fills this and no more: the rest is refused. */
 const MAX_WAITING = 10_000;
 
+/**
+ * For each id that was looked up in vain, the next read waits as long: a flood of ids that nobody has takes no more of the
+ * process than 10,000 of them a second do, and a good key that is not in memory waits for a batch of them at most.
+ */
+const VAIN_MS = 0.1;
+
+interface WaitingCall {
+  resolve: (result: ReadResult) => void;
+  reject: (error: unknown) => void;
+  onLate: (() => void) | undefined;
+  attempts: number;
+}
+
 interface Batch {
-  calls: Map<string, { resolve: (result: ReadResult) => void; reject: (error: unknown) => void; attempts: number }[]>;
+  calls: Map<string, WaitingCall[]>;
   timer: NodeJS.Timeout;
   abort: AbortController;
 }
@@ -55,15 +71,19 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
   let late = 0;
   let waiting = 0;
   let scheduled = false;
+  let notBeforeMs = 0;
 
   const schedule = () => {
     if (scheduled || running >= CONCURRENT || queue.length === 0) return;
     scheduled = true;
-    // After all that this turn of the loop has read from sockets: one read serves it all.
-    setImmediate(() => {
+    const start = () => {
       scheduled = false;
       while (running < CONCURRENT && queue.length > 0) void run(queue.shift()!);
-    });
+    };
+    const waitMs = notBeforeMs - performance.now();
+    if (waitMs >= 1) setTimeout(start, waitMs);
+    // After all that this turn of the loop has read from sockets: one read serves it all.
+    else setImmediate(start);
   };
 
   const openBatch = (): Batch => {
@@ -87,10 +107,7 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
     batch.calls.clear();
   };
 
-  const enqueue = (
-    id: string,
-    call: { resolve: (r: ReadResult) => void; reject: (e: unknown) => void; attempts: number },
-  ) => {
+  const enqueue = (id: string, call: WaitingCall) => {
     const last = queue.at(-1);
     const batch = last !== undefined && last.calls.size < MAX_BATCH ? last : openBatch();
     const calls = batch.calls.get(id);
@@ -109,6 +126,7 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
     };
     let isLate = false;
     const lateTimer = setTimeout(() => {
+      for (const calls of batch.calls.values()) for (const { onLate } of calls) onLate?.();
       if (late >= MAX_LATE) return;
       isLate = true;
       late += 1;
@@ -124,6 +142,8 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
     try {
       const records = await Promise.race([read([...batch.calls.keys()], signal), timedOut]);
       const found = new Map(records.map((record) => [record.id, record]));
+      const vain = batch.calls.size - found.size;
+      notBeforeMs = Math.max(notBeforeMs, performance.now()) + vain * VAIN_MS;
       for (const [id, calls] of batch.calls) {
         const record = found.get(id);
         const entry = record && window.keep(record);
@@ -146,7 +166,7 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
     }
   }
 
-  return (id) => {
+  return (id, onLate) => {
     if (waiting >= MAX_WAITING) {
       return Promise.reject(
         new KeyError("OVERLOADED", "Too many keys are being looked up at the moment. Try again shortly.", {
@@ -155,7 +175,7 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
       );
     }
     waiting += 1;
-    const answer = new Promise<ReadResult>((resolve, reject) => enqueue(id, { resolve, reject, attempts: 1 }));
+    const answer = new Promise<ReadResult>((resolve, reject) => enqueue(id, { resolve, reject, onLate, attempts: 1 }));
     const done = () => {
       waiting -= 1;
     };

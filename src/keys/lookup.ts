@@ -64,9 +64,9 @@ export function createLookup(options: LookupOptions): KeyLookup {
   /** From a failed read until one succeeds, or until a proof that was sent after the failure comes back. */
   const isOutage = () => failedMs > freshness.provenMs;
 
-  async function attempt(read: BatchedRead, id: string): Promise<ReadResult> {
+  async function attempt(read: BatchedRead, id: string, onLate?: () => void): Promise<ReadResult> {
     try {
-      const result = await read(id);
+      const result = await read(id, onLate);
       failedMs = Number.NEGATIVE_INFINITY;
       return result;
     } catch (error) {
@@ -75,23 +75,21 @@ export function createLookup(options: LookupOptions): KeyLookup {
     }
   }
 
-  /** The answer, or undefined when it fails or takes so long that the database counts as away. */
-  async function inTime(answer: Promise<ReadResult>): Promise<ReadResult | undefined> {
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<undefined>((resolve) => {
-      timer = setTimeout(() => {
+  /** A read, and the same in time: undefined when it fails or takes so long that the database counts as away. */
+  function ask(read: BatchedRead, id: string) {
+    let late = () => {};
+    const isLate = new Promise<undefined>((resolve) => {
+      late = () => {
         failedMs = clockMs();
         resolve(undefined);
-      }, readTimeoutMs);
+      };
     });
-    try {
-      return await Promise.race([answer, late]);
-    } catch (error) {
+    const answer = attempt(read, id, late);
+    const failed = (error: unknown) => {
       if (error instanceof KeyError) throw error;
       return undefined;
-    } finally {
-      clearTimeout(timer);
-    }
+    };
+    return { answer, inTime: Promise.race([answer.catch(failed), isLate]) };
   }
 
   /** In an outage nobody who has an answer waits for the database; one read at a time finds out whether it is over. */
@@ -142,10 +140,10 @@ export function createLookup(options: LookupOptions): KeyLookup {
     if (isOutage()) return findInOutage(id);
     const fresh = freshness.isFresh();
     const asOfMs = freshness.asOfMs;
-    const answer = attempt(fresh ? readRecent : readProven, id);
+    const { answer, inTime } = ask(fresh ? readRecent : readProven, id);
     const asked = fresh ? answer.then(({ entry }) => ({ entry, asOfMs })) : answer.then(asOfItsBegin);
     asked.catch(() => {});
-    return (await inTime(answer)) === undefined ? findInOutage(id, asked) : asked;
+    return (await inTime) === undefined ? findInOutage(id, asked) : asked;
   }
 
   return {
