@@ -46,7 +46,7 @@ export function createUsage({ write, onFailed }: UsageOptions): Usage {
       // A burst of more keys than fit while the database is away: their uses are noted a little later.
       if (noted.size >= MAX_NOTES && writing !== undefined) return;
       entry.usedS = Math.floor(nowMs / 1_000);
-      noted.set(entry.record.id, nowMs);
+      noted.set(entry.id, nowMs);
       if (noted.size >= MAX_NOTES) void flush();
     },
     flush,

@@ -6,7 +6,7 @@ import type { KeyStore } from "./key-store.ts";
 import type { Found, KeyLookup } from "./lookup.ts";
 import { checkRequiredScopes } from "./policy.ts";
 import type { Proof, SecretKeeper } from "./secret.ts";
-import { type Entry, type HeldRecord, stateAt } from "./view.ts";
+import { type Entry, stateAt } from "./view.ts";
 
 export type Outcome = "valid" | "malformed" | "not_found" | "revoked" | "expired" | "insufficient_scope";
 
@@ -65,14 +65,13 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
   let lastGood: readonly string[] = NONE;
 
   const judge = (entry: Entry, requiredScopes: readonly string[], asOfMs: number): Verification => {
-    const { record } = entry;
     const nowMs = wallMs();
     const state = stateAt(entry, nowMs);
     if (state === "revoked" || state === "expired")
       return { outcome: state, entry, missingScopes: NONE, asOfMs, nowMs };
     for (const scope of requiredScopes) {
-      if (record.scopes.includes(scope)) continue;
-      const missingScopes = requiredScopes.filter((one) => !record.scopes.includes(one));
+      if (entry.scopes.includes(scope)) continue;
+      const missingScopes = requiredScopes.filter((one) => !entry.scopes.includes(one));
       return { outcome: "insufficient_scope", entry, missingScopes, asOfMs, nowMs };
     }
     onUsed(entry, nowMs);
@@ -89,7 +88,7 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     }
     const parsed = parseKey(key, prefixes);
     if (parsed === undefined) return refusal("malformed", wallMs());
-    if (entry?.digests === undefined || digest !== undefined || entry.record.prefix !== parsed.prefix) {
+    if (entry?.digests === undefined || digest !== undefined || entry.prefix !== parsed.prefix) {
       return refusal("not_found", asOfMs);
     }
     const proof = secrets.prove({ id: parsed.id, ...entry.digests }, parsed.secret, performance.now() + timeoutMs);
@@ -103,7 +102,7 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
 
   const conclude = ({ key, requiredScopes }: VerifyInput, { entry, asOfMs }: Found, proof: Proof): Verification => {
     if (entry === undefined || !proof.proven) return refusal("not_found", asOfMs);
-    if (proof.newFingerprint === undefined || renew(entry.record, proof.newFingerprint)) {
+    if (proof.newFingerprint === undefined || renew(entry, proof.newFingerprint)) {
       entry.provenDigest = digestOf(key);
       entry.digests = undefined;
     }
@@ -111,11 +110,11 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
   };
 
   // Not waited for: it must not hold up an answer. False when too many are under way; a later use of the key tries again.
-  const renew = (record: HeldRecord, fingerprint: Fingerprint): boolean => {
+  const renew = (entry: Entry, fingerprint: Fingerprint): boolean => {
     if (renewing >= MAX_RENEWALS) return false;
     renewing += 1;
     void store
-      .setFingerprint(record, fingerprint, performance.now() + RENEWAL_MS)
+      .setFingerprint(entry, fingerprint, performance.now() + RENEWAL_MS)
       .catch(onRenewalFailed)
       .finally(() => {
         renewing -= 1;

@@ -88,7 +88,7 @@ export function createApiKeyService({
     async verify(request, context) {
       const verification = await verify(toVerifyInput(request, timeoutOf(context)));
       const { outcome, entry } = verification;
-      note(context, { outcome, ...(entry && { keyId: entry.record.id }) });
+      note(context, { outcome, ...(entry && { keyId: entry.id }) });
       return toVerifyResponse(verification);
     },
 
@@ -158,7 +158,7 @@ function toVerifyResponse({ outcome, entry, missingScopes, asOfMs, nowMs }: Veri
     outcome: OUTCOMES[outcome],
     missingScopes: [...missingScopes],
     asOf: timestampFromMs(asOfMs),
-    ...(entry && { apiKey: toApiKey(entry.record, nowMs) }),
+    ...(entry && { apiKey: toApiKey(entry, nowMs) }),
   });
 }
 

@@ -282,15 +282,15 @@ function setting(name: string, value: string): string {
 }
 
 /** A Struct of what the key says, as it is stored. */
-function metadata({ record }: Entry): string {
-  const { id, userId, name, scopes } = record;
+function metadata(entry: Entry): string {
+  const { id, userId, name, scopes } = entry;
   const field = (key: string, value: string) => delimited(1, delimited(1, key) + delimited(2, value));
   const text = (value: string) => delimited(3, utf8(value));
   const list = (values: readonly string[]) => delimited(6, values.map((value) => delimited(1, text(value))).join(""));
   return (
     field("user", text(userId)) +
     field("key_id", text(id)) +
-    field("key_prefix", text(displayPrefix(record))) +
+    field("key_prefix", text(displayPrefix(entry))) +
     field("scopes", list(scopes)) +
     (name === undefined ? "" : field("name", text(name)))
   );

@@ -61,7 +61,7 @@ export function createDecide({ verify, authenticator, calls }: GatewayParts, ser
       return DENIALS[conclusion];
     }
     const { outcome, entry, missingScopes } = conclusion;
-    count(startedMs, requestId, outcome, entry?.record.id);
+    count(startedMs, requestId, outcome, entry?.id);
     if (outcome === "valid") return { allowed: true, entry: entry! };
     return outcome === "insufficient_scope" ? missing(missingScopes) : DENIALS[outcome];
   };
@@ -155,8 +155,7 @@ function denial(status: Denial["status"], body: object, headers: Record<string, 
 }
 
 /** What the upstream is told of the key; no value is empty. */
-export function identityHeaders({ record }: Entry): Record<string, string> {
-  const { id, userId, name, scopes } = record;
+export function identityHeaders({ id, userId, name, scopes }: Entry): Record<string, string> {
   return {
     [IDENTITY_HEADERS.user]: visible(userId),
     [IDENTITY_HEADERS.keyId]: id,

@@ -45,7 +45,7 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
   }
 
   function answered({ json, protocol, headers }: HotCall, startedMs: number, verification: Verification): HotAnswer {
-    count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.record.id);
+    count(startedMs, headers["x-request-id"], verification.outcome, verification.entry?.id);
     if (json) return { message: Buffer.from(verificationJson(verification)) };
     if (protocol === "grpc") return { message: encodeVerification(verification, ENVELOPE_BYTES), roomy: true };
     return { message: encodeVerification(verification, 0) };

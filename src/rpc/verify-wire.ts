@@ -212,7 +212,7 @@ export function verificationJson({ outcome, entry, missingScopes, asOfMs, nowMs 
 function encodedKey(entry: Entry, nowMs: number): string {
   forgetOtherState(entry, nowMs);
   if (entry.encoded === undefined) {
-    entry.encoded = Buffer.from(toBinary(ApiKeySchema, toApiKey(entry.record, nowMs))).toString("latin1");
+    entry.encoded = Buffer.from(toBinary(ApiKeySchema, toApiKey(entry, nowMs))).toString("latin1");
   }
   return entry.encoded;
 }
@@ -220,7 +220,7 @@ function encodedKey(entry: Entry, nowMs: number): string {
 function encodedKeyJson(entry: Entry, nowMs: number): string {
   forgetOtherState(entry, nowMs);
   if (entry.encodedJson === undefined) {
-    entry.encodedJson = toJsonString(ApiKeySchema, toApiKey(entry.record, nowMs));
+    entry.encodedJson = toJsonString(ApiKeySchema, toApiKey(entry, nowMs));
   }
   return entry.encodedJson;
 }

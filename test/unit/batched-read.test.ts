@@ -1,6 +1,6 @@
 import { stat } from "node:fs";
 import { setImmediate as turn } from "node:timers/promises";
-import { beforeEach, expect, test } from "@jest/globals";
+import { beforeEach, expect, jest, test } from "@jest/globals";
 import { type BatchedRead, createBatchedRead } from "../../src/keys/batched-read.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
 import { createView, type View } from "../../src/keys/view.ts";
@@ -23,9 +23,9 @@ beforeEach(() => {
   clock = stillClock(1_000);
 });
 
-function batched(timeoutMs = 60_000): BatchedRead {
+function batched(timeoutMs = 60_000, lateMs = timeoutMs): BatchedRead {
   return createBatchedRead({
-    ...{ view, timeoutMs, wallMs: clock.nowMs },
+    ...{ view, timeoutMs, lateMs, wallMs: clock.nowMs },
     read: (ids, signal) => {
       const { promise, resolve, reject } = deferred<KeyRecord[]>();
       reads.push({ ids, signal, answer: (...records) => resolve(records), fail: reject });
@@ -49,8 +49,8 @@ test("calls that come together are one read, each id asked for once, and each ca
   expect(reads[0]!.ids).toEqual(["a", "b", "unknown"]);
   reads[0]!.answer(recordOf("b"), recordOf("a"));
   const answers = await Promise.all(calls);
-  expect(answers.map(({ entry }) => entry?.record.id)).toEqual(["a", "b", "a", undefined]);
-  expect([view.get("a")?.record.id, view.isUnknown("unknown"), reads.length]).toEqual(["a", true, 1]);
+  expect(answers.map(({ entry }) => entry?.id)).toEqual(["a", "b", "a", undefined]);
+  expect([view.get("a")?.id, view.isUnknown("unknown"), reads.length]).toEqual(["a", true, 1]);
 });
 
 test("a call is never answered by a read that began before it, and says when its own began", async () => {
@@ -64,11 +64,11 @@ test("a call is never answered by a read that began before it, and says when its
     answered = true;
   });
   reads[0]!.answer(recordOf("a", 1));
-  expect(await first).toMatchObject({ beganMs: 1_000, entry: { record: { rev: 1 } } });
+  expect(await first).toMatchObject({ beganMs: 1_000, entry: { rev: 1 } });
   await until(() => reads.length === 2);
   expect(answered).toBe(false);
   reads[1]!.answer(recordOf("a", 2));
-  expect(await second).toMatchObject({ beganMs: 1_005, entry: { record: { rev: 2 } } });
+  expect(await second).toMatchObject({ beganMs: 1_005, entry: { rev: 2 } });
 });
 
 test("at most two reads are on their way; what comes meanwhile is collected into the next", async () => {
@@ -107,8 +107,8 @@ test("a read overtaken by an event is made again, and the newer record answered"
   await until(() => reads.length === 2);
   expect(reads[1]!.ids).toEqual(["a", "b"]);
   reads[1]!.answer(recordOf("a", 2), recordOf("b", 1));
-  expect((await call).entry?.record.rev).toBe(2);
-  expect((await fresh).entry?.record.rev).toBe(1);
+  expect((await call).entry?.rev).toBe(2);
+  expect((await fresh).entry?.rev).toBe(1);
 });
 
 test("a record that changes at every read is CONFLICT in the end, to be tried again", async () => {
@@ -134,7 +134,7 @@ test("a read that fails, fails its own calls, and the next is made", async () =>
   const next = read("a");
   await until(() => reads.length === 2);
   reads[1]!.answer(recordOf("a"));
-  expect((await next).entry?.record.id).toBe("a");
+  expect((await next).entry?.id).toBe("a");
 });
 
 test("without an answer in time, calls fail, the read is told to give up, and its place is given back even if it does not", async () => {
@@ -151,7 +151,7 @@ test("without an answer in time, calls fail, the read is told to give up, and it
   const next = read("d");
   await until(() => reads.length > begun);
   reads.at(-1)!.answer(recordOf("d"));
-  expect((await next).entry?.record.id).toBe("d");
+  expect((await next).entry?.id).toBe("d");
   // An answer after all is nobody's, and not kept.
   reads[0]!.answer(recordOf("a"));
   await settled();
@@ -188,5 +188,59 @@ test("an answer that came in time is not lost because the process was busy when 
   while (loads === 0) await turn();
   const untilMs = performance.now() + 100;
   while (performance.now() < untilMs);
-  expect((await call).entry?.record.id).toBe("a");
+  expect((await call).entry?.id).toBe("a");
+});
+
+test("after ids that nobody has, the next read waits a tenth of a millisecond for each; after others it does not", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const read = batched();
+    const vain = Array.from({ length: 100 }, (_, n) => read(`nobody ${n}`));
+    await until(() => reads.length === 1);
+    reads[0]!.answer();
+    await Promise.all(vain);
+    const next = read("a");
+    await settled();
+    jest.advanceTimersByTime(9);
+    await settled();
+    expect(reads.length).toBe(1);
+    jest.advanceTimersByTime(1);
+    await until(() => reads.length === 2);
+    reads[1]!.answer(recordOf("a"));
+    expect((await next).entry).toBeDefined();
+    void read("b");
+    await settled();
+    expect(reads.length).toBe(3);
+  } finally {
+    jest.useRealTimers();
+  }
+});
+
+test("a read is told to be late by its own beginning: what a call waited for its turn does not count", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const late: string[] = [];
+    const read = batched(60_000, 100);
+    const ask = (id: string) => void read(id, () => late.push(id)).catch(() => {});
+    // Both places are taken, and more that is late holds its place.
+    for (let n = 0; n < 18; n += 1) {
+      ask(`first ${n}`);
+      await settled();
+      jest.advanceTimersByTime(100);
+      await settled();
+    }
+    expect(reads.length).toBe(18);
+    late.length = 0;
+    ask("waits");
+    await settled();
+    jest.advanceTimersByTime(1_000);
+    await settled();
+    expect([reads.length, late]).toEqual([18, []]);
+    reads[17]!.answer(recordOf("first 17"));
+    await until(() => reads.length === 19);
+    jest.advanceTimersByTime(100);
+    expect(late).toEqual(["waits"]);
+  } finally {
+    jest.useRealTimers();
+  }
 });

@@ -99,9 +99,7 @@ describe("what can't be answered", () => {
 });
 
 const identityOf = (fields: object) =>
-  identityHeaders({ record: { ...recordOf("0123456789abcdef"), ...fields } } as unknown as Parameters<
-    typeof identityHeaders
-  >[0]);
+  identityHeaders({ ...recordOf("0123456789abcdef"), ...fields } as unknown as Parameters<typeof identityHeaders>[0]);
 
 test("identity headers hold visible ASCII alone, are never empty, and can be read back", () => {
   const userId = "zoë %,\u0000\n😀\ud800";

@@ -63,7 +63,7 @@ const allDown = () => {
   down = new Set<Kind>(["readRecent", "readProven", "readFromSecondary"]);
 };
 const unavailable = { name: "KeyError", reason: "DB_UNAVAILABLE", retryAfterMs: expect.any(Number) };
-const found = (rev: number, asOfMs: number) => ({ entry: { record: { rev } }, asOfMs });
+const found = (rev: number, asOfMs: number) => ({ entry: { rev }, asOfMs });
 async function settled(): Promise<void> {
   for (let turns = 0; turns < 10; turns += 1) await turn();
 }

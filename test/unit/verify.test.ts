@@ -88,7 +88,7 @@ function build(peppers: Pepper[], change?: (keeper: SecretKeeper) => SecretKeepe
     secrets: change?.(secrets) ?? secrets,
     prefixes: ["lk", "old"],
     wallMs: () => nowMs,
-    onUsed: (entry) => used.push(entry.record.id),
+    onUsed: (entry) => used.push(entry.id),
     onRenewalFailed: () => {},
   });
 }
@@ -102,7 +102,7 @@ const stored = (fields: Partial<KeyRecord>) => {
 };
 
 test("a key is read once; from then on it is answered from memory, at once, without a promise and without another proof", async () => {
-  expect(await ask(KEY)).toMatchObject({ outcome: "valid", asOfMs: 999_000, entry: { record: { id: ID } } });
+  expect(await ask(KEY)).toMatchObject({ outcome: "valid", asOfMs: 999_000, entry: { id: ID } });
   const again = ask(KEY);
   expect(again).not.toBeInstanceOf(Promise);
   expect(again).toMatchObject({ outcome: "valid", asOfMs: 999_000 });
@@ -194,7 +194,7 @@ test("an expiry and the end of a grace period are crossed in memory, at the mill
 test("revoked and expired are told only to whoever proved the secret", async () => {
   stored({ state: "revoked", revokedAt: new Date(0) });
   expect(await ask(WRONG)).toMatchObject({ outcome: "not_found", entry: undefined });
-  expect(await ask(KEY)).toMatchObject({ outcome: "revoked", entry: { record: { id: ID } } });
+  expect(await ask(KEY)).toMatchObject({ outcome: "revoked", entry: { id: ID } });
   expect(await ask(WRONG)).toMatchObject({ outcome: "not_found", entry: undefined });
   expect(used).toEqual([]);
 });
