@@ -5,6 +5,7 @@ import { join, resolve } from "node:path";
 import { z } from "zod";
 import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
 import { parseScopePatterns, type ScopePatterns } from "./keys/policy.ts";
+import type { RequestKey } from "./keys/request-id.ts";
 import type { Pepper } from "./keys/secret.ts";
 import { StartupError } from "./startup-error.ts";
 import type { ListenerLimits } from "./transport/listener.ts";
@@ -69,19 +70,19 @@ const scopePatterns = list.transform((patterns, context): ScopePatterns => {
   );
 });
 
-const peppers = list.transform((items, context): Pepper[] => {
-  const ring = items.map((item) => {
+const ring = list.transform((items, context): Pepper[] => {
+  const secrets = items.map((item) => {
     const [, id, secret] = /^([0-9A-Za-z._-]{1,32}):([0-9A-Za-z+/_-]+={0,2})$/.exec(item) ?? [];
     return { id: id ?? "", secret: Buffer.from(secret ?? "", "base64") };
   });
-  if (ring.length === 0 || ring.some(({ id, secret }) => id === "" || secret.length < 32)) {
+  if (secrets.length === 0 || secrets.some(({ id, secret }) => id === "" || secret.length < 32)) {
     return fail(
       context,
       'must be id:base64,id:base64, newest first, of at least 32 bytes each; make one: echo "p1:$(openssl rand -base64 32)"',
     );
   }
-  if (new Set(ring.map(({ id }) => id)).size < ring.length) return fail(context, "must not use an id twice");
-  return ring;
+  if (new Set(secrets.map(({ id }) => id)).size < secrets.length) return fail(context, "must not use an id twice");
+  return secrets;
 });
 
 const serviceTokens = list.transform((items, context): ServiceToken[] => {
@@ -155,10 +156,16 @@ export const VARIABLES = {
     .pipe(z.array(keyPrefix))
     .prefault("")
     .describe("earlier prefixes whose keys go on working, comma-separated"),
-  LATCHKEY_PEPPERS: peppers
+  LATCHKEY_PEPPERS: ring
     .optional()
     .meta({ secret: true, shown: "made once when embedded" })
     .describe("`id:base64,id:base64`, newest first: keys of the fingerprints"),
+  LATCHKEY_REQUEST_KEYS: ring
+    .optional()
+    .meta({ secret: true, shown: "made once when embedded" })
+    .describe(
+      "`id:base64,id:base64`, newest first: what secrets of calls with a `request_id` are derived from; unset beside `MONGODB_URI`: `request_id` is refused",
+    ),
   LATCHKEY_JWT_SECRET: z
     .string()
     .refine((text) => Buffer.byteLength(text) >= 32, "must have at least 32 bytes; make one: openssl rand -base64 48")
@@ -296,6 +303,8 @@ export interface Config {
   /** The current prefix and the earlier ones. */
   readonly keyPrefixes: readonly string[];
   readonly peppers: readonly Pepper[] | undefined;
+  /** Undefined: made once when embedded, else none. */
+  readonly requestKeys: readonly RequestKey[] | undefined;
   readonly tokenKey: TokenKey | undefined;
   readonly tokenIssuer: string | undefined;
   readonly tokenAudience: string | undefined;
@@ -421,6 +430,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     keyPrefix: settings.LATCHKEY_KEY_PREFIX,
     keyPrefixes: [settings.LATCHKEY_KEY_PREFIX, ...settings.LATCHKEY_KEY_PREFIX_ALSO],
     peppers: settings.LATCHKEY_PEPPERS,
+    requestKeys: settings.LATCHKEY_REQUEST_KEYS,
     tokenKey: tokenKey(settings),
     tokenIssuer: settings.LATCHKEY_JWT_ISSUER,
     tokenAudience: settings.LATCHKEY_JWT_AUDIENCE,

@@ -16,6 +16,7 @@ import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
 import { createLookup } from "./keys/lookup.ts";
 import { createKeyManager } from "./keys/manage.ts";
+import { createRequestSecrets, type RequestSecrets } from "./keys/request-id.ts";
 import { createSecretKeeper, type Pepper } from "./keys/secret.ts";
 import { createUsage } from "./keys/usage.ts";
 import { createKeyVerifier } from "./keys/verify.ts";
@@ -112,7 +113,8 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       maxTtlMs: config.maxTtlMs,
       maxGraceMs: config.maxGraceMs,
     };
-    const keys = createKeyManager({ store, secrets, policy, prefix: config.keyPrefix, clock, randomBytes });
+    const requests = requestSecrets(config, devSecrets);
+    const keys = createKeyManager({ store, secrets, requests, policy, prefix: config.keyPrefix, clock, randomBytes });
     const verify = createKeyVerifier({
       ...{ lookup, store, secrets, prefixes: config.keyPrefixes },
       wallMs: wallClock(hooks),
@@ -296,7 +298,7 @@ export async function openDatabase(
   });
   cleanUps.push(() => mongod.stop());
   log.debug({ event: "mongod_started", pid: mongod.pid }, "embedded MongoDB started");
-  const needed = config.tokenKey === undefined || config.peppers === undefined;
+  const needed = [config.tokenKey, config.peppers, config.requestKeys].includes(undefined);
   return { uri: mongod.uri, devSecrets: needed ? ensureDevSecrets(config.dataDir) : undefined };
 }
 
@@ -332,6 +334,13 @@ function watchDatabase(
 
 function developmentPepper({ pepper }: DevSecrets): Pepper {
   return { id: DEV_PEPPER, secret: Buffer.from(pepper, "base64") };
+}
+
+/** A cluster without request keys has none: each process would make keys of its own. */
+function requestSecrets({ requestKeys }: Config, devSecrets: DevSecrets | undefined): RequestSecrets | undefined {
+  if (requestKeys !== undefined) return createRequestSecrets(requestKeys);
+  if (devSecrets === undefined) return undefined;
+  return createRequestSecrets([{ id: DEV_PEPPER, secret: Buffer.from(devSecrets.requestKey, "base64") }]);
 }
 
 function developmentKey({ jwtSecret }: DevSecrets): TokenKey {

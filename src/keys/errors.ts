@@ -8,6 +8,8 @@ export type ErrorReason =
   | "CONFLICT"
   | "KEY_EXISTS"
   | "NO_KEY"
+  | "REQUEST_ID_REUSED"
+  | "REQUEST_ID_UNSUPPORTED"
   | "OVERLOADED"
   | "DB_UNAVAILABLE"
   | "DB_ERROR"

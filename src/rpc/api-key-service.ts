@@ -14,11 +14,11 @@ import {
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { checked, invalid, KeyError } from "../keys/errors.ts";
 import { displayPrefix, type KeyRecord } from "../keys/key.ts";
-import type { Caller, KeyManager } from "../keys/manage.ts";
+import type { Caller, Created, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import { answerAhead } from "./ahead.ts";
-import { OUTCOMES, toApiKey, toVerifyError } from "./api-key-message.ts";
+import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "./api-key-message.ts";
 import { caller, logged } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
 
@@ -46,9 +46,9 @@ export function createApiKeyService({
   return {
     async create(request, context) {
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
-      const { record, key } = await keys.create(callerOf(context), input, deadlineOf(context));
-      note(context, { keyId: record.id });
-      return { apiKey: describe(record), key };
+      const created = await keys.create(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: created.record.id });
+      return { apiKey: describe(created.record), ...keyOf(created) };
     },
 
     async get(request, context) {
@@ -61,8 +61,11 @@ export function createApiKeyService({
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
       const refreshed = await keys.refresh(callerOf(context), input, deadlineOf(context));
       note(context, { keyId: refreshed.record.id });
-      const { record, key, previous, previousKeyRevoked } = refreshed;
-      return { apiKey: describe(record), key, previousKeyRevoked, ...(previous && { previous: describe(previous) }) };
+      const { record, previous, previousKeyRevoked } = refreshed;
+      return {
+        ...{ apiKey: describe(record), ...keyOf(refreshed), previousKeyRevoked },
+        ...(previous && { previous: describe(previous) }),
+      };
     },
 
     async revoke(request, context) {
@@ -137,6 +140,10 @@ function toVerifyResult(verdict: Verdict): MessageInitShape<typeof VerifyResultS
   return verdict instanceof KeyError
     ? { result: { case: "error", value: toVerifyError(verdict) } }
     : { result: { case: "response", value: toVerifyResponse(verdict) } };
+}
+
+function keyOf({ key, withheld, isRepeat = false }: Created) {
+  return { key: key ?? "", isRepeat, ...(withheld && { keyWithheld: WITHHELD[withheld] }) };
 }
 
 function callerOf(context: HandlerContext): Caller {

@@ -16,6 +16,8 @@ export const CODES: Record<ErrorReason, Code> = {
   CONFLICT: Code.Aborted,
   KEY_EXISTS: Code.AlreadyExists,
   NO_KEY: Code.NotFound,
+  REQUEST_ID_REUSED: Code.AlreadyExists,
+  REQUEST_ID_UNSUPPORTED: Code.FailedPrecondition,
   OVERLOADED: Code.ResourceExhausted,
   DB_UNAVAILABLE: Code.Unavailable,
   DB_ERROR: Code.Internal,

@@ -1,6 +1,7 @@
 import {
   type ClientSession,
   type Collection,
+  type Filter,
   type MongoClient,
   MongoError,
   MongoErrorLabel,
@@ -12,7 +13,7 @@ import {
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
-import type { Change, CurrentKeys, KeyStore } from "../keys/key-store.ts";
+import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/key-store.ts";
 import { USE_EVERY_MS } from "../keys/usage.ts";
 import type { View } from "../keys/view.ts";
 import type { ClusterTime } from "./cluster-time.ts";
@@ -22,7 +23,7 @@ import { hasCode, KEYS } from "./schema.ts";
 import { createTurns } from "./turns.ts";
 
 /** What a change may alter in a record. */
-const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason"] as const;
+const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason", "request"] as const;
 
 /** What an answer may need on its way to the caller. */
 const MAX_WAY_BACK_MS = 100;
@@ -78,8 +79,9 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
   async function attempt<T>(
     userId: string,
     deadlineMs: number,
-    decide: (current: CurrentKeys, now: Date) => Change<T>,
+    decide: Decide<T>,
     tried: Tried<T>,
+    requestDigest: string | undefined,
   ): Promise<Attempt<T>> {
     return client.withSession(async (session) => {
       const outcome = await session.withTransaction(
@@ -89,7 +91,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
           tried.started = true;
           const now = clock();
-          const current = await readInTransaction(userId, session, remainingMs(deadlineMs));
+          const current = await readInTransaction(userId, requestDigest, session, remainingMs(deadlineMs));
           if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted };
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
@@ -139,32 +141,54 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
     }
   }
 
-  async function readInTransaction(userId: string, session: ClientSession, maxTimeMS: number): Promise<CurrentKeys> {
-    const found = await keys.find({ userId, state: { $in: ["active", "retiring"] } }, { session, maxTimeMS }).toArray();
+  async function readInTransaction(
+    userId: string,
+    requestDigest: string | undefined,
+    session: ClientSession,
+    maxTimeMS: number,
+  ): Promise<KeysAtChange> {
+    // One clause an index: together they would be a scan of all keys.
+    const clauses: Filter<KeyDocument>[] = [
+      { userId, state: "active" },
+      { userId, state: "retiring" },
+    ];
+    if (requestDigest !== undefined) clauses.push({ userId, "request.id": requestDigest });
+    const found = await keys.find({ $or: clauses }, { session, maxTimeMS }).toArray();
     const records = found.map(toRecord);
     return {
       active: records.find((record) => record.state === "active"),
       retiring: records.find((record) => record.state === "retiring"),
+      ...(requestDigest !== undefined && { requested: records.find(({ request }) => request?.id === requestDigest) }),
     };
   }
 
   return {
     findCurrent: (userId, deadlineMs) => guarded(deadlineMs, () => readCurrent(userId, deadlineMs)),
 
+    findRequested: (userId, requestDigest, deadlineMs) =>
+      guarded(deadlineMs, async () => {
+        const record = await readOne({ userId, "request.id": requestDigest }, deadlineMs);
+        const previousId = record?.request?.previousId;
+        const previous = previousId && (await readOne({ _id: previousId, userId }, deadlineMs));
+        return record && { record, previous: previous || undefined };
+      }),
+
     // Changes of one user's keys through this process wait for each other here, so that they don't abort each other in
     // the database; those of other processes do, and are tried again.
-    change: <T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>) => {
+    change: <T>(userId: string, deadlineMs: number, decide: Decide<T>, requestDigest?: string) => {
       const retryUntilMs = endOfRetries(deadlineMs);
       return guarded(deadlineMs, () =>
         inTurn(userId, () =>
           seen(userId, async () => {
             const tried: Tried<T> = { retryUntilMs };
             for (;;) {
-              const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
-                if (!isConflict(error)) throw error;
-                tried.conflict = error;
-                return "again" as const;
-              });
+              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(
+                (error: unknown) => {
+                  if (!isConflict(error)) throw error;
+                  tried.conflict = error;
+                  return "again" as const;
+                },
+              );
               if (outcome !== "again" && "done" in outcome) return outcome.done;
               if (outcome !== "again") {
                 // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
@@ -296,9 +320,9 @@ async function abandon<T>(session: ClientSession, answer: T): Promise<T> {
 }
 
 function decideOrRefuse<T>(
-  current: CurrentKeys,
+  current: KeysAtChange,
   now: Date,
-  decide: (current: CurrentKeys, now: Date) => T,
+  decide: (current: KeysAtChange, now: Date) => T,
 ): T | KeyError {
   try {
     return decide(current, now);

@@ -30,12 +30,23 @@ const VALIDATOR = {
         required: ["pepper", "mac"],
         properties: { pepper: { bsonType: "string" }, mac: { bsonType: "binData" } },
       },
+      request: {
+        bsonType: "object",
+        required: ["id", "arguments", "ringId"],
+        properties: {
+          id: { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" },
+          arguments: { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" },
+          ringId: { bsonType: "string" },
+          previousId: { bsonType: "string" },
+          previousRevoked: { bsonType: "bool" },
+        },
+      },
       rev: { bsonType: ["int", "long", "double"], minimum: 1 },
     },
   },
 };
 
-/** These two hold "one active key a user" and "at most one retiring key a user" under any concurrency. Nothing else does. */
+/** These hold "one active key a user", "at most one retiring key a user" and "one key a request" under any concurrency. Nothing else does. */
 const INDEXES: (IndexDescription & { name: string })[] = [
   { name: "one_active_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "active" } },
   {
@@ -43,6 +54,12 @@ const INDEXES: (IndexDescription & { name: string })[] = [
     key: { userId: 1 },
     unique: true,
     partialFilterExpression: { state: "retiring" },
+  },
+  {
+    name: "one_key_per_request",
+    key: { userId: 1, "request.id": 1 },
+    unique: true,
+    partialFilterExpression: { "request.id": { $exists: true } },
   },
 ];
 
@@ -73,7 +90,7 @@ async function ensureIndex(db: Db, { name, key, ...options }: IndexDescription &
     // IndexOptionsConflict, IndexKeySpecsConflict
     if (hasCode(error, 85) || hasCode(error, 86)) {
       throw new StartupError(
-        `The collection "${db.databaseName}.${KEYS}" has an index that conflicts with "${name}", which holds one key a user. ` +
+        `The collection "${db.databaseName}.${KEYS}" has an index that conflicts with "${name}", on which Latchkey relies. ` +
           `It was left alone. Look at db.${KEYS}.getIndexes(), drop the conflicting one, and start again.`,
       );
     }
