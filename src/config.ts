@@ -212,6 +212,15 @@ export const VARIABLES = {
     .describe("scopes that callers other than admins may grant"),
   LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
   LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
+  LATCHKEY_AUDIT_RETENTION: duration
+    .refine((ms) => ms >= 1_000, "must be at least 1s")
+    .prefault("90d")
+    .describe("how long entries of the audit trail are kept"),
+  LATCHKEY_PURGE_AFTER: duration
+    .refine((ms) => ms >= 86_400_000, "must be at least 1d")
+    .optional()
+    .meta({ shown: "never" })
+    .describe("records of keys are removed this long after the keys ended"),
   LATCHKEY_MAX_STALENESS: duration
     .refine((ms) => ms >= 100, "must be at least 100ms")
     .prefault("1s")
@@ -317,6 +326,9 @@ export interface Config {
   readonly memberScopes: ScopePatterns;
   readonly maxTtlMs: number | undefined;
   readonly maxGraceMs: number;
+  readonly auditRetentionMs: number;
+  /** Undefined: never. */
+  readonly purgeAfterMs: number | undefined;
   readonly maxStalenessMs: number;
   readonly outageGraceMs: number;
   readonly readTimeoutMs: number;
@@ -443,6 +455,8 @@ function toConfig(settings: Settings, environment: Environment): Config {
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
     maxTtlMs: settings.LATCHKEY_MAX_TTL,
     maxGraceMs: settings.LATCHKEY_MAX_GRACE,
+    auditRetentionMs: settings.LATCHKEY_AUDIT_RETENTION,
+    purgeAfterMs: settings.LATCHKEY_PURGE_AFTER,
     maxStalenessMs: settings.LATCHKEY_MAX_STALENESS,
     outageGraceMs: settings.LATCHKEY_OUTAGE_GRACE,
     readTimeoutMs: settings.LATCHKEY_READ_TIMEOUT,

@@ -8,6 +8,7 @@ export type ErrorReason =
   | "CONFLICT"
   | "KEY_EXISTS"
   | "NO_KEY"
+  | "KEY_NOT_FOUND"
   | "REQUEST_ID_REUSED"
   | "REQUEST_ID_UNSUPPORTED"
   | "OVERLOADED"

@@ -1,3 +1,5 @@
+import type { KeyFilter } from "./admin.ts";
+import type { AuditEntry } from "./audit.ts";
 import type { Fingerprint, KeyRecord } from "./key.ts";
 
 /** A user's keys that are stored as active or retiring; whether they have run out since is the reader's to judge. */
@@ -24,6 +26,8 @@ export interface Change<T> {
   update: KeyRecord[];
   insert?: KeyRecord;
   answer: T;
+  /** Written with it, in the same transaction. */
+  audit?: AuditEntry;
 }
 
 export type Decide<T> = (current: KeysAtChange, now: Date) => Change<T>;
@@ -51,6 +55,18 @@ export interface KeyStore {
    * With `requestDigest`, `decide` is also given the key that this request id made. Must never leave two of one user.
    */
   change<T>(userId: string, deadlineMs: number, decide: Decide<T>, requestDigest?: string): Promise<T>;
+
+  /** A record in whatever state. As strong as `findCurrent`. */
+  findById(id: string, deadlineMs: number): Promise<KeyRecord | undefined>;
+
+  /** Records by id, after the id `after`. What was changed while pages were read may be in them or not. */
+  list(
+    filter: KeyFilter,
+    after: string | undefined,
+    limit: number,
+    now: Date,
+    deadlineMs: number,
+  ): Promise<KeyRecord[]>;
 
   /** Replaces a record's fingerprint unless another change came between. */
   setFingerprint(

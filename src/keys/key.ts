@@ -82,6 +82,11 @@ export function isLive(record: KeyRecord, now: Date): boolean {
   return state === "active" || state === "retiring";
 }
 
+/** `record` as it is once somebody ended it. */
+export function revoked(record: KeyRecord, reason: string, now: Date): KeyRecord {
+  return { ...record, state: "revoked", revokedAt: now, revocationReason: reason || undefined };
+}
+
 /** What people are shown to tell keys apart: no bit of the secret is in it. */
 export function displayPrefix(record: Pick<KeyRecord, "prefix" | "id">): string {
   return `${record.prefix}_${record.id.slice(0, 8)}`;

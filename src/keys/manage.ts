@@ -1,7 +1,8 @@
+import type { Origin } from "./audit.ts";
 import { checked, KeyError } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
-import { isLive, type KeyRecord, type KeyRequest, SUPERSEDED, statusAt } from "./key.ts";
-import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "./key-store.ts";
+import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./key.ts";
+import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./key-store.ts";
 import {
   checkGracePeriod,
   checkLifetime,
@@ -24,6 +25,8 @@ import type { SecretKeeper } from "./secret.ts";
 export interface Caller {
   userId: string;
   admin: boolean;
+  /** Where the call came from, for the audit trail. */
+  origin?: Origin | undefined;
 }
 
 export interface CreateInput {
@@ -204,7 +207,10 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           refuseIfActive(current, at);
           const created = record({ name, scopes, createdAt: at, expiresAt: endOf(at) });
           const update = current.active ? [settled(current.active, at)] : [];
-          return { update: including(update, forgotten), insert: created, answer: { record: created, key } };
+          const answer = { record: created, key };
+          return changedBy(caller, "Create", userId, at, {
+            ...{ update: including(update, forgotten), insert: created, answer },
+          });
         };
         return store.change(userId, deadlineMs, decide, asked?.digest);
       });
@@ -244,11 +250,10 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           // The retiring key first: the index allows one retiring key a user.
           const update = retiring ? [superseded(retiring, 0, at)] : [];
           if (previous) update.push(previous);
-          return {
-            update: including(update, forgotten),
-            insert: created,
-            answer: { record: created, key, previous, previousKeyRevoked },
-          };
+          const answer = { record: created, key, previous, previousKeyRevoked };
+          return changedBy(caller, "Refresh", userId, at, {
+            ...{ update: including(update, forgotten), insert: created, answer },
+          });
         };
         return store.change(userId, deadlineMs, decide, asked?.digest);
       });
@@ -262,16 +267,26 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
       });
       return store.change(userId, deadlineMs, (current, at) => {
         const end = (record: KeyRecord | undefined): KeyRecord | undefined =>
-          record && isLive(record, at)
-            ? { ...record, state: "revoked", revokedAt: at, revocationReason: reason || undefined }
-            : undefined;
+          record && isLive(record, at) ? revoked(record, reason, at) : undefined;
         const answer: Revoked = { active: end(current.active), retiring: end(current.retiring) };
         const update = [answer.active, answer.retiring].filter((record) => record !== undefined);
         if (update.length === 0) throw noKey();
-        return { update, answer };
+        return changedBy(caller, "Revoke", userId, at, { update, answer });
       });
     },
   };
+}
+
+/** `change`, and who made it. */
+export function changedBy<T>(
+  { userId: actor, admin: actorIsAdmin, origin }: Caller,
+  action: string,
+  userId: string,
+  at: Date,
+  change: Change<T>,
+): Change<T> {
+  const keyIds = [...(change.insert ? [change.insert] : []), ...change.update].map(({ id }) => id);
+  return { ...change, audit: { at, action, result: "changed", actor, actorIsAdmin, userId, keyIds, origin } };
 }
 
 /** Whose key is meant. An empty `user_id` is nobody's: a bad field, not a matter of rights. */

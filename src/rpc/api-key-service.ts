@@ -19,7 +19,7 @@ import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import { answerAhead } from "./ahead.ts";
 import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "./api-key-message.ts";
-import { caller, logged } from "./interceptors.ts";
+import { caller, logged, type Noted } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
 
 export interface ApiKeyServiceParts {
@@ -47,7 +47,7 @@ export function createApiKeyService({
     async create(request, context) {
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
       const created = await keys.create(callerOf(context), input, deadlineOf(context));
-      note(context, { keyId: created.record.id });
+      note(context, { keyId: created.record.id, changed: !created.isRepeat });
       return { apiKey: describe(created.record), ...keyOf(created) };
     },
 
@@ -60,7 +60,7 @@ export function createApiKeyService({
     async refresh(request, context) {
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
       const refreshed = await keys.refresh(callerOf(context), input, deadlineOf(context));
-      note(context, { keyId: refreshed.record.id });
+      note(context, { keyId: refreshed.record.id, changed: !refreshed.isRepeat });
       const { record, previous, previousKeyRevoked } = refreshed;
       return {
         ...{ apiKey: describe(record), ...keyOf(refreshed), previousKeyRevoked },
@@ -76,7 +76,7 @@ export function createApiKeyService({
         deadlineOf(context),
       );
       const first = (active ?? retiring)!;
-      note(context, { keyId: first.id });
+      note(context, { keyId: first.id, changed: true });
       return {
         message: "The API key was revoked.",
         revokedKeyPrefix: displayPrefix(first),
@@ -146,7 +146,7 @@ function keyOf({ key, withheld, isRepeat = false }: Created) {
   return { key: key ?? "", isRepeat, ...(withheld && { keyWithheld: WITHHELD[withheld] }) };
 }
 
-function callerOf(context: HandlerContext): Caller {
+export function callerOf(context: HandlerContext): Caller {
   const found = context.values.get(caller);
   if (found === undefined) throw new Error("a management method was reached without a caller");
   return found;
@@ -161,11 +161,12 @@ function timeoutOf(context: HandlerContext): number {
   return boundedTimeout(context.timeoutMs());
 }
 
-function deadlineOf(context: HandlerContext): number {
+export function deadlineOf(context: HandlerContext): number {
   return performance.now() + timeoutOf(context);
 }
 
-function note(context: HandlerContext, fields: { keyId?: string; outcome?: string }): void {
+/** For the log and the audit trail. */
+export function note(context: HandlerContext, fields: Noted): void {
   Object.assign(context.values.get(logged), fields);
 }
 

@@ -16,6 +16,7 @@ export const CODES: Record<ErrorReason, Code> = {
   CONFLICT: Code.Aborted,
   KEY_EXISTS: Code.AlreadyExists,
   NO_KEY: Code.NotFound,
+  KEY_NOT_FOUND: Code.NotFound,
   REQUEST_ID_REUSED: Code.AlreadyExists,
   REQUEST_ID_UNSUPPORTED: Code.FailedPrecondition,
   OVERLOADED: Code.ResourceExhausted,

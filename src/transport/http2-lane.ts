@@ -656,6 +656,7 @@ class Connection {
   private openStock(): StockSession {
     return new StockSession({
       open: this.options.openStock,
+      remoteAddress: this.socket.remoteAddress,
       settings: this.settings,
       sendWindow: this.sendWindow,
       windowLeft: () => this.sendWindow,

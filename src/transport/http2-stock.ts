@@ -16,6 +16,8 @@ import {
 import { EMPTY } from "./wire-format.ts";
 
 export interface StockParts {
+  /** The client's, as a socket would tell it. */
+  remoteAddress: string | undefined;
   open(connection: Duplex): void;
   /** The client's, so far. */
   settings: ReadonlyMap<number, number>;
@@ -62,6 +64,7 @@ export class StockSession {
         done();
       },
     });
+    Object.assign(this.inner, { remoteAddress: parts.remoteAddress });
     this.inner.on("error", () => {});
     this.inner.once("close", parts.ended);
     parts.open(this.inner);
