@@ -9,7 +9,7 @@ export default {
     "^#gen/(.*)$": "<rootDir>/gen/$1.ts",
     // What generated files import of each other; packages have generated files too.
     "^((?:\\.\\./)+(?:google/rpc|config/core/v3|type/v3)/.*_pb)\\.js$": "$1.ts",
-    "^(\\./(?:attribute_context|error_reason)_pb)\\.js$": "$1.ts",
+    "^(\\./(?:attribute_context|error_reason|api_key_service)_pb)\\.js$": "$1.ts",
   },
   globalSetup: "<rootDir>/test/support/global-setup.js",
   globalTeardown: "<rootDir>/test/support/global-teardown.js",

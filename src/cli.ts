@@ -24,6 +24,8 @@ import { StartupError } from "./startup-error.ts";
 /** Exit codes: 0 done (verify: the key is good), 1 refused or failed, 2 wrong usage, 3 verify: the key is not good. */
 const NOT_GOOD = 3;
 
+const REQUEST_ID = "say the same one, such as a UUID, to repeat a call whose answer was lost";
+
 interface CallOptions {
   url?: string;
   token?: string;
@@ -36,6 +38,7 @@ interface KeyOptions extends CallOptions {
   scope?: string[];
   ttl?: number;
   grace?: number;
+  requestId?: string;
 }
 
 const program = new Command("latchkey")
@@ -77,6 +80,7 @@ keyCommand("create", "create a key; it is printed once")
   .requiredOption("--scope <scope...>", "what the key may do")
   .option("--name <name>", "a label for people")
   .option("--ttl <duration>", "how long it lives", duration)
+  .option("--request-id <id>", REQUEST_ID)
   .action(async (options: KeyOptions) => {
     const { client, owner } = await sessionFor(options);
     const answer = await client.create({ ...owner, ...keyFields(options) });
@@ -94,6 +98,7 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
   .option("--name <name>", "a label for people; default: as before")
   .option("--ttl <duration>", "how long it lives; default: as before", duration)
   .option("--grace <duration>", "how long the old key goes on working; default: not at all", duration)
+  .option("--request-id <id>", REQUEST_ID)
   .action(async (options: KeyOptions) => {
     const gracePeriod = options.grace === undefined ? {} : { gracePeriod: span(options.grace) };
     const { client, owner } = await sessionFor(options);
@@ -193,6 +198,7 @@ function keyFields(options: KeyOptions) {
   return {
     scopes: options.scope ?? [],
     ...(options.name !== undefined && { name: options.name }),
+    ...(options.requestId !== undefined && { requestId: options.requestId }),
     ...(options.ttl !== undefined && { lifetime: { case: "ttl" as const, value: span(options.ttl) } }),
   };
 }

@@ -5,6 +5,7 @@ import { join, resolve } from "node:path";
 import { z } from "zod";
 import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
 import { parseScopePatterns, type ScopePatterns } from "./keys/policy.ts";
+import type { RequestKey } from "./keys/request-id.ts";
 import type { Pepper } from "./keys/secret.ts";
 import { StartupError } from "./startup-error.ts";
 import type { ListenerLimits } from "./transport/listener.ts";
@@ -69,19 +70,19 @@ const scopePatterns = list.transform((patterns, context): ScopePatterns => {
   );
 });
 
-const peppers = list.transform((items, context): Pepper[] => {
-  const ring = items.map((item) => {
+const ring = list.transform((items, context): Pepper[] => {
+  const secrets = items.map((item) => {
     const [, id, secret] = /^([0-9A-Za-z._-]{1,32}):([0-9A-Za-z+/_-]+={0,2})$/.exec(item) ?? [];
     return { id: id ?? "", secret: Buffer.from(secret ?? "", "base64") };
   });
-  if (ring.length === 0 || ring.some(({ id, secret }) => id === "" || secret.length < 32)) {
+  if (secrets.length === 0 || secrets.some(({ id, secret }) => id === "" || secret.length < 32)) {
     return fail(
       context,
       'must be id:base64,id:base64, newest first, of at least 32 bytes each; make one: echo "p1:$(openssl rand -base64 32)"',
     );
   }
-  if (new Set(ring.map(({ id }) => id)).size < ring.length) return fail(context, "must not use an id twice");
-  return ring;
+  if (new Set(secrets.map(({ id }) => id)).size < secrets.length) return fail(context, "must not use an id twice");
+  return secrets;
 });
 
 const serviceTokens = list.transform((items, context): ServiceToken[] => {
@@ -155,10 +156,16 @@ export const VARIABLES = {
     .pipe(z.array(keyPrefix))
     .prefault("")
     .describe("earlier prefixes whose keys go on working, comma-separated"),
-  LATCHKEY_PEPPERS: peppers
+  LATCHKEY_PEPPERS: ring
     .optional()
     .meta({ secret: true, shown: "made once when embedded" })
     .describe("`id:base64,id:base64`, newest first: keys of the fingerprints"),
+  LATCHKEY_REQUEST_KEYS: ring
+    .optional()
+    .meta({ secret: true, shown: "made once when embedded" })
+    .describe(
+      "`id:base64,id:base64`, newest first: what secrets of calls with a `request_id` are derived from; unset beside `MONGODB_URI`: `request_id` is refused",
+    ),
   LATCHKEY_JWT_SECRET: z
     .string()
     .refine((text) => Buffer.byteLength(text) >= 32, "must have at least 32 bytes; make one: openssl rand -base64 48")
@@ -205,6 +212,15 @@ export const VARIABLES = {
     .describe("scopes that callers other than admins may grant"),
   LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
   LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
+  LATCHKEY_AUDIT_RETENTION: duration
+    .refine((ms) => ms >= 1_000, "must be at least 1s")
+    .prefault("90d")
+    .describe("how long entries of the audit trail are kept"),
+  LATCHKEY_PURGE_AFTER: duration
+    .refine((ms) => ms >= 86_400_000, "must be at least 1d")
+    .optional()
+    .meta({ shown: "never" })
+    .describe("records of keys are removed this long after the keys ended"),
   LATCHKEY_MAX_STALENESS: duration
     .refine((ms) => ms >= 100, "must be at least 100ms")
     .prefault("1s")
@@ -296,6 +312,8 @@ export interface Config {
   /** The current prefix and the earlier ones. */
   readonly keyPrefixes: readonly string[];
   readonly peppers: readonly Pepper[] | undefined;
+  /** Undefined: made once when embedded, else none. */
+  readonly requestKeys: readonly RequestKey[] | undefined;
   readonly tokenKey: TokenKey | undefined;
   readonly tokenIssuer: string | undefined;
   readonly tokenAudience: string | undefined;
@@ -308,6 +326,9 @@ export interface Config {
   readonly memberScopes: ScopePatterns;
   readonly maxTtlMs: number | undefined;
   readonly maxGraceMs: number;
+  readonly auditRetentionMs: number;
+  /** Undefined: never. */
+  readonly purgeAfterMs: number | undefined;
   readonly maxStalenessMs: number;
   readonly outageGraceMs: number;
   readonly readTimeoutMs: number;
@@ -421,6 +442,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     keyPrefix: settings.LATCHKEY_KEY_PREFIX,
     keyPrefixes: [settings.LATCHKEY_KEY_PREFIX, ...settings.LATCHKEY_KEY_PREFIX_ALSO],
     peppers: settings.LATCHKEY_PEPPERS,
+    requestKeys: settings.LATCHKEY_REQUEST_KEYS,
     tokenKey: tokenKey(settings),
     tokenIssuer: settings.LATCHKEY_JWT_ISSUER,
     tokenAudience: settings.LATCHKEY_JWT_AUDIENCE,
@@ -433,6 +455,8 @@ function toConfig(settings: Settings, environment: Environment): Config {
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
     maxTtlMs: settings.LATCHKEY_MAX_TTL,
     maxGraceMs: settings.LATCHKEY_MAX_GRACE,
+    auditRetentionMs: settings.LATCHKEY_AUDIT_RETENTION,
+    purgeAfterMs: settings.LATCHKEY_PURGE_AFTER,
     maxStalenessMs: settings.LATCHKEY_MAX_STALENESS,
     outageGraceMs: settings.LATCHKEY_OUTAGE_GRACE,
     readTimeoutMs: settings.LATCHKEY_READ_TIMEOUT,

@@ -8,9 +8,10 @@ import { StartupError } from "./startup-error.ts";
 export interface DevSecrets {
   jwtSecret: string;
   pepper: string;
+  requestKey: string;
 }
 
-/** The id of the pepper that is made where none is configured. */
+/** The id of the pepper that is made where none is configured, and of the request key. */
 export const DEV_PEPPER = "dev";
 
 const FILE = "secrets.json";
@@ -20,7 +21,10 @@ export function readDevSecrets(dataDir: string): DevSecrets | undefined {
   const file = join(dataDir, FILE);
   try {
     const parsed = JSON.parse(readFileSync(file, "utf8")) as Partial<DevSecrets>;
-    if (typeof parsed.jwtSecret === "string" && typeof parsed.pepper === "string") return parsed as DevSecrets;
+    if (typeof parsed.jwtSecret === "string" && typeof parsed.pepper === "string") {
+      // Files of before there were request keys have none; the service that holds the directory adds one.
+      return { requestKey: "", ...parsed } as DevSecrets;
+    }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
     if (error instanceof SyntaxError) throw damaged(file);
@@ -34,10 +38,11 @@ export function readDevSecrets(dataDir: string): DevSecrets | undefined {
 /** As `readDevSecrets`, making them if need be. Only the holder of the data directory may call this. */
 export function ensureDevSecrets(dataDir: string): DevSecrets {
   const present = readDevSecrets(dataDir);
-  if (present !== undefined) return present;
+  if (present !== undefined && present.requestKey !== "") return present;
   const made: DevSecrets = {
-    jwtSecret: randomBytes(48).toString("base64url"),
-    pepper: randomBytes(32).toString("base64"),
+    jwtSecret: present?.jwtSecret ?? randomBytes(48).toString("base64url"),
+    pepper: present?.pepper ?? randomBytes(32).toString("base64"),
+    requestKey: randomBytes(32).toString("base64"),
   };
   const file = join(dataDir, FILE);
   // Written aside and renamed, so that a crash leaves the whole file or none.

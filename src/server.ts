@@ -6,21 +6,26 @@ import { file_google_rpc_error_details } from "#gen/google/rpc/error_details_pb"
 import { file_grpc_reflection_v1_reflection } from "#gen/grpc/reflection/v1/reflection_pb";
 import { file_grpc_reflection_v1alpha_reflection } from "#gen/grpc/reflection/v1alpha/reflection_pb";
 import { file_health_v1_health } from "#gen/health/v1/health_pb";
+import { AdminService, file_latchkey_v1_admin_service } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import { type CleanUps, createCleanUps } from "./clean-ups.ts";
 import type { Config, TokenKey } from "./config.ts";
 import { DEV_PEPPER, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { createKeyAdmin } from "./keys/admin.ts";
+import { createAuditLog } from "./keys/audit-log.ts";
 import { type ChangeKind, createChanges } from "./keys/changes.ts";
 import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
 import { createLookup } from "./keys/lookup.ts";
 import { createKeyManager } from "./keys/manage.ts";
+import { createRequestSecrets, type RequestSecrets } from "./keys/request-id.ts";
 import { createSecretKeeper, type Pepper } from "./keys/secret.ts";
 import { createUsage } from "./keys/usage.ts";
 import { createKeyVerifier } from "./keys/verify.ts";
 import { createView } from "./keys/view.ts";
 import { createRequestHandler } from "./rpc/adapter.ts";
+import { createAdminService } from "./rpc/admin-service.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
 import { createCallLog } from "./rpc/call-log.ts";
 import { createExtAuthz, MAX_CHECK_BYTES } from "./rpc/ext-authz.ts";
@@ -34,11 +39,13 @@ import { createAuthenticator, type VerifyAuth } from "./rpc/tokens.ts";
 import { createVerifyMany, MAX_BATCH_BYTES } from "./rpc/verify-many.ts";
 import { createWatch } from "./rpc/watch.ts";
 import type { StartupError } from "./startup-error.ts";
+import { createAuditStore } from "./store/audit.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
 import { connect, openVerifyClient } from "./store/connection.ts";
 import { createKeyStore } from "./store/keys.ts";
 import { readLineage } from "./store/lineage.ts";
 import { startMongod } from "./store/mongod.ts";
+import { startPurge } from "./store/purge.ts";
 import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
 import { type KeyEvent, watchKeys } from "./store/watch.ts";
@@ -90,7 +97,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const { uri, devSecrets } = hooks.database ?? (await openDatabase(config, hooks, cleanUps));
     const database = await connect(uri);
     cleanUps.push(() => database.close());
-    if (hooks.database === undefined) await ensureSchema(database.client.db(config.database));
+    if (hooks.database === undefined) await ensureSchema(database.client.db(config.database), config);
 
     const metrics = createMetrics();
     const gate = createHashGate({
@@ -112,7 +119,23 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       maxTtlMs: config.maxTtlMs,
       maxGraceMs: config.maxGraceMs,
     };
-    const keys = createKeyManager({ store, secrets, policy, prefix: config.keyPrefix, clock, randomBytes });
+    const audit = createAuditStore(database.client.db(config.database));
+    const auditLog = createAuditLog({
+      ...{ write: audit.write, clock },
+      onFailed: (error) =>
+        log.warn({ event: "audit_not_written", err: error }, "the audit trail waits for the database"),
+    });
+    cleanUps.push(() => auditLog.stop());
+    metrics.counter(
+      "latchkey_audit_left_out_total",
+      "Denials and reads that were counted in the audit trail instead of being recorded one by one",
+      () => auditLog.leftOut,
+    );
+    const admin = createKeyAdmin({ store, audit, secrets, prefixes: config.keyPrefixes, clock });
+    if (config.purgeAfterMs !== undefined)
+      cleanUps.push(purge(config.purgeAfterMs, database.client.db(config.database), clock, log, metrics));
+    const requests = requestSecrets(config, devSecrets);
+    const keys = createKeyManager({ store, secrets, requests, policy, prefix: config.keyPrefix, clock, randomBytes });
     const verify = createKeyVerifier({
       ...{ lookup, store, secrets, prefixes: config.keyPrefixes },
       wallMs: wallClock(hooks),
@@ -131,7 +154,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.counter("latchkey_hash_runs_total", "argon2 runs since the start", () => gate.runs);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
-    const health = createHealth([ApiKeyService.typeName, Authorization.typeName]);
+    const health = createHealth([ApiKeyService.typeName, AdminService.typeName, Authorization.typeName]);
     const serving = (value: boolean) => {
       health.set(value);
       hooks.onServing?.(value);
@@ -151,7 +174,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const gateway = { verify, authenticator, calls };
     const extAuthz = createExtAuthz(config.gatewayKeyFrom, gateway);
     const handler = createRequestHandler({
-      interceptors: createInterceptors({ calls, authenticator }),
+      interceptors: createInterceptors({ calls, authenticator, audit: auditLog, clock }),
       maxMessageBytes: config.limits.maxMessageBytes,
       largerMessages: new Map([
         [`/${ApiKeyService.typeName}/${batchVerify.name}`, MAX_BATCH_BYTES],
@@ -161,6 +184,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       routes: (router) => {
         router.service(ApiKeyService, { ...apiKeys, ...createWatch({ changes, lineage }) });
         router.rpc(batchVerify, apiKeys.batchVerify, { readMaxBytes: MAX_BATCH_BYTES });
+        router.service(AdminService, createAdminService(admin, clock));
         router.service(Authorization, extAuthz.service, { readMaxBytes: MAX_CHECK_BYTES });
         health.routes(router);
         reflectionRoutes(SERVED_FILES)(router);
@@ -275,7 +299,28 @@ function kindOf({ rev, state }: KeyEvent): ChangeKind {
   return state;
 }
 
+/** Returns what ends it. */
+function purge(
+  purgeAfterMs: number,
+  db: Parameters<typeof startPurge>[0]["db"],
+  clock: () => Date,
+  log: Logger,
+  metrics: Metrics,
+): () => Promise<void> {
+  let purged = 0;
+  metrics.counter("latchkey_purged_total", "Records of ended keys that were removed", () => purged);
+  return startPurge({
+    ...{ db, purgeAfterMs, clock },
+    onPurged: (records) => {
+      purged += records;
+      log.info({ event: "purged", records }, "records of keys that ended long ago were removed");
+    },
+    onFailed: (error) => log.warn({ event: "purge_failed", err: error }, "records of ended keys were not removed"),
+  });
+}
+
 const SERVED_FILES = [
+  file_latchkey_v1_admin_service,
   file_latchkey_v1_api_key_service,
   file_latchkey_v1_error_reason,
   file_envoy_service_auth_v3_external_auth,
@@ -298,7 +343,7 @@ export async function openDatabase(
   });
   cleanUps.push(() => mongod.stop());
   log.debug({ event: "mongod_started", pid: mongod.pid }, "embedded MongoDB started");
-  const needed = config.tokenKey === undefined || config.peppers === undefined;
+  const needed = [config.tokenKey, config.peppers, config.requestKeys].includes(undefined);
   return { uri: mongod.uri, devSecrets: needed ? ensureDevSecrets(config.dataDir) : undefined };
 }
 
@@ -334,6 +379,13 @@ function watchDatabase(
 
 function developmentPepper({ pepper }: DevSecrets): Pepper {
   return { id: DEV_PEPPER, secret: Buffer.from(pepper, "base64") };
+}
+
+/** A cluster without request keys has none: each process would make keys of its own. */
+function requestSecrets({ requestKeys }: Config, devSecrets: DevSecrets | undefined): RequestSecrets | undefined {
+  if (requestKeys !== undefined) return createRequestSecrets(requestKeys);
+  if (devSecrets === undefined) return undefined;
+  return createRequestSecrets([{ id: DEV_PEPPER, secret: Buffer.from(devSecrets.requestKey, "base64") }]);
 }
 
 function developmentKey({ jwtSecret }: DevSecrets): TokenKey {

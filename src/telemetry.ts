@@ -11,7 +11,19 @@ export interface LogOptions {
 }
 
 // Nothing here logs a request, a header or a database command in the first place; this is the second line of defence.
-const REDACT = ["key", "secret", "token", "authorization", "secretHash", "fingerprint", "password", "uri", "pepper"];
+const REDACT = [
+  "key",
+  "secret",
+  "token",
+  "authorization",
+  "secretHash",
+  "fingerprint",
+  "password",
+  "uri",
+  "pepper",
+  "requestKey",
+  "requestKeys",
+];
 
 export function createLogger({ level, output }: LogOptions): Logger {
   const options = {

@@ -40,7 +40,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
   try {
     const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
     const database = await connect(uri);
-    await ensureSchema(database.client.db(config.database)).finally(() => database.close());
+    await ensureSchema(database.client.db(config.database), config).finally(() => database.close());
 
     let crew: Crew | undefined;
     const metrics = createMetrics();

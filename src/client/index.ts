@@ -1,8 +1,11 @@
+import type { DescService } from "@bufbuild/protobuf";
 import { type Client, Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport } from "@connectrpc/connect-node";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
+import { AdminService } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 
+export * from "#gen/latchkey/v1/admin_service_pb";
 export * from "#gen/latchkey/v1/api_key_service_pb";
 export { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 export { type WatchKeysOptions, watchKeys } from "./watch-keys.ts";
@@ -20,6 +23,15 @@ export interface LatchkeyClientOptions {
 
 /** A typed client of `latchkey.v1.ApiKeyService`. Calls fail with a ConnectError; `describeError` tells the reason. */
 export function createLatchkeyClient(options: LatchkeyClientOptions): Client<typeof ApiKeyService> {
+  return clientOf(ApiKeyService, options);
+}
+
+/** As `createLatchkeyClient`, of `latchkey.v1.AdminService`; the token is an admin's. */
+export function createLatchkeyAdminClient(options: LatchkeyClientOptions): Client<typeof AdminService> {
+  return clientOf(AdminService, options);
+}
+
+function clientOf<Service extends DescService>(service: Service, options: LatchkeyClientOptions): Client<Service> {
   const { baseUrl, token, protocol = "grpc", timeoutMs = 5_000 } = options;
   const authorize: Interceptor = (next) => async (request) => {
     const value = typeof token === "function" ? await token() : token;
@@ -28,7 +40,7 @@ export function createLatchkeyClient(options: LatchkeyClientOptions): Client<typ
   };
   const common = { baseUrl, interceptors: [authorize], defaultTimeoutMs: timeoutMs };
   return createClient(
-    ApiKeyService,
+    service,
     protocol === "grpc" ? createGrpcTransport(common) : createConnectTransport({ ...common, httpVersion: "1.1" }),
   );
 }

@@ -1,3 +1,5 @@
+import type { KeyFilter } from "./admin.ts";
+import type { AuditEntry } from "./audit.ts";
 import type { Fingerprint, KeyRecord } from "./key.ts";
 
 /** A user's keys that are stored as active or retiring; whether they have run out since is the reader's to judge. */
@@ -6,13 +8,29 @@ export interface CurrentKeys {
   retiring?: KeyRecord | undefined;
 }
 
+export interface KeysAtChange extends CurrentKeys {
+  /** The key that was made by the request id in question, in whatever state. */
+  requested?: KeyRecord | undefined;
+}
+
+/** What a request id made. */
+export interface RequestedKey {
+  record: KeyRecord;
+  /** The key that it replaced. */
+  previous?: KeyRecord | undefined;
+}
+
 /** What is to be written, and the answer once it is. */
 export interface Change<T> {
   /** Records as they shall be, with the `rev` they were read with. Written in this order, before `insert`. */
   update: KeyRecord[];
   insert?: KeyRecord;
   answer: T;
+  /** Written with it, in the same transaction. */
+  audit?: AuditEntry;
 }
+
+export type Decide<T> = (current: KeysAtChange, now: Date) => Change<T>;
 
 /**
  * Where records are managed; Verify reads them through `lookup.ts`. Every method fails with a KeyError: DB_UNAVAILABLE (a change may still have been made),
@@ -25,14 +43,30 @@ export interface KeyStore {
    */
   findCurrent(userId: string, deadlineMs: number): Promise<CurrentKeys>;
 
+  /** The key that was made by a request id, given by its digest. As strong as `findCurrent`. */
+  findRequested(userId: string, requestDigest: string, deadlineMs: number): Promise<RequestedKey | undefined>;
+
   /**
    * Reads the user's current keys and writes what `decide` makes of them, as one transaction: all of it, or nothing.
    * `decide` must be pure; it is called again when another change came between, with a later `now`. A KeyError that it
    * throws is a refusal: nothing is written, and it is passed on only once a read as strong as `findCurrent`'s led to
    * it too. Must never leave two active keys, or two retiring ones, of one user, whoever else writes. CONFLICT when
    * others kept changing the same user's keys until the deadline. Must write nothing that starts after `deadlineMs`.
+   * With `requestDigest`, `decide` is also given the key that this request id made. Must never leave two of one user.
    */
-  change<T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>): Promise<T>;
+  change<T>(userId: string, deadlineMs: number, decide: Decide<T>, requestDigest?: string): Promise<T>;
+
+  /** A record in whatever state. As strong as `findCurrent`. */
+  findById(id: string, deadlineMs: number): Promise<KeyRecord | undefined>;
+
+  /** Records by id, after the id `after`. What was changed while pages were read may be in them or not. */
+  list(
+    filter: KeyFilter,
+    after: string | undefined,
+    limit: number,
+    now: Date,
+    deadlineMs: number,
+  ): Promise<KeyRecord[]>;
 
   /** Replaces a record's fingerprint unless another change came between. */
   setFingerprint(

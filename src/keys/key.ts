@@ -6,6 +6,20 @@ export interface Fingerprint {
   mac: Uint8Array;
 }
 
+/** The call that a key was made by, where the call may be repeated. */
+export interface KeyRequest {
+  /** SHA-256 of the request id, base64url. */
+  id: string;
+  /** SHA-256 of what was asked for, base64url. */
+  arguments: string;
+  /** The id of the request key that the secret was derived under. */
+  ringId: string;
+  /** The id of the key that it replaced. */
+  previousId?: string | undefined;
+  /** That key stopped working at once. */
+  previousRevoked?: boolean | undefined;
+}
+
 /** What is stored of a key. One record a key; it is never deleted by a caller. */
 export interface KeyRecord {
   id: string;
@@ -25,6 +39,8 @@ export interface KeyRecord {
   /** argon2id, as a PHC string: the credential of record. */
   secretHash: string;
   fingerprint?: Fingerprint | undefined;
+  /** No more than one record a user has it for one request id. */
+  request?: KeyRequest | undefined;
   /** One more at each write. */
   rev: number;
 }
@@ -64,6 +80,11 @@ export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, no
 export function isLive(record: KeyRecord, now: Date): boolean {
   const { state } = statusAt(record, now);
   return state === "active" || state === "retiring";
+}
+
+/** `record` as it is once somebody ended it. */
+export function revoked(record: KeyRecord, reason: string, now: Date): KeyRecord {
+  return { ...record, state: "revoked", revokedAt: now, revocationReason: reason || undefined };
 }
 
 /** What people are shown to tell keys apart: no bit of the secret is in it. */

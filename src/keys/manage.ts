@@ -1,25 +1,32 @@
+import type { Origin } from "./audit.ts";
 import { checked, KeyError } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
-import { isLive, type KeyRecord, SUPERSEDED, statusAt } from "./key.ts";
-import type { CurrentKeys, KeyStore } from "./key-store.ts";
+import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./key.ts";
+import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./key-store.ts";
 import {
   checkGracePeriod,
   checkLifetime,
   checkName,
   checkReason,
+  checkRequestId,
   checkScopes,
   checkUserId,
+  isRequestId,
+  isUserId,
   type Lifetime,
   type Policy,
   scopesMissing,
   type TimeSpan,
 } from "./policy.ts";
+import { type Asked, askedBy, isRemembered, type RequestSecrets } from "./request-id.ts";
 import type { SecretKeeper } from "./secret.ts";
 
 /** Who calls, as their user token says. */
 export interface Caller {
   userId: string;
   admin: boolean;
+  /** Where the call came from, for the audit trail. */
+  origin?: Origin | undefined;
 }
 
 export interface CreateInput {
@@ -27,16 +34,24 @@ export interface CreateInput {
   name?: string | undefined;
   scopes: readonly string[];
   lifetime?: Lifetime | undefined;
+  /** The same call again, with the same id, has the same answer. */
+  requestId?: string | undefined;
 }
 
 export interface RefreshInput extends CreateInput {
   gracePeriod?: TimeSpan | undefined;
 }
 
+/** Why an answer that repeats an earlier one is without the key. */
+export type Withheld = "ended" | "request_key_gone";
+
 export interface Created {
   record: KeyRecord;
-  /** The full key. It exists only here. */
-  key: string;
+  /** The full key. It exists only here. Absent: `withheld` tells why. */
+  key?: string | undefined;
+  withheld?: Withheld | undefined;
+  /** The key had been made by an earlier call. */
+  isRepeat?: boolean;
 }
 
 export interface Refreshed extends Created {
@@ -60,6 +75,8 @@ export interface KeyManager {
 export interface KeyManagerParts {
   store: KeyStore;
   secrets: SecretKeeper;
+  /** Undefined: calls can't be repeated, and request ids are refused. */
+  requests?: RequestSecrets | undefined;
   policy: Policy;
   /** The prefix of new keys. */
   prefix: string;
@@ -67,27 +84,84 @@ export interface KeyManagerParts {
   randomBytes: (size: number) => Uint8Array;
 }
 
-export function createKeyManager({ store, secrets, policy, prefix, clock, randomBytes }: KeyManagerParts): KeyManager {
-  async function mint(userId: string, deadlineMs: number) {
+export function createKeyManager(parts: KeyManagerParts): KeyManager {
+  const { store, secrets, requests, policy, prefix, clock, randomBytes } = parts;
+
+  async function mint(userId: string, asked: Asked | undefined, deadlineMs: number) {
     const id = randomBase62(ID_LENGTH, randomBytes);
-    const secret = randomBase62(SECRET_LENGTH, randomBytes);
+    const secret =
+      (asked && requests!.derive(asked, id, requests!.current)) ?? randomBase62(SECRET_LENGTH, randomBytes);
     const digests = await secrets.digest(id, secret, deadlineMs);
+    const request = asked && { id: asked.digest, arguments: asked.arguments, ringId: requests!.current };
     return {
       key: formatKey({ prefix, id, secret }),
-      record: (fields: Pick<KeyRecord, "name" | "scopes" | "createdAt" | "expiresAt">): KeyRecord => ({
+      record: (
+        fields: Pick<KeyRecord, "name" | "scopes" | "createdAt" | "expiresAt">,
+        replaced?: Pick<KeyRequest, "previousId" | "previousRevoked">,
+      ): KeyRecord => ({
         ...{ id, userId, prefix, ...digests, ...fields },
+        ...(request && { request: { ...request, ...replaced } }),
         state: "active",
         rev: 1,
       }),
     };
   }
 
+  /** Undefined: it can't be a repeat. Bad fields are for `accept` to tell, together with all others. */
+  function askedAgain(method: "Create" | "Refresh", caller: Caller, input: RefreshInput): Asked | undefined {
+    const userId = ownerFor(caller, input.userId);
+    const { requestId } = input;
+    if (requests === undefined || requestId === undefined) return undefined;
+    return isUserId(userId) && isRequestId(requestId) ? askedBy(method, userId, requestId, input) : undefined;
+  }
+
+  /** What the same call was answered, if there was one; its other fields need not be good any more. */
+  async function earlier(asked: Asked | undefined, deadlineMs: number): Promise<Refreshed | undefined> {
+    const found = asked && (await store.findRequested(asked.userId, asked.digest, deadlineMs));
+    const now = clock();
+    if (found === undefined || !isRemembered(found.record, now)) return undefined;
+    const { record, previous } = found;
+    const { request } = record;
+    if (request!.arguments !== asked!.arguments) {
+      const message = "This request_id was used within 24 hours for a call that asked for something else.";
+      throw new KeyError("REQUEST_ID_REUSED", message, { metadata: { key_id: record.id } });
+    }
+    const told = { record, previous, previousKeyRevoked: request!.previousRevoked ?? false, isRepeat: true };
+    if (!isLive(record, now)) return { ...told, withheld: "ended" };
+    const secret = requests!.derive(asked!, record.id, request!.ringId);
+    // A request key that goes by the same id and is another one would make another secret.
+    const { proven } = secret === undefined ? { proven: false } : await secrets.prove(record, secret, deadlineMs);
+    if (!proven) return { ...told, withheld: "request_key_gone" };
+    return { ...told, key: formatKey({ prefix: record.prefix, id: record.id, secret: secret! }) };
+  }
+
+  /** Makes a key unless the same call made it before, or does so at the same time. */
+  async function once<T extends Refreshed | Created>(
+    asked: Asked | undefined,
+    deadlineMs: number,
+    make: () => Promise<T | "made by another">,
+  ): Promise<T | Refreshed> {
+    const before = await earlier(asked, deadlineMs);
+    if (before !== undefined) return before;
+    const made = await make().catch((error: unknown) => {
+      // Perhaps by the very same call.
+      if (asked !== undefined && error instanceof KeyError && error.reason === "KEY_EXISTS") return error;
+      throw error;
+    });
+    if (!(made instanceof KeyError) && made !== "made by another") return made;
+    const meanwhile = await earlier(asked, deadlineMs);
+    if (meanwhile !== undefined) return meanwhile;
+    throw made instanceof KeyError ? made : new KeyError("CONFLICT", "Try again.", { retryAfterMs: 100 });
+  }
+
   /** What Create and Refresh accept alike. The order of refusals: rights, all fields at once, scope policy. */
   function accept(caller: Caller, input: RefreshInput, { scopesNeeded }: { scopesNeeded: boolean }) {
     const userId = ownerFor(caller, input.userId);
     const now = clock();
+    const { requestId } = input;
     const fields = checked((violations) => {
       checkUserId(userId, violations);
+      checkRequestId(requestId, violations);
       const name = checkName(input.name, violations);
       const scopes = checkScopes(input.scopes, policy, violations);
       if (scopesNeeded && scopes.length === 0) scopesMissing(violations);
@@ -96,6 +170,9 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
       return { name, scopes, lifetimeMs, graceMs };
     });
     mayGrant(caller, fields.scopes);
+    if (requestId !== undefined && requests === undefined) {
+      throw new KeyError("REQUEST_ID_UNSUPPORTED", "This service has no request keys: leave request_id out.");
+    }
 
     /** An explicit `expires_at` is kept to the millisecond; everything else is a span from the moment of creation. */
     const endOf = (createdAt: Date, inheritedMs?: number): Date | undefined => {
@@ -118,15 +195,24 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
 
   return {
     async create(caller, input, deadlineMs) {
-      const { userId, now, name, scopes, endOf } = accept(caller, input, { scopesNeeded: true });
-      // A cheap look before the costly hash; the index still decides.
-      refuseIfActive(await store.findCurrent(userId, deadlineMs), now);
-      const { key, record } = await mint(userId, deadlineMs);
-      return store.change(userId, deadlineMs, (current, at) => {
-        refuseIfActive(current, at);
-        const created = record({ name, scopes, createdAt: at, expiresAt: endOf(at) });
-        const expired = current.active && settled(current.active, at);
-        return { update: expired ? [expired] : [], insert: created, answer: { record: created, key } };
+      const asked = askedAgain("Create", caller, input);
+      return once<Created>(asked, deadlineMs, async () => {
+        const { userId, now, name, scopes, endOf } = accept(caller, input, { scopesNeeded: true });
+        // A cheap look before the costly hash; the index still decides.
+        refuseIfActive(await store.findCurrent(userId, deadlineMs), now);
+        const { key, record } = await mint(userId, asked, deadlineMs);
+        const decide: Decide<Created | "made by another"> = (stored, at) => {
+          const { current, forgotten, isRepeat } = withoutOldRequest(stored, at);
+          if (isRepeat) return { update: [], answer: "made by another" };
+          refuseIfActive(current, at);
+          const created = record({ name, scopes, createdAt: at, expiresAt: endOf(at) });
+          const update = current.active ? [settled(current.active, at)] : [];
+          const answer = { record: created, key };
+          return changedBy(caller, "Create", userId, at, {
+            ...{ update: including(update, forgotten), insert: created, answer },
+          });
+        };
+        return store.change(userId, deadlineMs, decide, asked?.digest);
       });
     },
 
@@ -140,26 +226,36 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
     },
 
     async refresh(caller, input, deadlineMs) {
-      const { userId, name, scopes, graceMs, endOf } = accept(caller, input, { scopesNeeded: false });
-      const { key, record } = await mint(userId, deadlineMs);
-      return store.change(userId, deadlineMs, ({ active, retiring }, at) => {
-        if (scopes.length === 0 && active === undefined) checked(scopesMissing);
-        const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - active.createdAt.getTime();
-        const created = record({
-          name: name ?? active?.name,
-          scopes: scopes.length > 0 ? scopes : active!.scopes,
-          createdAt: at,
-          expiresAt: endOf(at, inheritedMs),
-        });
-        const previous = active && superseded(active, graceMs, at);
-        // The retiring key first: the index allows one retiring key a user.
-        const update = retiring ? [superseded(retiring, 0, at)] : [];
-        if (previous) update.push(previous);
-        return {
-          update,
-          insert: created,
-          answer: { record: created, key, previous, previousKeyRevoked: previous?.state === "revoked" },
+      const asked = askedAgain("Refresh", caller, input);
+      return once<Refreshed>(asked, deadlineMs, async () => {
+        const { userId, name, scopes, graceMs, endOf } = accept(caller, input, { scopesNeeded: false });
+        const { key, record } = await mint(userId, asked, deadlineMs);
+        const decide: Decide<Refreshed | "made by another"> = (stored, at) => {
+          const { current, forgotten, isRepeat } = withoutOldRequest(stored, at);
+          if (isRepeat) return { update: [], answer: "made by another" };
+          const { active, retiring } = current;
+          if (scopes.length === 0 && active === undefined) checked(scopesMissing);
+          const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - active.createdAt.getTime();
+          const previous = active && superseded(active, graceMs, at);
+          const previousKeyRevoked = previous?.state === "revoked";
+          const created = record(
+            {
+              name: name ?? active?.name,
+              scopes: scopes.length > 0 ? scopes : active!.scopes,
+              createdAt: at,
+              expiresAt: endOf(at, inheritedMs),
+            },
+            previous && { previousId: previous.id, previousRevoked: previousKeyRevoked },
+          );
+          // The retiring key first: the index allows one retiring key a user.
+          const update = retiring ? [superseded(retiring, 0, at)] : [];
+          if (previous) update.push(previous);
+          const answer = { record: created, key, previous, previousKeyRevoked };
+          return changedBy(caller, "Refresh", userId, at, {
+            ...{ update: including(update, forgotten), insert: created, answer },
+          });
         };
+        return store.change(userId, deadlineMs, decide, asked?.digest);
       });
     },
 
@@ -171,16 +267,26 @@ export function createKeyManager({ store, secrets, policy, prefix, clock, random
       });
       return store.change(userId, deadlineMs, (current, at) => {
         const end = (record: KeyRecord | undefined): KeyRecord | undefined =>
-          record && isLive(record, at)
-            ? { ...record, state: "revoked", revokedAt: at, revocationReason: reason || undefined }
-            : undefined;
+          record && isLive(record, at) ? revoked(record, reason, at) : undefined;
         const answer: Revoked = { active: end(current.active), retiring: end(current.retiring) };
         const update = [answer.active, answer.retiring].filter((record) => record !== undefined);
         if (update.length === 0) throw noKey();
-        return { update, answer };
+        return changedBy(caller, "Revoke", userId, at, { update, answer });
       });
     },
   };
+}
+
+/** `change`, and who made it. */
+export function changedBy<T>(
+  { userId: actor, admin: actorIsAdmin, origin }: Caller,
+  action: string,
+  userId: string,
+  at: Date,
+  change: Change<T>,
+): Change<T> {
+  const keyIds = [...(change.insert ? [change.insert] : []), ...change.update].map(({ id }) => id);
+  return { ...change, audit: { at, action, result: "changed", actor, actorIsAdmin, userId, keyIds, origin } };
 }
 
 /** Whose key is meant. An empty `user_id` is nobody's: a bad field, not a matter of rights. */
@@ -199,6 +305,20 @@ function refuseIfActive({ active }: CurrentKeys, now: Date): void {
 
 function noKey(): KeyError {
   return new KeyError("NO_KEY", "There is no active API key.");
+}
+
+/** The keys of a user as a call with a request id finds them: an old request no longer stands in its way, if that is written. */
+function withoutOldRequest({ active, retiring, requested }: KeysAtChange, now: Date) {
+  if (requested === undefined) return { current: { active, retiring }, isRepeat: false };
+  if (isRemembered(requested, now)) return { current: { active, retiring }, isRepeat: true };
+  const forgotten: KeyRecord = { ...requested, request: undefined };
+  const renewed = (record: KeyRecord | undefined) => (record?.id === forgotten.id ? forgotten : record);
+  return { current: { active: renewed(active), retiring: renewed(retiring) }, forgotten, isRepeat: false };
+}
+
+/** `update` with `forgotten` first, unless it is in it already. */
+function including(update: KeyRecord[], forgotten: KeyRecord | undefined): KeyRecord[] {
+  return forgotten === undefined || update.some(({ id }) => id === forgotten.id) ? update : [forgotten, ...update];
 }
 
 /** `record` with what time alone has made of it written down. */

@@ -27,6 +27,8 @@ export type Lifetime = { case: "expiresAt"; value: TimeSpan } | { case: "ttl"; v
 
 const SCOPE = /^[a-z0-9][a-z0-9._:/-]{0,127}$/;
 const SCOPE_PATTERN = /^!?(?=[a-z0-9*])[a-z0-9._:/*-]{1,128}$/;
+/** 22 characters can carry 128 bits. */
+const REQUEST_ID = /^[0-9A-Za-z_-]{22,64}$/;
 const MAX_SCOPES = 64;
 const MAX_NAME = 128;
 const MAX_REASON = 512;
@@ -60,6 +62,17 @@ export function checkUserId(userId: string, violations: FieldViolation[]): void 
     field: "user_id",
     description: `must have 1 to ${MAX_USER_ID} characters, and has ${length(userId)}`,
   });
+}
+
+export function isRequestId(text: string): boolean {
+  return REQUEST_ID.test(text);
+}
+
+export function checkRequestId(requestId: string | undefined, violations: FieldViolation[]): void {
+  if (requestId === undefined || isRequestId(requestId)) return;
+  const description =
+    "must have 22 to 64 of the characters 0-9 A-Z a-z _ -, drawn at random for each call, for example a UUID";
+  violations.push({ field: "request_id", description });
 }
 
 /** The name, trimmed. */

@@ -3,6 +3,7 @@ import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   type ApiKey,
   ApiKeySchema,
+  KeyWithheld,
   Outcome,
   State,
   type VerifyError,
@@ -11,6 +12,7 @@ import {
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { KeyError } from "../keys/errors.ts";
 import { displayPrefix, type KeyRecord, statusAt } from "../keys/key.ts";
+import type { Withheld } from "../keys/manage.ts";
 import type { Outcome as OutcomeName } from "../keys/verify.ts";
 import type { HeldRecord } from "../keys/view.ts";
 
@@ -23,6 +25,11 @@ export const OUTCOMES: Record<OutcomeName, Outcome> = {
   revoked: Outcome.REVOKED,
   expired: Outcome.EXPIRED,
   insufficient_scope: Outcome.INSUFFICIENT_SCOPE,
+};
+
+export const WITHHELD: Record<Withheld, KeyWithheld> = {
+  ended: KeyWithheld.ENDED,
+  request_key_gone: KeyWithheld.REQUEST_KEY_GONE,
 };
 
 /** What callers are told of a record, with its state at `nowMs`. */

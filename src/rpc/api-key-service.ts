@@ -14,12 +14,12 @@ import {
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { checked, invalid, KeyError } from "../keys/errors.ts";
 import { displayPrefix, type KeyRecord } from "../keys/key.ts";
-import type { Caller, KeyManager } from "../keys/manage.ts";
+import type { Caller, Created, KeyManager } from "../keys/manage.ts";
 import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import { answerAhead } from "./ahead.ts";
-import { OUTCOMES, toApiKey, toVerifyError } from "./api-key-message.ts";
-import { caller, logged } from "./interceptors.ts";
+import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "./api-key-message.ts";
+import { caller, logged, type Noted } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
 
 export interface ApiKeyServiceParts {
@@ -49,9 +49,9 @@ export function createApiKeyService({
   return {
     async create(request, context) {
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
-      const { record, key } = await keys.create(callerOf(context), input, deadlineOf(context));
-      note(context, { keyId: record.id });
-      return { apiKey: describe(record), key };
+      const created = await keys.create(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: created.record.id, changed: !created.isRepeat });
+      return { apiKey: describe(created.record), ...keyOf(created) };
     },
 
     async get(request, context) {
@@ -63,9 +63,12 @@ export function createApiKeyService({
     async refresh(request, context) {
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
       const refreshed = await keys.refresh(callerOf(context), input, deadlineOf(context));
-      note(context, { keyId: refreshed.record.id });
-      const { record, key, previous, previousKeyRevoked } = refreshed;
-      return { apiKey: describe(record), key, previousKeyRevoked, ...(previous && { previous: describe(previous) }) };
+      note(context, { keyId: refreshed.record.id, changed: !refreshed.isRepeat });
+      const { record, previous, previousKeyRevoked } = refreshed;
+      return {
+        ...{ apiKey: describe(record), ...keyOf(refreshed), previousKeyRevoked },
+        ...(previous && { previous: describe(previous) }),
+      };
     },
 
     async revoke(request, context) {
@@ -76,7 +79,7 @@ export function createApiKeyService({
         deadlineOf(context),
       );
       const first = (active ?? retiring)!;
-      note(context, { keyId: first.id });
+      note(context, { keyId: first.id, changed: true });
       return {
         message: "The API key was revoked.",
         revokedKeyPrefix: displayPrefix(first),
@@ -168,7 +171,11 @@ function toVerifyResult(verdict: Verdict): MessageInitShape<typeof VerifyResultS
     : { result: { case: "response", value: toVerifyResponse(verdict) } };
 }
 
-function callerOf(context: HandlerContext): Caller {
+function keyOf({ key, withheld, isRepeat = false }: Created) {
+  return { key: key ?? "", isRepeat, ...(withheld && { keyWithheld: WITHHELD[withheld] }) };
+}
+
+export function callerOf(context: HandlerContext): Caller {
   const found = context.values.get(caller);
   if (found === undefined) throw new Error("a management method was reached without a caller");
   return found;
@@ -183,11 +190,12 @@ function timeoutOf(context: HandlerContext): number {
   return boundedTimeout(context.timeoutMs());
 }
 
-function deadlineOf(context: HandlerContext): number {
+export function deadlineOf(context: HandlerContext): number {
   return performance.now() + timeoutOf(context);
 }
 
-function note(context: HandlerContext, fields: { keyId?: string; outcome?: string }): void {
+/** For the log and the audit trail. */
+export function note(context: HandlerContext, fields: Noted): void {
   Object.assign(context.values.get(logged), fields);
 }
 

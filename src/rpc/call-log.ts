@@ -19,6 +19,10 @@ export interface LoggedCall {
   outcome?: string | undefined;
   /** Its handler has told of its answer. */
   told?: boolean;
+  /** Whose keys it was about, where the request did not say. */
+  userOfKeys?: string | undefined;
+  /** It changed something, and the audit trail has it. */
+  changed?: boolean;
 }
 
 export interface CallLog {

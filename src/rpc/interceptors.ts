@@ -1,5 +1,9 @@
 import { type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
+import { AdminService } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
+import { auditedUserId, cleanUserAgent, type Origin } from "../keys/audit.ts";
+import type { AuditLog } from "../keys/audit-log.ts";
+import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Caller } from "../keys/manage.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { undecodable } from "./strict-decoding.ts";
@@ -8,23 +12,33 @@ import type { Authenticator } from "./tokens.ts";
 /** Who calls a management method; set by `authenticate`. */
 export const caller: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined);
 
+const origin: ContextKey<Origin | undefined> = createContextKey<Origin | undefined>(undefined);
+
+/** The address at the other end of the call's connection; set by the adapter. */
+export const peerAddress: ContextKey<string> = createContextKey("");
+
+export type Noted = Pick<LoggedCall, "keyId" | "outcome" | "told" | "userOfKeys" | "changed">;
+
 /** What is logged of a call; handlers add to it. */
-export const logged: ContextKey<Pick<LoggedCall, "keyId" | "outcome" | "told">> = createContextKey({});
+export const logged: ContextKey<Noted> = createContextKey({});
 
 export interface InterceptorParts {
   calls: CallLog;
   authenticator: Authenticator;
+  audit: Pick<AuditLog, "note">;
+  clock: () => Date;
 }
 
 /**
  * In the order a request meets them:
  * 1. observe: outermost, so that every answer is counted and logged, refusals included, and each error is mapped once. Of a
  *    stream, its opening and its end.
- * 2. authenticate: before anything is said about the message, so that strangers learn nothing.
- * 3. refuse what could not be decoded.
+ * 2. audit: what was denied, and what was looked at by who does not own it. Changes are recorded where they are made.
+ * 3. authenticate: before anything is said about the message, so that strangers learn nothing.
+ * 4. refuse what could not be decoded.
  */
-export function createInterceptors({ calls, authenticator }: InterceptorParts): Interceptor[] {
-  return [observe(calls), authenticate(authenticator), refuse];
+export function createInterceptors({ calls, authenticator, audit, clock }: InterceptorParts): Interceptor[] {
+  return [observe(calls), audited(audit, clock), authenticate(authenticator), refuse];
 }
 
 function observe(calls: CallLog): Interceptor {
@@ -66,16 +80,72 @@ async function* observed<T>(messages: AsyncIterable<T>, call: LoggedCall, calls:
   }
 }
 
-const { verify, batchVerify, verifyStream, watch } = ApiKeyService.method;
+const DENIALS: ReadonlySet<ErrorReason> = new Set([
+  "UNAUTHENTICATED",
+  "API_KEY_NOT_ALLOWED",
+  "SCOPE_FORBIDDEN",
+  "ADMIN_REQUIRED",
+]);
+
+function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Interceptor {
+  return (next) => async (request) => {
+    if (!manages(request)) return next(request);
+    const { contextValues, method, header } = request;
+    const call = contextValues.get(logged) as LoggedCall;
+    const from: Origin = {
+      peer: contextValues.get(peerAddress),
+      userAgent: cleanUserAgent(header.get("user-agent") ?? ""),
+      requestId: call.requestId,
+    };
+    contextValues.set(origin, from);
+    const entry = () => {
+      const who = contextValues.get(caller);
+      const { userId: claimed } = request.message as { userId?: unknown };
+      const implied = request.service.typeName === ApiKeyService.typeName ? who?.userId : undefined;
+      return {
+        ...{ at: clock(), action: method.name, actor: who?.userId, actorIsAdmin: who?.admin, origin: from },
+        // Who reads the trail looks at nobody's keys, and must not find themselves in what they read about others.
+        userId: method.name === listAudit.name ? undefined : (call.userOfKeys ?? auditedUserId(claimed) ?? implied),
+        keyIds: call.keyId === undefined ? [] : [call.keyId],
+      };
+    };
+    try {
+      const response = await next(request);
+      const told = entry();
+      const isOwnRead = method.name === get.name && told.userId === told.actor;
+      if (!call.changed && !isOwnRead) note({ ...told, result: "answered" });
+      return response;
+    } catch (error) {
+      if (error instanceof KeyError && DENIALS.has(error.reason))
+        note({ ...entry(), result: "denied", reason: error.reason });
+      throw error;
+    }
+  };
+}
+
+const { listAudit } = AdminService.method;
+const { get, verify, batchVerify, verifyStream, watch } = ApiKeyService.method;
 /** Methods for services and gateways. Any other needs a user: one that is added later is closed until it is opened here. */
 const OF_SERVICES: ReadonlySet<string> = new Set([verify, batchVerify, verifyStream, watch].map(({ name }) => name));
 
+/** Whether a call is about keys, and not only about what one of them may do. */
+function manages({ service, method }: Parameters<ReturnType<Interceptor>>[0]): boolean {
+  if (service.typeName === AdminService.typeName) return true;
+  return service.typeName === ApiKeyService.typeName && !OF_SERVICES.has(method.name);
+}
+
 function authenticate(authenticator: Authenticator): Interceptor {
   return (next) => async (request) => {
-    if (request.service.typeName !== ApiKeyService.typeName) return next(request);
-    const authorization = request.header.get("authorization");
-    if (OF_SERVICES.has(request.method.name)) await authenticator.service(authorization);
-    else request.contextValues.set(caller, await authenticator.user(authorization));
+    const { contextValues, header, service } = request;
+    const authorization = header.get("authorization");
+    if (manages(request)) {
+      const who = await authenticator.user(authorization);
+      contextValues.set(caller, { ...who, origin: contextValues.get(origin) });
+      if (service.typeName === AdminService.typeName && !who.admin)
+        throw new KeyError("ADMIN_REQUIRED", "Only an admin may call AdminService.");
+    } else if (service.typeName === ApiKeyService.typeName) {
+      await authenticator.service(authorization);
+    }
     return next(request);
   };
 }

@@ -1,4 +1,4 @@
-import { createConnectRouter } from "@connectrpc/connect";
+import { createConnectRouter, createContextValues } from "@connectrpc/connect";
 import {
   compressionBrotli,
   compressionGzip,
@@ -6,6 +6,7 @@ import {
   universalRequestFromNodeRequest,
   universalResponseToNodeResponse,
 } from "@connectrpc/connect-node";
+import { peerAddress } from "./interceptors.ts";
 
 type Options = Parameters<typeof connectNodeAdapter>[0] & { fallback: Handler };
 type Handler = ReturnType<typeof connectNodeAdapter>;
@@ -21,8 +22,15 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): Handler 
   return (request, response) => {
     const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
     if (handler === undefined) return fallback(request, response);
-    handler(universalRequestFromNodeRequest(request, response, undefined, undefined))
+    const values = createContextValues().set(peerAddress, addressOf(request.socket));
+    handler(universalRequestFromNodeRequest(request, response, undefined, values))
       .then((answer) => universalResponseToNodeResponse(answer, response))
       .catch(() => response.destroy());
   };
+}
+
+/** Of an IPv4 address on an IPv6 socket, the IPv4 address. A session on an inner connection has that in `stream`. */
+function addressOf(socket: { remoteAddress?: string | undefined; stream?: { remoteAddress?: string } }): string {
+  const address = socket.remoteAddress ?? socket.stream?.remoteAddress ?? "";
+  return address.replace(/^::ffff:(?=[\d.]+$)/, "");
 }

@@ -1,28 +1,20 @@
-import {
-  type ClientSession,
-  type Collection,
-  type MongoClient,
-  MongoError,
-  MongoErrorLabel,
-  MongoNetworkError,
-  MongoNotConnectedError,
-  MongoServerError,
-  MongoServerSelectionError,
-  MongoTopologyClosedError,
-} from "mongodb";
+import type { ClientSession, Collection, Filter, MongoClient } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
-import type { Change, CurrentKeys, KeyStore } from "../keys/key-store.ts";
+import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/key-store.ts";
 import { USE_EVERY_MS } from "../keys/usage.ts";
 import type { View } from "../keys/view.ts";
+import { type AuditDocument, toAuditDocument } from "./audit.ts";
 import type { ClusterTime } from "./cluster-time.ts";
 import { OPERATION_TIMEOUT_MS } from "./connection.ts";
+import { conflict, guarded, isConflict, remainingMs, toKeyError } from "./failures.ts";
 import { type KeyDocument, toDocument, toRecord, toStored } from "./records.ts";
-import { hasCode, KEYS } from "./schema.ts";
+import { AUDIT, KEYS } from "./schema.ts";
+import { matching } from "./search.ts";
 import { createTurns } from "./turns.ts";
 
 /** What a change may alter in a record. */
-const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason"] as const;
+const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason", "request"] as const;
 
 /** What an answer may need on its way to the caller. */
 const MAX_WAY_BACK_MS = 100;
@@ -56,6 +48,7 @@ export interface KeyStoreParts {
 
 export function createKeyStore({ client, database, clusterTime, view, clock }: KeyStoreParts): KeyStore {
   const keys: Collection<KeyDocument> = client.db(database).collection(KEYS);
+  const audit: Collection<AuditDocument> = client.db(database).collection(AUDIT);
   const inTurn = createTurns();
 
   // A linearizable read proves that the primary still is one: a cut-off primary can't answer it.
@@ -78,8 +71,9 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
   async function attempt<T>(
     userId: string,
     deadlineMs: number,
-    decide: (current: CurrentKeys, now: Date) => Change<T>,
+    decide: Decide<T>,
     tried: Tried<T>,
+    requestDigest: string | undefined,
   ): Promise<Attempt<T>> {
     return client.withSession(async (session) => {
       const outcome = await session.withTransaction(
@@ -89,7 +83,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
           tried.started = true;
           const now = clock();
-          const current = await readInTransaction(userId, session, remainingMs(deadlineMs));
+          const current = await readInTransaction(userId, requestDigest, session, remainingMs(deadlineMs));
           if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted };
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
@@ -107,6 +101,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
             tried.inserted = { id: change.insert.id, answer: change.answer, written };
             await keys.insertOne(toDocument(change.insert), { session });
           }
+          if (change.audit !== undefined) await audit.insertOne(toAuditDocument(change.audit), { session });
           // The last moment at which nothing is written yet.
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
           return { done: { answer: change.answer, written } };
@@ -139,32 +134,54 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
     }
   }
 
-  async function readInTransaction(userId: string, session: ClientSession, maxTimeMS: number): Promise<CurrentKeys> {
-    const found = await keys.find({ userId, state: { $in: ["active", "retiring"] } }, { session, maxTimeMS }).toArray();
+  async function readInTransaction(
+    userId: string,
+    requestDigest: string | undefined,
+    session: ClientSession,
+    maxTimeMS: number,
+  ): Promise<KeysAtChange> {
+    // One clause an index: together they would be a scan of all keys.
+    const clauses: Filter<KeyDocument>[] = [
+      { userId, state: "active" },
+      { userId, state: "retiring" },
+    ];
+    if (requestDigest !== undefined) clauses.push({ userId, "request.id": requestDigest });
+    const found = await keys.find({ $or: clauses }, { session, maxTimeMS }).toArray();
     const records = found.map(toRecord);
     return {
       active: records.find((record) => record.state === "active"),
       retiring: records.find((record) => record.state === "retiring"),
+      ...(requestDigest !== undefined && { requested: records.find(({ request }) => request?.id === requestDigest) }),
     };
   }
 
   return {
     findCurrent: (userId, deadlineMs) => guarded(deadlineMs, () => readCurrent(userId, deadlineMs)),
 
+    findRequested: (userId, requestDigest, deadlineMs) =>
+      guarded(deadlineMs, async () => {
+        const record = await readOne({ userId, "request.id": requestDigest }, deadlineMs);
+        const previousId = record?.request?.previousId;
+        const previous = previousId && (await readOne({ _id: previousId, userId }, deadlineMs));
+        return record && { record, previous: previous || undefined };
+      }),
+
     // Changes of one user's keys through this process wait for each other here, so that they don't abort each other in
     // the database; those of other processes do, and are tried again.
-    change: <T>(userId: string, deadlineMs: number, decide: (current: CurrentKeys, now: Date) => Change<T>) => {
+    change: <T>(userId: string, deadlineMs: number, decide: Decide<T>, requestDigest?: string) => {
       const retryUntilMs = endOfRetries(deadlineMs);
       return guarded(deadlineMs, () =>
         inTurn(userId, () =>
           seen(userId, async () => {
             const tried: Tried<T> = { retryUntilMs };
             for (;;) {
-              const outcome = await attempt(userId, deadlineMs, decide, tried).catch((error: unknown) => {
-                if (!isConflict(error)) throw error;
-                tried.conflict = error;
-                return "again" as const;
-              });
+              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(
+                (error: unknown) => {
+                  if (!isConflict(error)) throw error;
+                  tried.conflict = error;
+                  return "again" as const;
+                },
+              );
               if (outcome !== "again" && "done" in outcome) return outcome.done;
               if (outcome !== "again") {
                 // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
@@ -178,6 +195,14 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
         ),
       );
     },
+
+    findById: (id, deadlineMs) => guarded(deadlineMs, () => readOne({ _id: id }, deadlineMs)),
+
+    list: (filter, after, limit, now, deadlineMs) =>
+      guarded(deadlineMs, async () => {
+        const found = keys.find(matching(filter, after, now), { maxTimeMS: remainingMs(deadlineMs) });
+        return (await found.sort({ _id: 1 }).limit(limit).toArray()).map(toRecord);
+      }),
 
     setFingerprint: ({ id, userId, rev }, fingerprint, deadlineMs) =>
       guarded(deadlineMs, async () => {
@@ -214,91 +239,15 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
   };
 }
 
-/** Runs `operation`; whatever it throws leaves as a KeyError. */
-async function guarded<T>(deadlineMs: number, operation: () => Promise<T>): Promise<T> {
-  try {
-    return await operation();
-  } catch (error) {
-    throw toKeyError(error, deadlineMs);
-  }
-}
-
-function toKeyError(error: unknown, deadlineMs: number): KeyError {
-  if (error instanceof KeyError) return error;
-  if (isConflict(error)) return conflict(error);
-  if (hasCode(error, MAX_TIME_EXPIRED) && performance.now() >= deadlineMs - 5) {
-    return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed while the database worked.", { cause: error });
-  }
-  if (isUnavailable(error)) {
-    return new KeyError(
-      "DB_UNAVAILABLE",
-      "The database can't be reached at the moment. Try again shortly. A change may still have been made.",
-      { retryAfterMs: 1_000, cause: error },
-    );
-  }
-  return new KeyError("DB_ERROR", "The database refused the operation.", { cause: error });
-}
-
-const MAX_TIME_EXPIRED = 50;
-
-/** The server's own words for "not now": no primary, stepping down, shutting down, interrupted by that, time is up. */
-const UNAVAILABLE_CODES = new Set([
-  6,
-  7,
-  MAX_TIME_EXPIRED,
-  64,
-  89,
-  91,
-  189,
-  262,
-  9001,
-  10107,
-  11600,
-  11602,
-  13435,
-  13436,
-  317,
-  134,
-]);
-
-function isUnavailable(error: unknown): boolean {
-  return (
-    error instanceof MongoNetworkError ||
-    error instanceof MongoServerSelectionError ||
-    error instanceof MongoNotConnectedError ||
-    error instanceof MongoTopologyClosedError ||
-    (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError") ||
-    (error instanceof MongoServerError && typeof error.code === "number" && UNAVAILABLE_CODES.has(error.code)) ||
-    (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.RetryableWriteError)) ||
-    (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.UnknownTransactionCommitResult))
-  );
-}
-
-/** Another change to the same user's keys was faster: WriteConflict, or the unique index. */
-function isConflict(error: unknown): boolean {
-  return hasCode(error, 112) || hasCode(error, 11000);
-}
-
-function conflict(cause: unknown): KeyError {
-  return new KeyError(
-    "CONFLICT",
-    "Other changes to this user's key kept coming between. Nothing was written. Try again.",
-    {
-      retryAfterMs: 100,
-      cause,
-    },
-  );
-}
-
 async function abandon<T>(session: ClientSession, answer: T): Promise<T> {
   await session.abortTransaction();
   return answer;
 }
 
 function decideOrRefuse<T>(
-  current: CurrentKeys,
+  current: KeysAtChange,
   now: Date,
-  decide: (current: CurrentKeys, now: Date) => T,
+  decide: (current: KeysAtChange, now: Date) => T,
 ): T | KeyError {
   try {
     return decide(current, now);
@@ -312,12 +261,6 @@ function decideOrRefuse<T>(
 function endOfRetries(deadlineMs: number): number {
   const leftMs = Math.max(0, deadlineMs - performance.now());
   return deadlineMs - Math.min(MAX_WAY_BACK_MS, leftMs / 10);
-}
-
-function remainingMs(deadlineMs: number): number {
-  const leftMs = Math.floor(deadlineMs - performance.now());
-  if (leftMs < 1) throw deadlineExceeded();
-  return Math.min(leftMs, OPERATION_TIMEOUT_MS);
 }
 
 /** Sets what a change may alter, and takes away what is no longer there. */

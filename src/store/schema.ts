@@ -1,9 +1,14 @@
 import { type Db, type IndexDescription, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 
+const DAY_MS = 86_400_000;
+
 export const KEYS = "api_keys";
 /** One document a process: proof, when it comes back on the change stream, of how fresh the process is. */
 export const HEARTBEATS = "heartbeats";
+
+/** Who did what. */
+export const AUDIT = "audit";
 
 const STATES = ["active", "retiring", "revoked", "expired"];
 
@@ -30,12 +35,23 @@ const VALIDATOR = {
         required: ["pepper", "mac"],
         properties: { pepper: { bsonType: "string" }, mac: { bsonType: "binData" } },
       },
+      request: {
+        bsonType: "object",
+        required: ["id", "arguments", "ringId"],
+        properties: {
+          id: { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" },
+          arguments: { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" },
+          ringId: { bsonType: "string" },
+          previousId: { bsonType: "string" },
+          previousRevoked: { bsonType: "bool" },
+        },
+      },
       rev: { bsonType: ["int", "long", "double"], minimum: 1 },
     },
   },
 };
 
-/** These two hold "one active key a user" and "at most one retiring key a user" under any concurrency. Nothing else does. */
+/** These hold "one active key a user", "at most one retiring key a user" and "one key a request" under any concurrency. Nothing else does. */
 const INDEXES: (IndexDescription & { name: string })[] = [
   { name: "one_active_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "active" } },
   {
@@ -44,10 +60,37 @@ const INDEXES: (IndexDescription & { name: string })[] = [
     unique: true,
     partialFilterExpression: { state: "retiring" },
   },
+  {
+    name: "one_key_per_request",
+    key: { userId: 1, "request.id": 1 },
+    unique: true,
+    partialFilterExpression: { "request.id": { $exists: true } },
+  },
+  { name: "keys_of_user", key: { userId: 1, _id: 1 } },
 ];
 
+const AUDIT_INDEXES: (IndexDescription & { name: string })[] = [
+  { name: "of_actor", key: { actor: 1, _id: -1 } },
+  { name: "of_user", key: { userId: 1, _id: -1 } },
+  { name: "of_key", key: { keyIds: 1, _id: -1 } },
+];
+
+export interface SchemaOptions {
+  /** How long entries of the audit trail are kept. Default: 90 days. */
+  auditRetentionMs?: number;
+  /** Set: records of ended keys are looked for by when they ended. */
+  purgeAfterMs?: number | undefined;
+}
+
+const PURGE_INDEXES: (IndexDescription & { name: string })[] = ["revokedAt", "retiresAt", "expiresAt"].map((end) => ({
+  ...{ name: `ended_by_${end}`, key: { [end]: 1 }, sparse: true },
+}));
+
 /** Makes the collection, its validation and its indexes if they are missing. An index that conflicts is reported, never dropped. */
-export async function ensureSchema(db: Db): Promise<void> {
+export async function ensureSchema(
+  db: Db,
+  { auditRetentionMs = 90 * DAY_MS, purgeAfterMs }: SchemaOptions = {},
+): Promise<void> {
   const [existing] = await db.listCollections({ name: KEYS }).toArray();
   const present = existing as { options?: { validator?: unknown } } | undefined;
   if (present === undefined) {
@@ -62,8 +105,21 @@ export async function ensureSchema(db: Db): Promise<void> {
       validationAction: "error",
     });
   }
-  for (const index of INDEXES) await ensureIndex(db, index);
+  for (const index of [...INDEXES, ...(purgeAfterMs === undefined ? [] : PURGE_INDEXES)]) await ensureIndex(db, index);
+  await db.collection(AUDIT).createIndexes(AUDIT_INDEXES);
+  await ensureRetention(db, Math.ceil(auditRetentionMs / 1_000));
   await db.collection(HEARTBEATS).createIndex({ at: 1 }, { name: "old_heartbeats", expireAfterSeconds: 3_600 });
+}
+
+const OLD_ENTRIES = "old_entries";
+
+async function ensureRetention(db: Db, expireAfterSeconds: number): Promise<void> {
+  try {
+    await db.collection(AUDIT).createIndex({ at: 1 }, { name: OLD_ENTRIES, expireAfterSeconds });
+  } catch (error) {
+    if (!hasCode(error, 85)) throw error; // IndexOptionsConflict: it was another time before.
+    await db.command({ collMod: AUDIT, index: { name: OLD_ENTRIES, expireAfterSeconds } });
+  }
 }
 
 async function ensureIndex(db: Db, { name, key, ...options }: IndexDescription & { name: string }): Promise<void> {
@@ -73,7 +129,7 @@ async function ensureIndex(db: Db, { name, key, ...options }: IndexDescription &
     // IndexOptionsConflict, IndexKeySpecsConflict
     if (hasCode(error, 85) || hasCode(error, 86)) {
       throw new StartupError(
-        `The collection "${db.databaseName}.${KEYS}" has an index that conflicts with "${name}", which holds one key a user. ` +
+        `The collection "${db.databaseName}.${KEYS}" has an index that conflicts with "${name}", on which Latchkey relies. ` +
           `It was left alone. Look at db.${KEYS}.getIndexes(), drop the conflicting one, and start again.`,
       );
     }

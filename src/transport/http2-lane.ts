@@ -676,6 +676,7 @@ class Connection {
   private openStock(): StockSession {
     return new StockSession({
       open: this.options.openStock,
+      remoteAddress: this.socket.remoteAddress,
       settings: this.settings,
       windowLeft: () => this.sendWindow,
       windowUsed: () => {

@@ -17,6 +17,8 @@ import {
 import { EMPTY } from "./wire-format.ts";
 
 export interface StockParts {
+  /** The client's, as a socket would tell it. */
+  remoteAddress: string | undefined;
   open(connection: Duplex): void;
   /** The client's, so far. */
   settings: ReadonlyMap<number, number>;
@@ -80,6 +82,7 @@ export class StockSession {
         done();
       },
     });
+    Object.assign(this.inner, { remoteAddress: parts.remoteAddress });
     this.inner.on("error", () => {});
     this.inner.once("close", () => parts.failed(Fault.INTERNAL_ERROR));
     parts.open(this.inner);

@@ -83,6 +83,7 @@ test.each([
       "grpc.health.v1.Health",
       "grpc.reflection.v1.ServerReflection",
       "grpc.reflection.v1alpha.ServerReflection",
+      "latchkey.v1.AdminService",
       "latchkey.v1.ApiKeyService",
     ]);
   },
@@ -90,7 +91,12 @@ test.each([
 
 test("health is told of the whole and of each service", async () => {
   const client = createClient(Health, createGrpcTransport({ baseUrl: service.baseUrl }));
-  for (const name of ["", "latchkey.v1.ApiKeyService", "envoy.service.auth.v3.Authorization"])
+  for (const name of [
+    "",
+    "latchkey.v1.ApiKeyService",
+    "latchkey.v1.AdminService",
+    "envoy.service.auth.v3.Authorization",
+  ])
     expect((await client.check({ service: name })).status).toBe(Status.SERVING);
 });
 

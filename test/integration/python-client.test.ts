@@ -29,6 +29,7 @@ if ("unavailable" in packages) {
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "latchkey.v1.AdminService",
         "latchkey.v1.ApiKeyService",
       ],
       same_key: true,

@@ -66,6 +66,18 @@ test("what is written is read back as it was, absent fields absent", async () =>
   expect(Object.keys((await stored.findOne({ _id: written.id }))!)).not.toContain("retiresAt");
 });
 
+test("a second key of one request is never left, and another user's is another request", async () => {
+  const request = { id: "r".repeat(43), arguments: "a".repeat(43), ringId: "r1" };
+  const first = await add({ request, state: "revoked" });
+  expect((await store.findRequested(user, request.id, inMs(10_000)))?.record).toEqual(first);
+  const insert = record({ request, state: "revoked" });
+  const again = store.change(user, inMs(500), () => ({ update: [], insert, answer: insert }));
+  expect((await refusal(again)).reason).toBe("CONFLICT");
+  expect(await store.findRequested(randomUUID(), request.id, inMs(10_000))).toBeUndefined();
+  user = randomUUID();
+  await add({ request, state: "revoked" });
+});
+
 test("a second active key is never left, whatever the change asks for: it ends as CONFLICT, and nothing of it is written", async () => {
   await add();
   const { reason, retryAfterMs } = await refusal(

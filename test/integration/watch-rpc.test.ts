@@ -283,8 +283,10 @@ async function startWatchOnly(options: { maxHeld?: number; maxWatchers?: number 
   const log = createLogger({ level: "silent", output: new Writable({ write: (_chunk, _encoding, done) => done() }) });
   const rules = { key: { kind: "secret" as const, secret: JWT_SECRET }, adminClaim: { name: "role", value: "admin" } };
   const authenticator = await createAuthenticator({ ...rules, clock: () => new Date() }, { kind: "none" });
+  const calls = createCallLog({ log, metrics: createMetrics() });
+  const audit = { note: () => {} };
   const handler = createRequestHandler({
-    interceptors: createInterceptors({ calls: createCallLog({ log, metrics: createMetrics() }), authenticator }),
+    interceptors: createInterceptors({ calls, authenticator, audit, clock: () => new Date() }),
     maxMessageBytes: 65_536,
     routes: (router) => void router.service(ApiKeyService, createWatch({ changes, lineage: "00000000" })),
   });

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file latchkey/v1/api_key_service.proto.
  */
 export const file_latchkey_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxIoMDCgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJIsUBCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQFCCgoIbGlmZXRpbWVCBwoFX25hbWVCCgoIX3VzZXJfaWQiSAoOQ3JlYXRlUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIQCgNrZXkYAiABKAlCA4ABASIuCgpHZXRSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBAUIKCghfdXNlcl9pZCIzCgtHZXRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IvcBCg5SZWZyZXNoUmVxdWVzdBIRCgRuYW1lGAEgASgJSAGIAQESDgoGc2NvcGVzGAIgAygJEjAKCmV4cGlyZXNfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wSAASKAoDdHRsGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAASLwoMZ3JhY2VfcGVyaW9kGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhQKB3VzZXJfaWQYBiABKAlIAogBAUIKCghsaWZldGltZUIHCgVfbmFtZUIKCghfdXNlcl9pZCKOAQoPUmVmcmVzaFJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSEAoDa2V5GAIgASgJQgOAAQESHAoUcHJldmlvdXNfa2V5X3Jldm9rZWQYAyABKAgSJQoIcHJldmlvdXMYBCABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkiQQoNUmV2b2tlUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIo4BCg5SZXZva2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhoKEnJldm9rZWRfa2V5X3ByZWZpeBgCIAEoCRIkCgdhcGlfa2V5GAMgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EikKDGFsc29fcmV2b2tlZBgEIAMoCzITLmxhdGNoa2V5LnYxLkFwaUtleSJpCg1WZXJpZnlSZXF1ZXN0EhAKA2tleRgBIAEoCUIDgAEBEhcKD3JlcXVpcmVkX3Njb3BlcxgCIAMoCRItCgtjb25zaXN0ZW5jeRgDIAEoDjIYLmxhdGNoa2V5LnYxLkNvbnNpc3RlbmN5IqABCg5WZXJpZnlSZXNwb25zZRIlCgdvdXRjb21lGAEgASgOMhQubGF0Y2hrZXkudjEuT3V0Y29tZRIkCgdhcGlfa2V5GAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhYKDm1pc3Npbmdfc2NvcGVzGAMgAygJEikKBWFzX29mGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJCChJCYXRjaFZlcmlmeVJlcXVlc3QSLAoIcmVxdWVzdHMYASADKAsyGi5sYXRjaGtleS52MS5WZXJpZnlSZXF1ZXN0IkEKE0JhdGNoVmVyaWZ5UmVzcG9uc2USKgoHcmVzdWx0cxgBIAMoCzIZLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3VsdCJ0CgxWZXJpZnlSZXN1bHQSLwoIcmVzcG9uc2UYASABKAsyGy5sYXRjaGtleS52MS5WZXJpZnlSZXNwb25zZUgAEikKBWVycm9yGAIgASgLMhgubGF0Y2hrZXkudjEuVmVyaWZ5RXJyb3JIAEIICgZyZXN1bHQieAoLVmVyaWZ5RXJyb3ISKAoGcmVhc29uGAEgASgOMhgubGF0Y2hrZXkudjEuRXJyb3JSZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIuCgtyZXRyeV9hZnRlchgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJCChNWZXJpZnlTdHJlYW1SZXF1ZXN0EisKB3JlcXVlc3QYASABKAsyGi5sYXRjaGtleS52MS5WZXJpZnlSZXF1ZXN0IkEKFFZlcmlmeVN0cmVhbVJlc3BvbnNlEikKBnJlc3VsdBgBIAEoCzIZLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3VsdCIkCgxXYXRjaFJlcXVlc3QSFAoMcmVzdW1lX3Rva2VuGAEgASgJIrgBCg1XYXRjaFJlc3BvbnNlEigKBmNoYW5nZRgBIAEoCzIWLmxhdGNoa2V5LnYxLktleUNoYW5nZUgAEjAKCWhlYXJ0YmVhdBgCIAEoCzIbLmxhdGNoa2V5LnYxLldhdGNoSGVhcnRiZWF0SAASLAoHcmVzdGFydBgDIAEoCzIZLmxhdGNoa2V5LnYxLldhdGNoUmVzdGFydEgAEhQKDHJlc3VtZV90b2tlbhgEIAEoCUIHCgVldmVudCJFCglLZXlDaGFuZ2USDgoGa2V5X2lkGAEgASgJEigKBGtpbmQYAiABKA4yGi5sYXRjaGtleS52MS5LZXlDaGFuZ2VLaW5kIjsKDldhdGNoSGVhcnRiZWF0EikKBWFzX29mGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI5CgxXYXRjaFJlc3RhcnQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wKmoKBVN0YXRlEhUKEVNUQVRFX1VOU1BFQ0lGSUVEEAASEAoMU1RBVEVfQUNUSVZFEAESEgoOU1RBVEVfUkVUSVJJTkcQAhIRCg1TVEFURV9SRVZPS0VEEAMSEQoNU1RBVEVfRVhQSVJFRBAEKlsKC0NvbnNpc3RlbmN5EhsKF0NPTlNJU1RFTkNZX1VOU1BFQ0lGSUVEEAASFwoTQ09OU0lTVEVOQ1lfQk9VTkRFRBABEhYKEkNPTlNJU1RFTkNZX1NUUk9ORxACKq0BCgdPdXRjb21lEhcKE09VVENPTUVfVU5TUEVDSUZJRUQQABIRCg1PVVRDT01FX1ZBTElEEAESFQoRT1VUQ09NRV9NQUxGT1JNRUQQAhIVChFPVVRDT01FX05PVF9GT1VORBADEhMKD09VVENPTUVfUkVWT0tFRBAEEhMKD09VVENPTUVfRVhQSVJFRBAFEh4KGk9VVENPTUVfSU5TVUZGSUNJRU5UX1NDT1BFEAYq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMsoECg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkEKBlZlcmlmeRIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QaGy5sYXRjaGtleS52MS5WZXJpZnlSZXNwb25zZRJQCgtCYXRjaFZlcmlmeRIfLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVxdWVzdBogLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVzcG9uc2USVwoMVmVyaWZ5U3RyZWFtEiAubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVxdWVzdBohLmxhdGNoa2V5LnYxLlZlcmlmeVN0cmVhbVJlc3BvbnNlKAEwARJACgVXYXRjaBIZLmxhdGNoa2V5LnYxLldhdGNoUmVxdWVzdBoaLmxhdGNoa2V5LnYxLldhdGNoUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
+  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxIoMDCgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJIvIBCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgGIAEoCUIDgAEBSAOIAQFCCgoIbGlmZXRpbWVCBwoFX25hbWVCCgoIX3VzZXJfaWRCDQoLX3JlcXVlc3RfaWQiiwEKDkNyZWF0ZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSEAoDa2V5GAIgASgJQgOAAQESEQoJaXNfcmVwZWF0GAMgASgIEi4KDGtleV93aXRoaGVsZBgEIAEoDjIYLmxhdGNoa2V5LnYxLktleVdpdGhoZWxkIi4KCkdldFJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIjMKC0dldFJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkipAIKDlJlZnJlc2hSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIvCgxncmFjZV9wZXJpb2QYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoHdXNlcl9pZBgGIAEoCUgCiAEBEhwKCnJlcXVlc3RfaWQYByABKAlCA4ABAUgDiAEBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkItEBCg9SZWZyZXNoUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIQCgNrZXkYAiABKAlCA4ABARIcChRwcmV2aW91c19rZXlfcmV2b2tlZBgDIAEoCBIlCghwcmV2aW91cxgEIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIRCglpc19yZXBlYXQYBSABKAgSLgoMa2V5X3dpdGhoZWxkGAYgASgOMhgubGF0Y2hrZXkudjEuS2V5V2l0aGhlbGQiQQoNUmV2b2tlUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIo4BCg5SZXZva2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhoKEnJldm9rZWRfa2V5X3ByZWZpeBgCIAEoCRIkCgdhcGlfa2V5GAMgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EikKDGFsc29fcmV2b2tlZBgEIAMoCzITLmxhdGNoa2V5LnYxLkFwaUtleSJpCg1WZXJpZnlSZXF1ZXN0EhAKA2tleRgBIAEoCUIDgAEBEhcKD3JlcXVpcmVkX3Njb3BlcxgCIAMoCRItCgtjb25zaXN0ZW5jeRgDIAEoDjIYLmxhdGNoa2V5LnYxLkNvbnNpc3RlbmN5IqABCg5WZXJpZnlSZXNwb25zZRIlCgdvdXRjb21lGAEgASgOMhQubGF0Y2hrZXkudjEuT3V0Y29tZRIkCgdhcGlfa2V5GAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhYKDm1pc3Npbmdfc2NvcGVzGAMgAygJEikKBWFzX29mGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJCChJCYXRjaFZlcmlmeVJlcXVlc3QSLAoIcmVxdWVzdHMYASADKAsyGi5sYXRjaGtleS52MS5WZXJpZnlSZXF1ZXN0IkEKE0JhdGNoVmVyaWZ5UmVzcG9uc2USKgoHcmVzdWx0cxgBIAMoCzIZLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3VsdCJ0CgxWZXJpZnlSZXN1bHQSLwoIcmVzcG9uc2UYASABKAsyGy5sYXRjaGtleS52MS5WZXJpZnlSZXNwb25zZUgAEikKBWVycm9yGAIgASgLMhgubGF0Y2hrZXkudjEuVmVyaWZ5RXJyb3JIAEIICgZyZXN1bHQieAoLVmVyaWZ5RXJyb3ISKAoGcmVhc29uGAEgASgOMhgubGF0Y2hrZXkudjEuRXJyb3JSZWFzb24SDwoHbWVzc2FnZRgCIAEoCRIuCgtyZXRyeV9hZnRlchgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJCChNWZXJpZnlTdHJlYW1SZXF1ZXN0EisKB3JlcXVlc3QYASABKAsyGi5sYXRjaGtleS52MS5WZXJpZnlSZXF1ZXN0IkEKFFZlcmlmeVN0cmVhbVJlc3BvbnNlEikKBnJlc3VsdBgBIAEoCzIZLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3VsdCIkCgxXYXRjaFJlcXVlc3QSFAoMcmVzdW1lX3Rva2VuGAEgASgJIrgBCg1XYXRjaFJlc3BvbnNlEigKBmNoYW5nZRgBIAEoCzIWLmxhdGNoa2V5LnYxLktleUNoYW5nZUgAEjAKCWhlYXJ0YmVhdBgCIAEoCzIbLmxhdGNoa2V5LnYxLldhdGNoSGVhcnRiZWF0SAASLAoHcmVzdGFydBgDIAEoCzIZLmxhdGNoa2V5LnYxLldhdGNoUmVzdGFydEgAEhQKDHJlc3VtZV90b2tlbhgEIAEoCUIHCgVldmVudCJFCglLZXlDaGFuZ2USDgoGa2V5X2lkGAEgASgJEigKBGtpbmQYAiABKA4yGi5sYXRjaGtleS52MS5LZXlDaGFuZ2VLaW5kIjsKDldhdGNoSGVhcnRiZWF0EikKBWFzX29mGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI5CgxXYXRjaFJlc3RhcnQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wKmoKBVN0YXRlEhUKEVNUQVRFX1VOU1BFQ0lGSUVEEAASEAoMU1RBVEVfQUNUSVZFEAESEgoOU1RBVEVfUkVUSVJJTkcQAhIRCg1TVEFURV9SRVZPS0VEEAMSEQoNU1RBVEVfRVhQSVJFRBAEKmYKC0tleVdpdGhoZWxkEhwKGEtFWV9XSVRISEVMRF9VTlNQRUNJRklFRBAAEhYKEktFWV9XSVRISEVMRF9FTkRFRBABEiEKHUtFWV9XSVRISEVMRF9SRVFVRVNUX0tFWV9HT05FEAIqWwoLQ29uc2lzdGVuY3kSGwoXQ09OU0lTVEVOQ1lfVU5TUEVDSUZJRUQQABIXChNDT05TSVNURU5DWV9CT1VOREVEEAESFgoSQ09OU0lTVEVOQ1lfU1RST05HEAIqrQEKB091dGNvbWUSFwoTT1VUQ09NRV9VTlNQRUNJRklFRBAAEhEKDU9VVENPTUVfVkFMSUQQARIVChFPVVRDT01FX01BTEZPUk1FRBACEhUKEU9VVENPTUVfTk9UX0ZPVU5EEAMSEwoPT1VUQ09NRV9SRVZPS0VEEAQSEwoPT1VUQ09NRV9FWFBJUkVEEAUSHgoaT1VUQ09NRV9JTlNVRkZJQ0lFTlRfU0NPUEUQBirfAQoNS2V5Q2hhbmdlS2luZBIfChtLRVlfQ0hBTkdFX0tJTkRfVU5TUEVDSUZJRUQQABIbChdLRVlfQ0hBTkdFX0tJTkRfQ1JFQVRFRBABEhwKGEtFWV9DSEFOR0VfS0lORF9SRVRJUklORxACEhsKF0tFWV9DSEFOR0VfS0lORF9SRVZPS0VEEAMSGwoXS0VZX0NIQU5HRV9LSU5EX0VYUElSRUQQBBIbChdLRVlfQ0hBTkdFX0tJTkRfVVBEQVRFRBAFEhsKF0tFWV9DSEFOR0VfS0lORF9SRU1PVkVEEAYyygQKDUFwaUtleVNlcnZpY2USQQoGQ3JlYXRlEhoubGF0Y2hrZXkudjEuQ3JlYXRlUmVxdWVzdBobLmxhdGNoa2V5LnYxLkNyZWF0ZVJlc3BvbnNlEj0KA0dldBIXLmxhdGNoa2V5LnYxLkdldFJlcXVlc3QaGC5sYXRjaGtleS52MS5HZXRSZXNwb25zZSIDkAIBEkQKB1JlZnJlc2gSGy5sYXRjaGtleS52MS5SZWZyZXNoUmVxdWVzdBocLmxhdGNoa2V5LnYxLlJlZnJlc2hSZXNwb25zZRJBCgZSZXZva2USGi5sYXRjaGtleS52MS5SZXZva2VSZXF1ZXN0GhsubGF0Y2hrZXkudjEuUmV2b2tlUmVzcG9uc2USQQoGVmVyaWZ5EhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBobLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlElAKC0JhdGNoVmVyaWZ5Eh8ubGF0Y2hrZXkudjEuQmF0Y2hWZXJpZnlSZXF1ZXN0GiAubGF0Y2hrZXkudjEuQmF0Y2hWZXJpZnlSZXNwb25zZRJXCgxWZXJpZnlTdHJlYW0SIC5sYXRjaGtleS52MS5WZXJpZnlTdHJlYW1SZXF1ZXN0GiEubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVzcG9uc2UoATABEkAKBVdhdGNoEhkubGF0Y2hrZXkudjEuV2F0Y2hSZXF1ZXN0GhoubGF0Y2hrZXkudjEuV2F0Y2hSZXNwb25zZTABYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
 
 /**
  * What is known of a key. Never its secret.
@@ -163,6 +163,19 @@ export type CreateRequest = Message<"latchkey.v1.CreateRequest"> & {
    * @generated from field: optional string user_id = 5;
    */
   userId?: string | undefined;
+
+  /**
+   * Chosen by the client for this one call: 22 to 64 characters of `0-9A-Za-z_-`, with at least 128 bits of randomness, such
+   * as a UUID; only the length is checked. The same call again within 24 hours, with the same id, is answered with the same
+   * key, so that a lost answer loses no key. Who asks is not told from who asked: ids are the owner's. Keep it as you keep
+   * the key. Unset: a repeated call is a new call.
+   *
+   * A repeat is recognised before its other fields are looked at. REQUEST_ID_REUSED when it asks for anything else, for
+   * example by another method. REQUEST_ID_UNSUPPORTED when the service has no request keys.
+   *
+   * @generated from field: optional string request_id = 6;
+   */
+  requestId?: string | undefined;
 };
 
 /**
@@ -184,11 +197,25 @@ export type CreateResponse = Message<"latchkey.v1.CreateResponse"> & {
   apiKey?: ApiKey | undefined;
 
   /**
-   * The full key. It is returned here and never again.
+   * The full key. It is returned here and never again, but to a repeat of the call. Empty: see `key_withheld`.
    *
    * @generated from field: string key = 2;
    */
   key: string;
+
+  /**
+   * True when an earlier call with this `request_id` had made the key.
+   *
+   * @generated from field: bool is_repeat = 3;
+   */
+  isRepeat: boolean;
+
+  /**
+   * Why `key` is empty. Only ever set in a repeat.
+   *
+   * @generated from field: latchkey.v1.KeyWithheld key_withheld = 4;
+   */
+  keyWithheld: KeyWithheld;
 };
 
 /**
@@ -296,6 +323,13 @@ export type RefreshRequest = Message<"latchkey.v1.RefreshRequest"> & {
    * @generated from field: optional string user_id = 6;
    */
   userId?: string | undefined;
+
+  /**
+   * As in CreateRequest.
+   *
+   * @generated from field: optional string request_id = 7;
+   */
+  requestId?: string | undefined;
 };
 
 /**
@@ -317,7 +351,7 @@ export type RefreshResponse = Message<"latchkey.v1.RefreshResponse"> & {
   apiKey?: ApiKey | undefined;
 
   /**
-   * The full new key. It is returned here and never again.
+   * The full new key. It is returned here and never again, but to a repeat of the call. Empty: see `key_withheld`.
    *
    * @generated from field: string key = 2;
    */
@@ -337,6 +371,20 @@ export type RefreshResponse = Message<"latchkey.v1.RefreshResponse"> & {
    * @generated from field: latchkey.v1.ApiKey previous = 4;
    */
   previous?: ApiKey | undefined;
+
+  /**
+   * True when an earlier call with this `request_id` had made the key.
+   *
+   * @generated from field: bool is_repeat = 5;
+   */
+  isRepeat: boolean;
+
+  /**
+   * Why `key` is empty. Only ever set in a repeat.
+   *
+   * @generated from field: latchkey.v1.KeyWithheld key_withheld = 6;
+   */
+  keyWithheld: KeyWithheld;
 };
 
 /**
@@ -833,6 +881,40 @@ export const StateSchema: GenEnum<State> = /*@__PURE__*/
   enumDesc(file_latchkey_v1_api_key_service, 0);
 
 /**
+ * Why a repeat is answered without the full key.
+ *
+ * @generated from enum latchkey.v1.KeyWithheld
+ */
+export enum KeyWithheld {
+  /**
+   * It is not withheld.
+   *
+   * @generated from enum value: KEY_WITHHELD_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The key was revoked or has expired; `api_key.state` tells.
+   *
+   * @generated from enum value: KEY_WITHHELD_ENDED = 1;
+   */
+  ENDED = 1,
+
+  /**
+   * The service no longer has what the secret was derived from: it can't be told again. The key itself goes on working.
+   *
+   * @generated from enum value: KEY_WITHHELD_REQUEST_KEY_GONE = 2;
+   */
+  REQUEST_KEY_GONE = 2,
+}
+
+/**
+ * Describes the enum latchkey.v1.KeyWithheld.
+ */
+export const KeyWithheldSchema: GenEnum<KeyWithheld> = /*@__PURE__*/
+  enumDesc(file_latchkey_v1_api_key_service, 1);
+
+/**
  * How fresh an answer must be.
  *
  * @generated from enum latchkey.v1.Consistency
@@ -864,7 +946,7 @@ export enum Consistency {
  * Describes the enum latchkey.v1.Consistency.
  */
 export const ConsistencySchema: GenEnum<Consistency> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 1);
+  enumDesc(file_latchkey_v1_api_key_service, 2);
 
 /**
  * What Verify found.
@@ -924,7 +1006,7 @@ export enum Outcome {
  * Describes the enum latchkey.v1.Outcome.
  */
 export const OutcomeSchema: GenEnum<Outcome> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 2);
+  enumDesc(file_latchkey_v1_api_key_service, 3);
 
 /**
  * What happened to a key.
@@ -984,7 +1066,7 @@ export enum KeyChangeKind {
  * Describes the enum latchkey.v1.KeyChangeKind.
  */
 export const KeyChangeKindSchema: GenEnum<KeyChangeKind> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 3);
+  enumDesc(file_latchkey_v1_api_key_service, 4);
 
 /**
  * ApiKeyService issues, rotates, revokes and verifies API keys.
@@ -1038,7 +1120,8 @@ export const ApiKeyService: GenService<{
     output: typeof RefreshResponseSchema;
   },
   /**
-   * Revokes the user's active key and the retiring one, if any, in one transaction. NO_KEY when there is neither.
+   * Revokes the user's active key and the retiring one, if any, in one transaction. NO_KEY when there is neither; where the
+   * answer to an earlier Revoke was lost, this is the normal answer to the next.
    *
    * @generated from rpc latchkey.v1.ApiKeyService.Revoke
    */

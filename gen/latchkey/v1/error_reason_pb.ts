@@ -9,7 +9,7 @@ import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file latchkey/v1/error_reason.proto.
  */
 export const file_latchkey_v1_error_reason: GenFile = /*@__PURE__*/
-  fileDesc("Ch5sYXRjaGtleS92MS9lcnJvcl9yZWFzb24ucHJvdG8SC2xhdGNoa2V5LnYxKsgDCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIgChxFUlJPUl9SRUFTT05fVU5BVVRIRU5USUNBVEVEEAESJAogRVJST1JfUkVBU09OX0FQSV9LRVlfTk9UX0FMTE9XRUQQAhIgChxFUlJPUl9SRUFTT05fU0NPUEVfRk9SQklEREVOEAMSHwobRVJST1JfUkVBU09OX0FETUlOX1JFUVVJUkVEEAQSIQodRVJST1JfUkVBU09OX0lOVkFMSURfQVJHVU1FTlQQBRIZChVFUlJPUl9SRUFTT05fQ09ORkxJQ1QQBhIbChdFUlJPUl9SRUFTT05fS0VZX0VYSVNUUxAHEhcKE0VSUk9SX1JFQVNPTl9OT19LRVkQCBIbChdFUlJPUl9SRUFTT05fT1ZFUkxPQURFRBAJEh8KG0VSUk9SX1JFQVNPTl9EQl9VTkFWQUlMQUJMRRAKEhkKFUVSUk9SX1JFQVNPTl9EQl9FUlJPUhALEh8KG0VSUk9SX1JFQVNPTl9JTlRFUk5BTF9FUlJPUhAMEiIKHkVSUk9SX1JFQVNPTl9ERUFETElORV9FWENFRURFRBANYgZwcm90bzM");
+  fileDesc("Ch5sYXRjaGtleS92MS9lcnJvcl9yZWFzb24ucHJvdG8SC2xhdGNoa2V5LnYxKrUECgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIgChxFUlJPUl9SRUFTT05fVU5BVVRIRU5USUNBVEVEEAESJAogRVJST1JfUkVBU09OX0FQSV9LRVlfTk9UX0FMTE9XRUQQAhIgChxFUlJPUl9SRUFTT05fU0NPUEVfRk9SQklEREVOEAMSHwobRVJST1JfUkVBU09OX0FETUlOX1JFUVVJUkVEEAQSIQodRVJST1JfUkVBU09OX0lOVkFMSURfQVJHVU1FTlQQBRIZChVFUlJPUl9SRUFTT05fQ09ORkxJQ1QQBhIbChdFUlJPUl9SRUFTT05fS0VZX0VYSVNUUxAHEhcKE0VSUk9SX1JFQVNPTl9OT19LRVkQCBIbChdFUlJPUl9SRUFTT05fT1ZFUkxPQURFRBAJEh8KG0VSUk9SX1JFQVNPTl9EQl9VTkFWQUlMQUJMRRAKEhkKFUVSUk9SX1JFQVNPTl9EQl9FUlJPUhALEh8KG0VSUk9SX1JFQVNPTl9JTlRFUk5BTF9FUlJPUhAMEiIKHkVSUk9SX1JFQVNPTl9ERUFETElORV9FWENFRURFRBANEiIKHkVSUk9SX1JFQVNPTl9SRVFVRVNUX0lEX1JFVVNFRBAOEicKI0VSUk9SX1JFQVNPTl9SRVFVRVNUX0lEX1VOU1VQUE9SVEVEEA8SHgoaRVJST1JfUkVBU09OX0tFWV9OT1RfRk9VTkQQEGIGcHJvdG8z");
 
 /**
  * Why a call failed. `google.rpc.ErrorInfo.reason` carries the word without the `ERROR_REASON_` prefix, for example
@@ -45,7 +45,7 @@ export enum ErrorReason {
   SCOPE_FORBIDDEN = 3,
 
   /**
-   * PERMISSION_DENIED: another user's key was named by a caller who is not an admin.
+   * PERMISSION_DENIED: another user's key was named, or AdminService called, by a caller who is not an admin.
    *
    * @generated from enum value: ERROR_REASON_ADMIN_REQUIRED = 4;
    */
@@ -115,6 +115,28 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_DEADLINE_EXCEEDED = 13;
    */
   DEADLINE_EXCEEDED = 13,
+
+  /**
+   * ALREADY_EXISTS: the `request_id` was used within 24 hours for a call that asked for something else. Nothing was written.
+   * Metadata: `key_id`, the key that the other call made.
+   *
+   * @generated from enum value: ERROR_REASON_REQUEST_ID_REUSED = 14;
+   */
+  REQUEST_ID_REUSED = 14,
+
+  /**
+   * FAILED_PRECONDITION: the service has no request keys, so no call can be repeated. Leave `request_id` out.
+   *
+   * @generated from enum value: ERROR_REASON_REQUEST_ID_UNSUPPORTED = 15;
+   */
+  REQUEST_ID_UNSUPPORTED = 15,
+
+  /**
+   * NOT_FOUND: AdminService knows no such key: wrong form or checksum, unknown id, or wrong secret.
+   *
+   * @generated from enum value: ERROR_REASON_KEY_NOT_FOUND = 16;
+   */
+  KEY_NOT_FOUND = 16,
 }
 
 /**

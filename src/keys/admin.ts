@@ -1,0 +1,136 @@
+import type { AuditFilter, AuditStore, StoredAuditEntry } from "./audit.ts";
+import { checked, KeyError } from "./errors.ts";
+import { parseKey } from "./format.ts";
+import { isLive, type KeyRecord, revoked, type StoredState } from "./key.ts";
+import type { KeyStore } from "./key-store.ts";
+import { type Caller, changedBy } from "./manage.ts";
+import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
+import { checkReason, checkUserId } from "./policy.ts";
+import type { SecretKeeper } from "./secret.ts";
+
+export interface KeyFilter {
+  userId?: string | undefined;
+  /** At the moment of the search. */
+  state?: StoredState | undefined;
+  /** What is shown of a key, or its beginning. */
+  prefix?: string | undefined;
+  /** Some part of the name, in any case. */
+  name?: string | undefined;
+}
+
+export interface PageAsked {
+  size: number;
+  token: string;
+}
+
+export interface Ended {
+  record: KeyRecord;
+  /** False: it had ended before. */
+  wasLive: boolean;
+}
+
+/** What admins do. Who is one, is for the caller of these to say. `deadlineMs` is on the clock of `performance.now()`. */
+export interface KeyAdmin {
+  list(filter: KeyFilter, page: PageAsked, deadlineMs: number): Promise<Page<KeyRecord>>;
+  get(id: string, deadlineMs: number): Promise<KeyRecord>;
+  revoke(caller: Caller, id: string, reason: string, deadlineMs: number): Promise<Ended>;
+  revokePresented(caller: Caller, key: string, reason: string, deadlineMs: number): Promise<Ended>;
+  /** The keys that were ended: two at most. */
+  revokeUser(caller: Caller, userId: string, reason: string, deadlineMs: number): Promise<KeyRecord[]>;
+  listAudit(filter: AuditFilter, page: PageAsked, deadlineMs: number): Promise<Page<StoredAuditEntry>>;
+}
+
+export interface KeyAdminParts {
+  store: KeyStore;
+  audit: AuditStore;
+  secrets: SecretKeeper;
+  /** Prefixes of the service's keys. */
+  prefixes: readonly string[];
+  clock: () => Date;
+}
+
+const MAX_FILTER = 128;
+
+export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAdminParts): KeyAdmin {
+  async function find(id: string, deadlineMs: number): Promise<KeyRecord> {
+    const found = await store.findById(id, deadlineMs);
+    if (found === undefined) throw notFound("There is no key with this id.");
+    return found;
+  }
+
+  async function end(
+    caller: Caller,
+    action: string,
+    { id, userId }: KeyRecord,
+    reason: string,
+    deadlineMs: number,
+  ): Promise<Ended> {
+    const ended = await store.change<KeyRecord | undefined>(userId, deadlineMs, ({ active, retiring }, at) => {
+      const live = [active, retiring].find((record) => record?.id === id && isLive(record, at));
+      if (live === undefined) return { update: [], answer: undefined };
+      const answer = revoked(live, reason, at);
+      return changedBy(caller, action, userId, at, { update: [answer], answer });
+    });
+    return ended === undefined
+      ? { record: await find(id, deadlineMs), wasLive: false }
+      : { record: ended, wasLive: true };
+  }
+
+  return {
+    async list(filter, { size, token }, deadlineMs) {
+      const { limit, after } = checked((violations) => {
+        if (filter.userId !== undefined) checkUserId(filter.userId, violations);
+        for (const field of ["prefix", "name"] as const) {
+          const { length } = filter[field] ?? "";
+          if (length > MAX_FILTER)
+            violations.push({ field, description: `must have at most ${MAX_FILTER} characters` });
+        }
+        return { limit: checkPageSize(size, violations), after: readPageToken(token, filter, violations) };
+      });
+      return pageOf(await store.list(filter, after, limit + 1, clock(), deadlineMs), limit, filter);
+    },
+
+    get: find,
+
+    async revoke(caller, id, reason, deadlineMs) {
+      checked((violations) => checkReason(reason, violations));
+      return end(caller, "RevokeKey", await find(id, deadlineMs), reason, deadlineMs);
+    },
+
+    async revokePresented(caller, key, reason, deadlineMs) {
+      checked((violations) => checkReason(reason, violations));
+      const parsed = parseKey(key, prefixes);
+      if (parsed === undefined) throw notFound("This is not a key of this service: its form or checksum is wrong.");
+      const record = await store.findById(parsed.id, deadlineMs);
+      const isOurs =
+        record?.prefix === parsed.prefix && (await secrets.prove(record, parsed.secret, deadlineMs)).proven;
+      if (!isOurs) throw notFound("No such key was made here.");
+      return end(caller, "RevokeByPresentedKey", record, reason, deadlineMs);
+    },
+
+    async revokeUser(caller, userId, reason, deadlineMs) {
+      checked((violations) => {
+        checkUserId(userId, violations);
+        checkReason(reason, violations);
+      });
+      return store.change(userId, deadlineMs, ({ active, retiring }, at) => {
+        const update = [active, retiring]
+          .filter((record) => record !== undefined && isLive(record, at))
+          .map((record) => revoked(record!, reason, at));
+        if (update.length === 0) return { update, answer: update };
+        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update });
+      });
+    },
+
+    async listAudit(filter, { size, token }, deadlineMs) {
+      const { limit, before } = checked((violations) => {
+        return { limit: checkPageSize(size, violations), before: readPageToken(token, filter, violations) };
+      });
+      return pageOf(await audit.list(filter, before, limit + 1, deadlineMs), limit, filter);
+    },
+  };
+}
+
+function notFound(message: string): KeyError {
+  return new KeyError("KEY_NOT_FOUND", message);
+}

@@ -1,0 +1,74 @@
+import type { ErrorReason } from "./errors.ts";
+import { isUserId } from "./policy.ts";
+
+/** Where a call came from, as far as it can be told without trusting the caller; what it says of itself is cut and cleaned. */
+export interface Origin {
+  /** The address at the other end of the connection. */
+  peer: string;
+  userAgent: string;
+  /** Of the header `x-request-id`, or made for the call; the same as in the log. */
+  requestId: string;
+}
+
+/** `changed`: in one transaction with the change. `answered`: nothing was changed. `denied`: the caller had no right. */
+export type AuditResult = "changed" | "answered" | "denied";
+
+/** Who did what to which keys, from where. Nothing in it is secret. */
+export interface AuditEntry {
+  at: Date;
+  /** The method, such as `Refresh`. */
+  action: string;
+  result: AuditResult;
+  /** Why it was denied. */
+  reason?: ErrorReason | undefined;
+  /** Who called; undefined: a stranger. */
+  actor?: string | undefined;
+  actorIsAdmin?: boolean | undefined;
+  /** Whose keys. */
+  userId?: string | undefined;
+  keyIds: string[];
+  origin?: Origin | undefined;
+  /** Not one entry, but this many that were not written one by one. */
+  leftOut?: number | undefined;
+}
+
+export interface StoredAuditEntry extends AuditEntry {
+  /** Later entries have greater ids. */
+  id: string;
+}
+
+export interface AuditFilter {
+  actor?: string | undefined;
+  userId?: string | undefined;
+  keyId?: string | undefined;
+  action?: string | undefined;
+  result?: AuditResult | undefined;
+  /** From this time on. */
+  since?: Date | undefined;
+  /** Before this time. */
+  until?: Date | undefined;
+}
+
+/** Every method fails with a KeyError, as those of KeyStore. */
+export interface AuditStore {
+  write(entries: readonly AuditEntry[]): Promise<void>;
+  /** Newest first, older than the entry `before`. */
+  list(filter: AuditFilter, before: string | undefined, limit: number, deadlineMs: number): Promise<StoredAuditEntry[]>;
+}
+
+const MAX_USER_AGENT = 256;
+/** What looks like a key or a token: people paste them into anything. */
+const SECRETS = /[0-9A-Za-z]+_[0-9A-Za-z]{16}_[0-9A-Za-z]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*/g;
+
+export function cleanUserAgent(text: string): string {
+  return text
+    .slice(0, 4 * MAX_USER_AGENT)
+    .replace(SECRETS, "[secret]")
+    .slice(0, MAX_USER_AGENT);
+}
+
+/** `claimed` where it may be kept: anybody may send anything as a user's id. */
+export function auditedUserId(claimed: unknown): string | undefined {
+  if (typeof claimed !== "string" || !isUserId(claimed)) return undefined;
+  return claimed.replace(SECRETS, "[secret]");
+}

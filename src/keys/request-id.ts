@@ -1,0 +1,83 @@
+import { createHash, hkdfSync } from "node:crypto";
+import { randomBase62, SECRET_LENGTH } from "./format.ts";
+import type { KeyRecord } from "./key.ts";
+import type { Lifetime, TimeSpan } from "./policy.ts";
+
+/** What secrets of requests are derived from. At least 32 bytes. */
+export interface RequestKey {
+  id: string;
+  secret: Uint8Array;
+}
+
+/** A call that may be repeated, as it is recognised. */
+export interface Asked {
+  userId: string;
+  requestId: string;
+  /** Of the request id: the database holds nothing of what a secret is derived from. */
+  digest: string;
+  /** Of everything else that was asked for. */
+  arguments: string;
+}
+
+export interface RequestSecrets {
+  /** The id of the key that new secrets are derived under. */
+  readonly current: string;
+  /** The secret of the key `keyId` of this call; undefined when the ring has no key `ringId`. Always the same. */
+  derive(asked: Pick<Asked, "userId" | "requestId">, keyId: string, ringId: string): string | undefined;
+}
+
+/** How long a request id stands for the key that it made. */
+export const REQUEST_REMEMBERED_MS = 24 * 3_600_000;
+
+/** Far more than the 44 bytes that a secret takes on average: to run out of them is less likely than any defect. */
+const STREAM_BYTES = 512;
+
+/** `ring`: newest first, at least one. */
+export function createRequestSecrets(ring: readonly RequestKey[]): RequestSecrets {
+  const byId = new Map(ring.map((key) => [key.id, key]));
+  return {
+    current: ring[0]!.id,
+    derive({ userId, requestId }, keyId, ringId) {
+      const key = byId.get(ringId);
+      if (key === undefined) return undefined;
+      const info = JSON.stringify(["latchkey key secret", userId, requestId, keyId]);
+      const stream = Buffer.from(hkdfSync("sha256", key.secret, "", info, STREAM_BYTES));
+      let taken = 0;
+      return randomBase62(SECRET_LENGTH, (size) => {
+        if (taken + size > stream.length) throw new Error("no secret could be derived");
+        taken += size;
+        return stream.subarray(taken - size, taken);
+      });
+    },
+  };
+}
+
+export interface AskedFor {
+  name?: string | undefined;
+  scopes: readonly string[];
+  lifetime?: Lifetime | undefined;
+  gracePeriod?: TimeSpan | undefined;
+}
+
+/** Names and scopes count as they would be stored; times as they were said. */
+export function askedBy(
+  method: "Create" | "Refresh",
+  userId: string,
+  requestId: string,
+  { name, scopes, lifetime, gracePeriod }: AskedFor,
+): Asked {
+  const span = (value: TimeSpan | undefined) => value && [String(value.seconds), value.nanos];
+  const rest = [
+    ...[method, name?.trim(), [...new Set(scopes)].sort()],
+    ...[lifetime?.case, span(lifetime?.value), span(gracePeriod)],
+  ];
+  return { userId, requestId, digest: sha256(requestId), arguments: sha256(JSON.stringify(rest)) };
+}
+
+export function isRemembered({ createdAt }: Pick<KeyRecord, "createdAt">, now: Date): boolean {
+  return now.getTime() - createdAt.getTime() < REQUEST_REMEMBERED_MS;
+}
+
+function sha256(text: string): string {
+  return createHash("sha256").update(text).digest("base64url");
+}

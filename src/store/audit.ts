@@ -1,0 +1,50 @@
+import { randomBytes } from "node:crypto";
+import type { Collection, Db, Filter } from "mongodb";
+import type { AuditEntry, AuditStore, StoredAuditEntry } from "../keys/audit.ts";
+import { guarded, remainingMs } from "./failures.ts";
+import { AUDIT } from "./schema.ts";
+
+export interface AuditDocument extends AuditEntry {
+  /** Begins with the time, so that ids are in its order. */
+  _id: string;
+}
+
+export function createAuditStore(db: Db): AuditStore {
+  const entries: Collection<AuditDocument> = db.collection(AUDIT);
+  return {
+    write: (batch) =>
+      guarded(Number.POSITIVE_INFINITY, async () => {
+        if (batch.length > 0) await entries.insertMany(batch.map(toAuditDocument), { ordered: false });
+      }),
+
+    list: ({ actor, userId, keyId, action, result, since, until }, before, limit, deadlineMs) =>
+      guarded(deadlineMs, async () => {
+        const ids: Filter<AuditDocument>[] = [];
+        if (before !== undefined) ids.push({ _id: { $lt: before } });
+        if (since !== undefined) ids.push({ _id: { $gte: idAt(since) } });
+        if (until !== undefined) ids.push({ _id: { $lt: idAt(until) } });
+        const filter: Filter<AuditDocument> = {
+          ...present<object>({ actor, userId, keyIds: keyId, action, result }),
+          ...(ids.length > 0 && { $and: ids }),
+        };
+        const found = entries.find(filter, { maxTimeMS: remainingMs(deadlineMs) });
+        return (await found.sort({ _id: -1 }).limit(limit).toArray()).map(toEntry);
+      }),
+  };
+}
+
+export function toAuditDocument(entry: AuditEntry): AuditDocument {
+  return { _id: idAt(entry.at) + randomBytes(8).toString("hex"), ...present(entry) };
+}
+
+function toEntry({ _id, ...entry }: AuditDocument): StoredAuditEntry {
+  return { id: _id, ...entry };
+}
+
+function idAt(time: Date): string {
+  return Math.max(0, time.getTime()).toString(16).padStart(12, "0");
+}
+
+function present<T extends object>(fields: T): T {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as T;
+}

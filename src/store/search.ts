@@ -1,0 +1,41 @@
+import type { Filter } from "mongodb";
+import type { KeyFilter } from "../keys/admin.ts";
+import type { StoredState } from "../keys/key.ts";
+import type { KeyDocument } from "./records.ts";
+
+/** Records that `filter` means at `now`, with greater ids than `after`. */
+export function matching({ userId, state, prefix, name }: KeyFilter, after: string | undefined, now: Date) {
+  const all: Filter<KeyDocument>[] = [];
+  if (userId !== undefined) all.push({ userId });
+  if (state !== undefined) all.push(inState(state, now));
+  if (prefix !== undefined) all.push(withPrefix(prefix));
+  if (name !== undefined) all.push({ name: { $regex: name.replace(/[^\p{L}\p{N}\s]/gu, "\\$&"), $options: "i" } });
+  if (after !== undefined) all.push({ _id: { $gt: after } });
+  return all.length === 0 ? {} : { $and: all };
+}
+
+/** As `statusAt` has it. */
+function inState(state: StoredState, now: Date): Filter<KeyDocument> {
+  const ahead = (end: "expiresAt" | "retiresAt") => ({ $or: [{ [end]: { $exists: false } }, { [end]: { $gt: now } }] });
+  const isCurrent = { state: { $in: ["active", "retiring"] as StoredState[] } };
+  switch (state) {
+    case "active":
+      return { state, ...ahead("expiresAt") };
+    case "retiring":
+      return { state, $and: [ahead("expiresAt"), ahead("retiresAt")] };
+    case "expired":
+      return { $or: [{ state }, { ...isCurrent, expiresAt: { $lte: now } }] };
+    case "revoked":
+      return { $or: [{ state }, { state: "retiring", retiresAt: { $lte: now }, ...ahead("expiresAt") }] };
+  }
+}
+
+/** `text` may be the whole prefix of keys, which may hold a `_` itself, or go on with a `_` and the first characters of an id. */
+function withPrefix(text: string): Filter<KeyDocument> {
+  const splits = [...text.matchAll(/_/g)].map(({ index }) => ({
+    prefix: text.slice(0, index),
+    // `{` comes right after `z`.
+    _id: { $gte: text.slice(index + 1), $lt: `${text.slice(index + 1)}{` },
+  }));
+  return { $or: [{ prefix: text }, ...splits] };
+}
