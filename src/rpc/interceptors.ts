@@ -1,12 +1,16 @@
 import { type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Caller } from "../keys/manage.ts";
+import type { Peer } from "../transport/hot-method.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { undecodable } from "./strict-decoding.ts";
 import type { Authenticator } from "./tokens.ts";
 
 /** Who calls a management method; set by `authenticate`. */
 export const caller: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined);
+
+/** Who is at the other end of the call's connection; set by the adapter. */
+export const peer: ContextKey<Peer | undefined> = createContextKey<Peer | undefined>(undefined);
 
 /** What is logged of a call; handlers add to it. */
 export const logged: ContextKey<Pick<LoggedCall, "keyId" | "outcome" | "told">> = createContextKey({});
@@ -74,8 +78,9 @@ function authenticate(authenticator: Authenticator): Interceptor {
   return (next) => async (request) => {
     if (request.service.typeName !== ApiKeyService.typeName) return next(request);
     const authorization = request.header.get("authorization");
-    if (OF_SERVICES.has(request.method.name)) await authenticator.service(authorization);
-    else request.contextValues.set(caller, await authenticator.user(authorization));
+    const { contextValues } = request;
+    if (OF_SERVICES.has(request.method.name)) await authenticator.service(authorization, contextValues.get(peer));
+    else contextValues.set(caller, await authenticator.user(authorization));
     return next(request);
   };
 }

@@ -1,7 +1,7 @@
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { BidiStream, type BidiStreams } from "./bidi.ts";
-import { ENVELOPE_BYTES, type HotAnswer } from "./hot-method.ts";
+import { ENVELOPE_BYTES, type HotAnswer, type Peer } from "./hot-method.ts";
 import { createHpackDecoder, encodeFields, type HpackDecoder, HpackError } from "./hpack.ts";
 import { httpDate } from "./http-date.ts";
 import {
@@ -24,6 +24,7 @@ import {
   Type,
 } from "./http2-frames.ts";
 import { StockSession } from "./http2-stock.ts";
+import { peerOf } from "./peer.ts";
 import {
   bodyOf,
   Call,
@@ -50,8 +51,8 @@ export interface Http2LaneOptions {
   requestTimeoutMs: number;
   /** Time without an open stream after which a connection is closed. */
   idleTimeoutMs: number;
-  /** Serves a connection that has on it only what is not served here. */
-  openStock(connection: Duplex): void;
+  /** Serves a connection that has on it only what is not served here; `peer` is who is at its end. */
+  openStock(connection: Duplex, peer: Peer | undefined): void;
 }
 
 export interface Http2Lane {
@@ -104,6 +105,8 @@ const CREDIT_BYTES = 8_192;
 const LINGER_MS = 5_000;
 /** Blocks of headers that are known by heart, a connection. */
 const MAX_MEMORIES = 16;
+/** Of such a block: clients that could fill the memory with long ones are many. */
+const MAX_REMEMBERED_BYTES = 1_024;
 /** A call whose message is not whole, or that is being answered. */
 interface OpenCall {
   id: number;
@@ -142,6 +145,7 @@ interface Blocked {
 
 class Connection {
   private readonly socket: Socket;
+  private readonly peer: Peer | undefined;
   private readonly options: Http2LaneOptions;
   private readonly decoder: HpackDecoder;
   private readonly read: (chunk: Buffer) => "ok" | "too large";
@@ -179,6 +183,7 @@ class Connection {
 
   constructor(socket: Socket, options: Http2LaneOptions) {
     this.socket = socket;
+    this.peer = peerOf(socket);
     this.options = options;
     this.decoder = createHpackDecoder({ maxTableBytes: 4_096, maxListBytes: options.maxHeaderBytes });
     this.read = createFrameReader(MAX_FRAME_BYTES, (received) => this.take(received));
@@ -301,7 +306,7 @@ class Connection {
 
   private openBidi(id: number, flags: number, list: string[]) {
     const headers = toHeaders(list);
-    const serve = headers && this.options.bidi.recognise(headers);
+    const serve = headers && this.options.bidi.recognise(headers, this.peer);
     if (serve === undefined) return this.handOver(id, flags, list);
     const bidi: OpenBidi = {
       id,
@@ -337,7 +342,8 @@ class Connection {
   private recognise(block: Buffer, list: string[]): Recognised | undefined {
     const recognised = this.options.methods.recognise(list);
     // One that changed the table means something else the next time.
-    if (recognised !== undefined && this.memoriesVersion === this.decoder.version) {
+    const isStable = this.memoriesVersion === this.decoder.version && block.length <= MAX_REMEMBERED_BYTES;
+    if (recognised !== undefined && isStable) {
       if (this.memories.size >= MAX_MEMORIES) this.memories.clear();
       this.memories.set(block.toString("latin1"), recognised);
     }
@@ -506,7 +512,7 @@ class Connection {
     const length = body?.length ?? 0;
     const whole = contentLength === undefined || contentLength === length;
     const message = whole ? messageIn(format, body ?? null, this.options.methods.maxBytesOf(method)) : undefined;
-    const call = message && new Call(format, message, headers, timeoutMs);
+    const call = message && new Call(format, message, headers, timeoutMs, this.peer);
     const answer = call && this.options.methods.answer(method, call);
     if (answer === undefined) {
       if (!this.calls.has(id)) this.calls.set(id, open);
@@ -655,7 +661,7 @@ class Connection {
 
   private openStock(): StockSession {
     return new StockSession({
-      open: this.options.openStock,
+      open: (connection) => this.options.openStock(connection, this.peer),
       settings: this.settings,
       sendWindow: this.sendWindow,
       windowLeft: () => this.sendWindow,
