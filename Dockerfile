@@ -11,6 +11,8 @@ RUN npm run build && npm prune --omit=dev --ignore-scripts --no-audit --no-fund
 FROM node:20-bookworm-slim
 # The two of malloc keep what reads of records leave behind from staying in the process: a fifth less memory a key.
 ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072
+# Off loopback it starts only with a certificate (LATCHKEY_TLS_CERT_FILE, LATCHKEY_TLS_KEY_FILE), or with LATCHKEY_PLAINTEXT=yes
+# where something else encrypts: that is for whoever runs it to say.
 ENV NODE_ENV=production LATCHKEY_LISTEN=0.0.0.0:8080 LATCHKEY_OPS_LISTEN=127.0.0.1:9090
 WORKDIR /app
 COPY --from=build /app/package.json ./

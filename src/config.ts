@@ -96,6 +96,16 @@ const serviceTokens = list.transform((items, context): ServiceToken[] => {
   return tokens.map((match) => ({ name: match![1]!, sha256: Buffer.from(match![2]!, "hex") }));
 });
 
+const clientNames = list.transform((names, context): string[] => {
+  if (names.length === 0 || !names.every((name) => /^(?:uri|dns|cn):[\x21-\x7e]{1,512}$/.test(name))) {
+    return fail(
+      context,
+      "must be names such as uri:spiffe://mesh/gateway, dns:gateway.internal or cn:gateway, separated by commas",
+    );
+  }
+  return names.map((name) => (name.startsWith("dns:") ? name.toLowerCase() : name));
+});
+
 const adminClaim = z.string().transform((text, context): { name: string; value: string } => {
   const match = /^([^=]+)=(.+)$/.exec(text);
   return match ? { name: match[1]!, value: match[2]! } : fail(context, "must be claim=value, for example role=admin");
@@ -184,11 +194,11 @@ export const VARIABLES = {
     .prefault("role=admin")
     .describe("claim and value that mark an admin; the claim may be a string or an array holding the value"),
   LATCHKEY_VERIFY_AUTH: z
-    .enum(["none", "token", "jwt"], "must be none, token or jwt")
+    .enum(["none", "token", "jwt", "mtls"], "must be none, token, jwt or mtls")
     .optional()
     .meta({ shown: "`none` on loopback" })
     .describe(
-      "who may call Verify and ask as a gateway: anyone, holders of a service token, holders of a JWT. Off loopback it must be said",
+      "who may call Verify, Watch and ask as a gateway: anyone (`none`), holders of a service token (`token`), of a JWT (`jwt`), of a client certificate (`mtls`). Off loopback it must be said",
     ),
   LATCHKEY_VERIFY_OPEN: z
     .literal("yes", "must be yes, or be left out")
@@ -199,6 +209,12 @@ export const VARIABLES = {
     .optional()
     .meta({ secret: true })
     .describe("`name:sha256:hex,…`, needed for `token`; `latchkey token --service NAME` makes one"),
+  LATCHKEY_VERIFY_CLIENTS: clientNames
+    .optional()
+    .meta({ shown: "any" })
+    .describe(
+      "for `mtls`, names of which a client's certificate must have one, comma-separated: `uri:…` and `dns:…` (alternative names), `cn:…`",
+    ),
   LATCHKEY_GATEWAY_KEY_FROM: gatewayKeySources
     .prefault("bearer,header:x-api-key")
     .describe(
@@ -252,6 +268,14 @@ export const VARIABLES = {
     .optional()
     .describe("certificate of the public port, PEM, with what stands between it and its root; unset: cleartext"),
   LATCHKEY_TLS_KEY_FILE: z.string().optional().describe("its key, PEM"),
+  LATCHKEY_TLS_CLIENT_CA_FILE: z
+    .string()
+    .optional()
+    .describe("who signs the certificates of clients, PEM, needed for `mtls`"),
+  LATCHKEY_PLAINTEXT: z
+    .literal("yes", "must be yes, or be left out")
+    .optional()
+    .describe("`yes`: cleartext is meant though `LATCHKEY_LISTEN` is not a loopback address"),
   LATCHKEY_MAX_MESSAGE_BYTES: count.prefault("65536").describe("largest request message"),
   LATCHKEY_MAX_CONNECTIONS: count.prefault("10000").describe("connections at once; more are closed unanswered"),
   LATCHKEY_MAX_STREAMS: count.prefault("250").describe("HTTP/2 streams at once on a connection"),
@@ -318,9 +342,11 @@ export interface Config {
   readonly tokenIssuer: string | undefined;
   readonly tokenAudience: string | undefined;
   readonly adminClaim: { name: string; value: string };
-  readonly verifyAuth: "none" | "token" | "jwt";
+  readonly verifyAuth: "none" | "token" | "jwt" | "mtls";
   readonly verifyAudience: string | undefined;
   readonly serviceTokens: readonly ServiceToken[];
+  /** Names, one of which a client's certificate must have; empty: any will do. */
+  readonly verifyClients: readonly string[];
   readonly gatewayKeyFrom: GatewayKeySources;
   readonly scopes: ScopePatterns;
   readonly memberScopes: ScopePatterns;
@@ -402,10 +428,26 @@ function contradictions(settings: Settings): string[] {
   }
   if ((settings.LATCHKEY_TLS_CERT_FILE === undefined) !== (settings.LATCHKEY_TLS_KEY_FILE === undefined))
     problems.push("LATCHKEY_TLS_CERT_FILE and LATCHKEY_TLS_KEY_FILE need each other: set both, or neither");
+  if (verifyAuth === "mtls" && settings.LATCHKEY_TLS_CLIENT_CA_FILE === undefined) {
+    problems.push(
+      "LATCHKEY_TLS_CLIENT_CA_FILE must be set when LATCHKEY_VERIFY_AUTH is mtls: who signs the clients' certificates",
+    );
+  }
+  for (const name of ["LATCHKEY_TLS_CLIENT_CA_FILE", "LATCHKEY_VERIFY_CLIENTS"] as const) {
+    if (settings[name] !== undefined && verifyAuth !== "mtls")
+      problems.push(`${name} means nothing unless LATCHKEY_VERIFY_AUTH is mtls`);
+  }
+  if (settings.LATCHKEY_TLS_CLIENT_CA_FILE !== undefined && settings.LATCHKEY_TLS_CERT_FILE === undefined)
+    problems.push("LATCHKEY_TLS_CERT_FILE and LATCHKEY_TLS_KEY_FILE must be set when LATCHKEY_TLS_CLIENT_CA_FILE is");
   const { host } = settings.LATCHKEY_LISTEN;
+  if (!isLoopback(host) && settings.LATCHKEY_TLS_CERT_FILE === undefined && settings.LATCHKEY_PLAINTEXT !== "yes") {
+    problems.push(
+      `LATCHKEY_TLS_CERT_FILE and LATCHKEY_TLS_KEY_FILE must be set when LATCHKEY_LISTEN is not a loopback address (it is ${host}): keys and tokens would cross the network in cleartext. If something else encrypts them there (a service mesh, a proxy on the same host), set LATCHKEY_PLAINTEXT=yes`,
+    );
+  }
   if (!isLoopback(host) && verifyAuth === undefined) {
     problems.push(
-      `LATCHKEY_VERIFY_AUTH must be set when LATCHKEY_LISTEN is not a loopback address (it is ${host}): token, jwt or none`,
+      `LATCHKEY_VERIFY_AUTH must be set when LATCHKEY_LISTEN is not a loopback address (it is ${host}): mtls, token, jwt or none`,
     );
   }
   if (!isLoopback(host) && verifyAuth === "none" && settings.LATCHKEY_VERIFY_OPEN !== "yes") {
@@ -450,6 +492,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     verifyAuth: settings.LATCHKEY_VERIFY_AUTH ?? "none",
     verifyAudience: settings.LATCHKEY_VERIFY_AUDIENCE,
     serviceTokens: settings.LATCHKEY_SERVICE_TOKENS ?? [],
+    verifyClients: settings.LATCHKEY_VERIFY_CLIENTS ?? [],
     gatewayKeyFrom: settings.LATCHKEY_GATEWAY_KEY_FROM,
     scopes: settings.LATCHKEY_SCOPES,
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
@@ -486,7 +529,8 @@ function toConfig(settings: Settings, environment: Environment): Config {
 
 function tlsFiles(settings: Settings): TlsFiles | undefined {
   const { LATCHKEY_TLS_CERT_FILE: certFile, LATCHKEY_TLS_KEY_FILE: keyFile } = settings;
-  return certFile === undefined || keyFile === undefined ? undefined : { certFile, keyFile };
+  if (certFile === undefined || keyFile === undefined) return undefined;
+  return { certFile, keyFile, clientCaFile: settings.LATCHKEY_TLS_CLIENT_CA_FILE };
 }
 
 function tokenKey(settings: Settings): TokenKey | undefined {

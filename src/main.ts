@@ -41,7 +41,10 @@ export async function serve(): Promise<number> {
     });
     const server = await starting;
     announce(log, server);
-    if (server.devTokenSecret !== undefined) process.stderr.write(await welcome(server.address, server.devTokenSecret));
+    if (server.devTokenSecret !== undefined) {
+      const scheme = config.tls === undefined ? "http" : "https";
+      process.stderr.write(await welcome(scheme, server.address, server.devTokenSecret));
+    }
     const code = await ended;
     await server.stop();
     log.info({ event: "stopped" }, "stopped");
@@ -71,24 +74,24 @@ function announce(log: Logger, server: Server): void {
 }
 
 /** What a person at a terminal needs next. Only in the embedded mode, where the token is a development token. */
-async function welcome(address: string, devTokenSecret: string): Promise<string> {
+async function welcome(scheme: "http" | "https", address: string, devTokenSecret: string): Promise<string> {
   const token = await mintDevToken(devTokenSecret, { user: "alice", admin: false, ttlS: 86_400, now: new Date() });
   const service = "latchkey.v1.ApiKeyService";
   return `
-Latchkey listens on http://${address}
+Latchkey listens on ${scheme}://${address}
 It serves ${service}, grpc.health.v1.Health and server reflection over gRPC, gRPC-Web and Connect, on HTTP/1.1 and HTTP/2.
 
 A development token for the user "alice", good for 24 hours:
 ${token}
 
 Make a key (or replace the one there is):
-npx buf curl --schema proto -H 'authorization: Bearer ${token}' -d '{"scopes":["read"]}' http://${address}/${service}/Refresh
+npx buf curl --schema proto -H 'authorization: Bearer ${token}' -d '{"scopes":["read"]}' ${scheme}://${address}/${service}/Refresh
 
 Look at it:
-grpcurl -plaintext -H 'authorization: Bearer ${token}' ${address} ${service}/Get
+grpcurl ${scheme === "http" ? "-plaintext " : ""}-H 'authorization: Bearer ${token}' ${address} ${service}/Get
 
 End it:
-curl -H 'authorization: Bearer ${token}' -H 'content-type: application/json' -d '{}' http://${address}/${service}/Revoke
+curl -H 'authorization: Bearer ${token}' -H 'content-type: application/json' -d '{}' ${scheme}://${address}/${service}/Revoke
 
 `;
 }

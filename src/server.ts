@@ -50,9 +50,9 @@ import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
 import { type KeyEvent, watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
-import { listen } from "./transport/listener.ts";
+import { type Listener, listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
-import { loadTls } from "./transport/tls.ts";
+import { endOfCertificate, loadTls, type TlsFiles, type TlsIdentity, watchTls } from "./transport/tls.ts";
 
 export interface ServerHooks {
   log: Logger;
@@ -202,6 +202,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       hotStreams: [createHotVerifyStream(many)],
       forwardAuth: createForwardAuth(config.gatewayKeyFrom, gateway),
     });
+    if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));
     serving(true);
     cleanUps.push(async () => {
       health.drain();
@@ -377,6 +378,29 @@ function watchDatabase(
   };
 }
 
+/** Takes up what is put in place of the certificate, its key and the clients' CA. Returns what ends it. */
+function keepTls(files: TlsFiles, first: TlsIdentity, listener: Listener, log: Logger, metrics: Metrics): () => void {
+  let endMs = endOfCertificate(first);
+  metrics.gauge(
+    "latchkey_tls_certificate_expiry_seconds",
+    "End of the certificate that is served, in seconds since 1970",
+    () => endMs / 1_000,
+    "min",
+  );
+  return watchTls(files, {
+    current: first,
+    onChanged(identity) {
+      listener.renewTls(identity);
+      endMs = endOfCertificate(identity);
+      log.info(
+        { event: "tls_renewed", until: new Date(endMs).toISOString() },
+        "connections get the new certificate from now on",
+      );
+    },
+    onRefused: ({ message }) => log.error({ event: "tls_refused" }, `${message} What was served before is served on.`),
+  });
+}
+
 function developmentPepper({ pepper }: DevSecrets): Pepper {
   return { id: DEV_PEPPER, secret: Buffer.from(pepper, "base64") };
 }
@@ -394,6 +418,7 @@ function developmentKey({ jwtSecret }: DevSecrets): TokenKey {
 
 function verifyAuth(config: Config): VerifyAuth {
   if (config.verifyAuth === "token") return { kind: "token", tokens: config.serviceTokens };
+  if (config.verifyAuth === "mtls") return { kind: "mtls", clients: config.verifyClients };
   if (config.verifyAuth === "jwt") return { kind: "jwt", audience: config.verifyAudience! };
   return { kind: "none" };
 }

@@ -1,9 +1,8 @@
 import { Code, type ConnectRouter, type Interceptor } from "@connectrpc/connect";
-import type { connectNodeAdapter } from "@connectrpc/connect-node";
 import { nodeAdapter } from "./node-adapter.ts";
 import { admitUndecodable, refuseUndecodable } from "./strict-decoding.ts";
 
-export type RequestHandler = ReturnType<typeof connectNodeAdapter>;
+export type RequestHandler = ReturnType<typeof nodeAdapter>;
 
 export interface AdapterParts {
   interceptors: Interceptor[];

@@ -8,10 +8,10 @@ import {
   CheckResponseSchema,
 } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import type { GatewayKeySources } from "../config.ts";
-import type { HotAnswer, HotCall, HotMethod } from "../transport/hot-method.ts";
+import type { HotAnswer, HotCall, HotMethod, Peer } from "../transport/hot-method.ts";
 import { createCheckReader, createCheckWriter } from "./check-wire.ts";
 import { createDecide, type Decision, type GatewayParts, TOO_LARGE } from "./gateway.ts";
-import { logged } from "./interceptors.ts";
+import { logged, peer } from "./interceptors.ts";
 import type { Presented } from "./presented-key.ts";
 import { arrived } from "./strict-decoding.ts";
 
@@ -38,18 +38,18 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
   const encoded = (decision: Decision, presented: Presented): Buffer =>
     decision.allowed ? writer.allowed(decision.entry, presented) : writer.denied(decision);
 
-  const check = (message: Buffer, headers: CallHeaders, timeoutMs: number | undefined): Buffer | Promise<Buffer> => {
+  const check = (message: Buffer, { headers, peer, timeoutMs }: Asked): Buffer | Promise<Buffer> => {
     const { presented, requiredScopes } = reader.read(message);
     const { authorization: gatewayToken, "x-request-id": requestId } = headers;
-    const decision = decide({ presented, requiredScopes, gatewayToken, timeoutMs, requestId });
+    const decision = decide({ presented, requiredScopes, gatewayToken, peer, timeoutMs, requestId });
     return decision instanceof Promise
       ? decision.then((late) => encoded(late, presented))
       : encoded(decision, presented);
   };
 
-  const answer = ({ json, message, headers, timeoutMs }: HotCall): HotAnswer | Promise<HotAnswer> | undefined => {
-    if (json) return undefined;
-    const bytes = check(message, headers, timeoutMs);
+  const answer = (call: HotCall): HotAnswer | Promise<HotAnswer> | undefined => {
+    if (call.json) return undefined;
+    const bytes = check(call.message, call);
     return bytes instanceof Promise ? bytes.then((late) => ({ message: late })) : { message: bytes };
   };
 
@@ -71,7 +71,8 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
         }
         const message = came === "undecodable" ? NO_MESSAGE : (came ?? toBinary(CheckRequestSchema, request));
         const headers = { authorization, "x-request-id": requestId };
-        return decoded(await check(Buffer.from(message), headers, context.timeoutMs()));
+        const asked = { headers, peer: context.values.get(peer), timeoutMs: context.timeoutMs() };
+        return decoded(await check(Buffer.from(message), asked));
       },
     },
   };
@@ -80,9 +81,10 @@ export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts):
 /** No CheckRequest, as little as what came. */
 const NO_MESSAGE = Uint8Array.of(0xff);
 
-interface CallHeaders {
-  authorization?: string | undefined;
-  "x-request-id"?: string | string[] | undefined;
+interface Asked {
+  headers: { authorization?: string | undefined; "x-request-id"?: string | string[] | undefined };
+  peer: Peer | undefined;
+  timeoutMs: number | undefined;
 }
 
 /** The message of what was encoded by hand. It has an outage in two fields of one oneof, the second as an unknown one. */

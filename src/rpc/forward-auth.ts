@@ -28,13 +28,13 @@ const TARGET_HEADERS = ["x-forwarded-uri", "x-original-uri", "x-original-url", "
 export function createForwardAuth(sources: GatewayKeySources, parts: GatewayParts): ForwardAuth {
   const decide = createDecide(parts, SERVICE, METHOD);
   return (request) => {
-    const { headers } = request;
+    const { headers, peer } = request;
     const presented = presentedBy(request, sources);
     const token = headers["x-latchkey-gateway-token"];
     const decision = decide({
       ...{ presented, requiredScopes: requiredScopesOf(request), requestId: headers["x-request-id"] },
       gatewayToken: typeof token === "string" ? `Bearer ${token}` : undefined,
-      timeoutMs: undefined,
+      ...{ peer, timeoutMs: undefined },
     });
     return decision instanceof Promise
       ? decision.then((late) => toAnswer(late, presented, sources))

@@ -1,6 +1,7 @@
 import { invalid, KeyError } from "../keys/errors.ts";
 import type { Outcome, Verification, VerifyKey } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
+import type { Peer } from "../transport/hot-method.ts";
 import { boundedTimeout } from "./api-key-service.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { IDENTITY_HEADERS, isAmbiguous, type Presented } from "./presented-key.ts";
@@ -31,6 +32,8 @@ export interface Question {
   requiredScopes: readonly string[] | undefined;
   /** By which the gateway proves itself, as in an `authorization` header. */
   gatewayToken: string | undefined;
+  /** By which certificate it proves itself. */
+  peer: Peer | undefined;
   timeoutMs: number | undefined;
   /** For the log, as it came. */
   requestId: string | string[] | undefined;
@@ -72,7 +75,7 @@ export function createDecide({ verify, authenticator, calls }: GatewayParts, ser
   return (question) => {
     const startedMs = performance.now();
     try {
-      const admitted = authenticator.service(question.gatewayToken);
+      const admitted = authenticator.service(question.gatewayToken, question.peer);
       const found = admitted === undefined ? ask(question) : admitted.then(() => ask(question));
       if (!(found instanceof Promise)) return concluded(question, startedMs, found);
       return inTime(found, boundedTimeout(question.timeoutMs)).then(

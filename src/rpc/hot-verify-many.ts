@@ -46,7 +46,7 @@ export function createHotBatchVerify({ verifyMany, authenticator, calls }: HotVe
       return verifyMany(inputs);
     };
     try {
-      const admitted = authenticator.service(call.headers.authorization);
+      const admitted = authenticator.service(call.headers.authorization, call.peer);
       const verdicts = admitted === undefined ? run() : admitted.then(run);
       return verdicts instanceof Promise ? verdicts.then(answered, refused) : answered(verdicts);
     } catch (error) {
@@ -67,11 +67,11 @@ export function createHotVerifyStream({
 
   return {
     path: `/${service}/${method}`,
-    open(headers) {
+    open(headers, peer) {
       const logged = loggedCall(method, headers["x-request-id"]);
       calls.opened(logged);
       return {
-        admit: async () => authenticator.service(headers.authorization),
+        admit: async () => authenticator.service(headers.authorization, peer),
         read(message) {
           const input = decodeStreamed(message) ?? decodeGenerically(message);
           input.timeoutMs = MAX_CALL_MS;

@@ -28,7 +28,7 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
     request.timeoutMs = boundedTimeout(call.timeoutMs);
     let found: Verification | Promise<Verification>;
     try {
-      const admitted = authenticator.service(headers.authorization);
+      const admitted = authenticator.service(headers.authorization, call.peer);
       found = admitted === undefined ? verify(request) : admitted.then(() => verify(request));
     } catch (error) {
       return isPlain(request) ? refused(call, startedMs, error) : undefined;

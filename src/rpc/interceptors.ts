@@ -5,6 +5,7 @@ import { auditedUserId, cleanUserAgent, type Origin } from "../keys/audit.ts";
 import type { AuditLog } from "../keys/audit-log.ts";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Caller } from "../keys/manage.ts";
+import type { Peer } from "../transport/hot-method.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { undecodable } from "./strict-decoding.ts";
 import type { Authenticator } from "./tokens.ts";
@@ -16,6 +17,9 @@ const origin: ContextKey<Origin | undefined> = createContextKey<Origin | undefin
 
 /** The address at the other end of the call's connection; set by the adapter. */
 export const peerAddress: ContextKey<string> = createContextKey("");
+
+/** Who is at the other end of the call's connection; set by the adapter. */
+export const peer: ContextKey<Peer | undefined> = createContextKey<Peer | undefined>(undefined);
 
 export type Noted = Pick<LoggedCall, "keyId" | "outcome" | "told" | "userOfKeys" | "changed">;
 
@@ -144,7 +148,7 @@ function authenticate(authenticator: Authenticator): Interceptor {
       if (service.typeName === AdminService.typeName && !who.admin)
         throw new KeyError("ADMIN_REQUIRED", "Only an admin may call AdminService.");
     } else if (service.typeName === ApiKeyService.typeName) {
-      await authenticator.service(authorization);
+      await authenticator.service(authorization, contextValues.get(peer));
     }
     return next(request);
   };

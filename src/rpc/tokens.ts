@@ -6,6 +6,7 @@ import { KeyError } from "../keys/errors.ts";
 import { parseAnyKey } from "../keys/format.ts";
 import type { Caller } from "../keys/manage.ts";
 import { isUserId } from "../keys/policy.ts";
+import type { Peer } from "../transport/hot-method.ts";
 
 export interface TokenRules {
   key: TokenKey;
@@ -18,13 +19,15 @@ export interface TokenRules {
 export type VerifyAuth =
   | { kind: "none" }
   | { kind: "token"; tokens: readonly { name: string; sha256: Uint8Array }[] }
-  | { kind: "jwt"; audience: string };
+  | { kind: "jwt"; audience: string }
+  /** `clients`: names, one of which a certificate must have; empty: any that the CA signed. */
+  | { kind: "mtls"; clients: readonly string[] };
 
 export interface Authenticator {
   /** The user behind a management call. Throws UNAUTHENTICATED or API_KEY_NOT_ALLOWED. */
   user(authorization: string | null): Promise<Caller>;
   /** Admits a caller of Verify, or throws or rejects with UNAUTHENTICATED. No promise: admitted at once. */
-  service(authorization: string | null | undefined): Promise<void> | undefined;
+  service(authorization: string | null | undefined, peer: Peer | undefined): Promise<void> | undefined;
 }
 
 const CLOCK_TOLERANCE_S = 30;
@@ -85,8 +88,9 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
         throw unauthenticated("The token's sub must have 1 to 256 characters.");
       return { userId: payload.sub, admin: holds(payload[rules.adminClaim.name], rules.adminClaim.value) };
     },
-    service(authorization) {
+    service(authorization, peer) {
       if (verifyAuth.kind === "none") return undefined;
+      if (verifyAuth.kind === "mtls") return admitPeer(peer, verifyAuth.clients, rules.clock().getTime());
       const header = authorization ?? "";
       if (header.length > MAX_TOKEN_LENGTH) throw tooLong();
       const digest = hash("sha256", salt + header, "binary");
@@ -100,6 +104,15 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
       return claims(token, verifyAuth.audience).then(({ exp = 0 }) => remember(digest, exp * 1_000));
     },
   };
+}
+
+function admitPeer(peer: Peer | undefined, clients: readonly string[], nowMs: number): undefined {
+  if (peer === undefined)
+    throw unauthenticated("A client certificate is needed, and none that is trusted here was sent.");
+  if (!(nowMs < peer.validUntilMs))
+    throw unauthenticated("The client certificate has expired. Connect with a new one.");
+  if (clients.length > 0 && !peer.names.some((name) => clients.includes(name)))
+    throw unauthenticated("The client certificate has none of the names that may ask here.");
 }
 
 // Digests have one length, and each is compared: neither time nor an early end tells how much of a token was right.

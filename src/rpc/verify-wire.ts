@@ -67,7 +67,8 @@ export function decodeBatch(bytes: Buffer): VerifyInput[] | undefined {
     if (bytes[at] !== tag(1, LENGTH_DELIMITED)) return undefined;
     const { value: length, end: start } = readVarint(bytes, at + 1);
     at = start + length;
-    const input = at > bytes.length ? undefined : decodeVerify(bytes, start, at);
+    // A length that is none is not within.
+    const input = at <= bytes.length ? decodeVerify(bytes, start, at) : undefined;
     if (input === undefined || !isPlain(input)) return undefined;
     inputs.push(input);
   }
@@ -93,19 +94,27 @@ function readVarint(bytes: Buffer, start: number): { value: number; end: number 
   return { value: Number.NaN, end: start };
 }
 
-const JSON_FIELDS: ReadonlySet<string> = new Set(["key", "requiredScopes", "consistency"]);
+const JSON_FIELDS: ReadonlyMap<string, string> = new Map(
+  ["key", "requiredScopes", "consistency"].map((name) => [name, `"${name}"`]),
+);
 
 /** The VerifyRequest in JSON, where it is spelled as nearly all callers spell it. */
 export function decodeVerifyJson(bytes: Buffer): VerifyInput | undefined {
   if (!isAscii(bytes)) return undefined;
+  const text = bytes.toString("latin1");
   let parsed: unknown;
   try {
-    parsed = JSON.parse(bytes.toString("latin1"));
+    parsed = JSON.parse(text);
   } catch {
     return undefined;
   }
   if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) return undefined;
-  for (const name in parsed) if (!JSON_FIELDS.has(name)) return undefined;
+  // A name may come twice, but for JSON.parse the last one counts; spelled with escapes it may look like no name at all.
+  if (text.includes("\\")) return undefined;
+  for (const name in parsed) {
+    const quoted = JSON_FIELDS.get(name);
+    if (quoted === undefined || text.indexOf(quoted) !== text.lastIndexOf(quoted)) return undefined;
+  }
   const { key = "", requiredScopes = NONE, consistency } = parsed as Record<string, unknown>;
   if (typeof key !== "string" || !Array.isArray(requiredScopes)) return undefined;
   if (!requiredScopes.every((scope) => typeof scope === "string")) return undefined;

@@ -5,6 +5,7 @@ import {
   ENVELOPE_BYTES,
   type HotStreamMethod,
   type HotStreamSession,
+  type Peer,
   type WireError,
 } from "./hot-method.ts";
 import {
@@ -25,7 +26,7 @@ export interface BidiOptions {
 
 export interface BidiStreams {
   /** What serves a stream with these headers; undefined: it is not served here. */
-  recognise(headers: IncomingHttpHeaders): ((stream: BidiStream) => void) | undefined;
+  recognise(headers: IncomingHttpHeaders, peer: Peer | undefined): ((stream: BidiStream) => void) | undefined;
   /** Ends each stream once what was read of it is answered. */
   drain(): void;
 }
@@ -129,7 +130,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
   const open = new Set<AbortController>();
   let draining = false;
 
-  async function serve(stream: BidiStream, headers: IncomingHttpHeaders, method: HotStreamMethod, timeoutMs: number) {
+  async function serve(stream: BidiStream, openSession: () => HotStreamSession, timeoutMs: number) {
     const interruption: Interruption = { reading: new AbortController(), answering: new AbortController() };
     const { reading, answering } = interruption;
     const interrupt = (reason: WireError) => {
@@ -139,7 +140,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
     const timer = timeoutMs > MAX_TIMEOUT_MS ? undefined : setTimeout(() => interrupt(TIMED_OUT), timeoutMs);
     open.add(reading);
     stream.once("aborted", () => interrupt(GONE));
-    const session = method.open(headers);
+    const session = openSession();
     let error: WireError | undefined;
     try {
       await unlessAborted(session.admit(), answering.signal);
@@ -192,7 +193,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
   }
 
   return {
-    recognise(headers) {
+    recognise(headers, peer) {
       const method = headers[":method"] === "POST" ? byPath.get(String(headers[":path"])) : undefined;
       const format = FORMATS.get(headers["content-type"]);
       if (method === undefined || format?.protocol !== "grpc" || format.json || draining) return undefined;
@@ -200,7 +201,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
       const timeoutMs = timeout === undefined ? Number.POSITIVE_INFINITY : timeoutFrom(format, String(timeout));
       const encoding = headers["grpc-encoding"] ?? "identity";
       if (encoding !== "identity" || Number.isNaN(timeoutMs)) return undefined;
-      return (stream) => void serve(stream, headers, method, timeoutMs);
+      return (stream) => void serve(stream, () => method.open(headers, peer), timeoutMs);
     },
     drain() {
       draining = true;

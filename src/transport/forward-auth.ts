@@ -1,6 +1,8 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
 import { constants, type ServerHttp2Stream } from "node:http2";
 import { drain } from "./drain.ts";
+import type { Peer } from "./hot-method.ts";
+import { peerOf } from "./peer.ts";
 import type { RequestListener } from "./unary.ts";
 
 /** Answers gateways that ask over plain HTTP whether a request may pass. Must not throw or reject. */
@@ -13,6 +15,7 @@ export interface ForwardRequest {
   headers: IncomingHttpHeaders;
   /** Names and values in turn, as they came; pseudo-headers included over HTTP/2. */
   rawHeaders: readonly string[];
+  peer: Peer | undefined;
 }
 
 export interface ForwardAnswer {
@@ -51,7 +54,7 @@ export function forwardAuthStreams(answer: ForwardAuth, next: StreamListener): S
       stream.respond({ ":status": status, ...more, "content-length": bytes.length }, { endStream: bodiless });
       if (!bodiless) stream.end(bytes);
     };
-    settle(answer({ target, headers, rawHeaders }), write);
+    settle(answer({ target, headers, rawHeaders, peer: peerOf(stream.session) }), write);
   };
 }
 
@@ -70,7 +73,7 @@ export function forwardAuthRequests(
       response.end(body);
       answered(response);
     };
-    settle(answer({ target, headers, rawHeaders }), write);
+    settle(answer({ target, headers, rawHeaders, peer: peerOf(socket) }), write);
   };
 }
 

@@ -19,7 +19,7 @@ export interface HotMethod {
 /** A bidirectional stream of messages that have one answer each; served without Connect over gRPC in protobuf. */
 export interface HotStreamMethod<Request = unknown> {
   path: string;
-  open(headers: IncomingHttpHeaders): HotStreamSession<Request>;
+  open(headers: IncomingHttpHeaders, peer: Peer | undefined): HotStreamSession<Request>;
 }
 
 /** One stream. Exactly one of `ended`, `left` and `failed` is called, once, and last. */
@@ -52,6 +52,14 @@ export class BrokenStream extends Error {
 /** Before each message of gRPC and gRPC-Web: a byte of flags, four of length. */
 export const ENVELOPE_BYTES = 5;
 
+/** Whoever is at the other end of a connection, by a certificate that was verified. */
+export interface Peer {
+  /** `uri:…`, `dns:…` (in lower case) and `cn:…`, of the certificate. */
+  readonly names: readonly string[];
+  /** Its end, of `Date.now()`: a connection may outlive it. */
+  readonly validUntilMs: number;
+}
+
 export type Protocol = "grpc" | "grpc-web" | "connect";
 
 export interface HotCall {
@@ -61,6 +69,7 @@ export interface HotCall {
   readonly protocol: Protocol;
   /** Pseudo-headers included over HTTP/2. */
   readonly headers: IncomingHttpHeaders;
+  readonly peer: Peer | undefined;
   /** What the caller gives it, from now on; at least 1. */
   readonly timeoutMs: number | undefined;
   /** Aborted at the deadline, or when the caller goes away before the answer. Made when first asked for. */

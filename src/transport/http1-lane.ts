@@ -1,7 +1,8 @@
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
-import type { HotAnswer } from "./hot-method.ts";
+import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
+import { peerOf } from "./peer.ts";
 import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
 import { EMPTY } from "./wire-format.ts";
 
@@ -64,6 +65,7 @@ interface Head {
 
 class Connection {
   private readonly socket: Socket;
+  private readonly peer: Peer | undefined;
   private readonly options: Http1LaneOptions;
   private readonly left: () => void;
   private readonly onData = (chunk: Buffer): void => this.receive(chunk);
@@ -91,6 +93,7 @@ class Connection {
 
   constructor(socket: Socket, options: Http1LaneOptions, left: () => void) {
     this.socket = socket;
+    this.peer = peerOf(socket);
     this.options = options;
     this.left = left;
     socket.on("data", this.onData);
@@ -118,7 +121,7 @@ class Connection {
       const { method, format, headers, timeoutMs } = head.recognised;
       const body = head.bodyBytes === 0 ? null : this.rest.subarray(start, end);
       const message = messageIn(format, body, this.options.methods.maxBytesOf(method));
-      const call = message && new Call(format, message, headers, timeoutMs);
+      const call = message && new Call(format, message, headers, timeoutMs, this.peer);
       const answer = call && this.options.methods.answer(method, call);
       if (answer === undefined) return this.handOver(call !== undefined);
       this.rest = this.rest.subarray(end);

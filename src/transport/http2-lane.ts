@@ -1,7 +1,7 @@
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { BidiStream, type BidiStreams } from "./bidi.ts";
-import { ENVELOPE_BYTES, type HotAnswer } from "./hot-method.ts";
+import { ENVELOPE_BYTES, type HotAnswer, type Peer } from "./hot-method.ts";
 import { createHpackDecoder, encodeFields, type HpackDecoder, HpackError } from "./hpack.ts";
 import { httpDate } from "./http-date.ts";
 import {
@@ -25,6 +25,7 @@ import {
   Type,
 } from "./http2-frames.ts";
 import { StockSession } from "./http2-stock.ts";
+import { peerOf } from "./peer.ts";
 import {
   bodyOf,
   Call,
@@ -51,8 +52,8 @@ export interface Http2LaneOptions {
   requestTimeoutMs: number;
   /** Time without an open stream after which a connection is closed. */
   idleTimeoutMs: number;
-  /** Serves a connection that has on it only what is not served here. */
-  openStock(connection: Duplex): void;
+  /** Serves a connection that has on it only what is not served here; `peer` is who is at its end. */
+  openStock(connection: Duplex, peer: Peer | undefined): void;
 }
 
 export interface Http2Lane {
@@ -145,6 +146,7 @@ interface Blocked {
 
 class Connection {
   private readonly socket: Socket;
+  private readonly peer: Peer | undefined;
   private readonly options: Http2LaneOptions;
   private readonly decoder: HpackDecoder;
   private readonly read: (chunk: Buffer) => "ok" | "too large";
@@ -194,6 +196,7 @@ class Connection {
 
   constructor(socket: Socket, options: Http2LaneOptions) {
     this.socket = socket;
+    this.peer = peerOf(socket);
     this.options = options;
     this.decoder = createHpackDecoder({ maxTableBytes: DEFAULT_TABLE_BYTES, maxListBytes: options.maxHeaderBytes });
     this.read = createFrameReader(MAX_FRAME_BYTES, (received) => this.take(received));
@@ -318,7 +321,7 @@ class Connection {
 
   private openBidi(id: number, flags: number, list: string[]) {
     const headers = toHeaders(list);
-    const serve = headers && this.options.bidi.recognise(headers);
+    const serve = headers && this.options.bidi.recognise(headers, this.peer);
     if (serve === undefined) return this.handOver(id, flags, list);
     const bidi: OpenBidi = {
       id,
@@ -531,7 +534,7 @@ class Connection {
     const length = body?.length ?? 0;
     const whole = contentLength === undefined || contentLength === length;
     const message = whole ? messageIn(format, body ?? null, this.options.methods.maxBytesOf(method)) : undefined;
-    const call = message && new Call(format, message, headers, timeoutMs);
+    const call = message && new Call(format, message, headers, timeoutMs, this.peer);
     const answer = call && this.options.methods.answer(method, call);
     if (answer === undefined) {
       if (!this.calls.has(id)) this.calls.set(id, open);
@@ -675,7 +678,7 @@ class Connection {
 
   private openStock(): StockSession {
     return new StockSession({
-      open: this.options.openStock,
+      open: (connection) => this.options.openStock(connection, this.peer),
       remoteAddress: this.socket.remoteAddress,
       settings: this.settings,
       windowLeft: () => this.sendWindow,

@@ -1,7 +1,7 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
-import { createServer as createTlsServer } from "node:tls";
+import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
 import {
@@ -11,10 +11,11 @@ import {
   isForwardAuth,
   type StreamListener,
 } from "./forward-auth.ts";
-import type { HotMethod, HotStreamMethod } from "./hot-method.ts";
+import type { HotMethod, HotStreamMethod, Peer } from "./hot-method.ts";
 import { createHttp1Lane } from "./http1-lane.ts";
 import { createHttp2Lane } from "./http2-lane.ts";
 import { trackSessions } from "./http2-sessions.ts";
+import { notePeer, peerOf, verifiedPeer } from "./peer.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
 import { createHotMethods, type RequestListener, serveHotRequests } from "./unary.ts";
@@ -23,13 +24,18 @@ export interface ListenerOptions {
   host: string;
   /** 0: any free one. */
   port: number;
-  handler: (request: IncomingMessage | Http2ServerRequest, response: ServerResponse | Http2ServerResponse) => void;
+  /** `peer`: who is at the other end. */
+  handler: (
+    request: IncomingMessage | Http2ServerRequest,
+    response: ServerResponse | Http2ServerResponse,
+    peer: Peer | undefined,
+  ) => void;
   /** Methods that are served here, before `handler` is asked. */
   hot?: readonly HotMethod[];
   hotStreams?: readonly HotStreamMethod[];
   /** Asked about everything at and below `FORWARD_AUTH_PATH`. */
   forwardAuth?: ForwardAuth;
-  /** Serves TLS alone; cleartext when left out. */
+  /** Serves TLS alone; cleartext when left out. With a `ca`, clients are asked for a certificate, and may have none. */
   tls?: TlsIdentity | undefined;
   limits?: Partial<ListenerLimits>;
 }
@@ -85,6 +91,8 @@ export interface Listener {
   readonly address: string;
   /** Accepts nothing more, lets open requests finish for at most `graceMs`, then cuts what is left. Idempotent. */
   close(graceMs: number): Promise<void>;
+  /** For connections from now on. Only where TLS is served, and with a `ca` only where there was one. */
+  renewTls(identity: TlsIdentity): void;
 }
 
 /**
@@ -119,7 +127,7 @@ export async function listen({
   };
   const stockRequest: RequestListener = (request, response) => {
     response.once("close", () => answered(response));
-    handler(request, response);
+    handler(request, response, peerOf(request.socket));
   };
   const stock = forwardAuth === undefined ? stockRequest : forwardAuthRequests(forwardAuth, stockRequest, answered);
   const serveRequest = serveHotRequests({ methods, answered, stock });
@@ -173,13 +181,19 @@ export async function listen({
     },
   });
   // Never has a connection of its own: it makes requests and responses of the streams that it is told of.
-  const stockHttp2 = createHttp2Server(handler);
+  const stockHttp2 = createHttp2Server((request, response) => {
+    handler(request, response, peerOf(request.stream.session));
+  });
   const stockStream: StreamListener = (...stream) => void stockHttp2.emit("stream", ...stream);
   http2.on("stream", forwardAuth === undefined ? stockStream : forwardAuthStreams(forwardAuth, stockStream));
   const bidi = serveBidiStreams({ methods: hotStreams, maxMessageBytes });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
-  http2.on("session", sessions.add);
+  let opening: Peer | undefined;
+  http2.on("session", (session) => {
+    notePeer(session, opening);
+    sessions.add(session);
+  });
 
   const http1Lane = createHttp1Lane({
     ...limits,
@@ -195,7 +209,12 @@ export async function listen({
     ...limits,
     methods,
     bidi,
-    openStock: (connection) => void http2.emit("connection", connection),
+    openStock(connection, peer) {
+      // The session is made, and told of, before this returns; its own socket is one of Node's making.
+      opening = peer;
+      http2.emit("connection", connection);
+      opening = undefined;
+    },
   });
 
   /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */
@@ -221,20 +240,23 @@ export async function listen({
     });
   const createSecure = (identity: TlsIdentity) =>
     createTlsServer({
-      ...{ ...tcp, ...identity, minVersion: "TLSv1.2", ALPNProtocols: ["h2", "http/1.1"] },
+      ...{ ...tcp, ...identity, minVersion: OLDEST_TLS, ALPNProtocols: ["h2", "http/1.1"] },
+      // Who has none may still do what a user may.
+      ...{ requestCert: identity.ca !== undefined, rejectUnauthorized: false },
       handshakeTimeout: limits.firstBytesTimeoutMs,
     })
       .on("connection", (socket: Socket) => {
         track(socket);
-        const peer = peerOf(socket);
-        shaking.set(peer, socket);
-        socket.once("close", () => shaking.delete(peer));
+        const address = addressOf(socket);
+        shaking.set(address, socket);
+        socket.once("close", () => shaking.delete(address));
       })
       .on("tlsClientError", (_error, socket) => socket.destroy())
-      .on("secureConnection", (socket) => {
-        const raw = shaking.get(peerOf(socket));
+      .on("secureConnection", (socket: TLSSocket) => {
+        const raw = shaking.get(addressOf(socket));
         if (raw !== undefined) undecided.delete(raw);
         socket.on("error", () => socket.destroy());
+        notePeer(socket, verifiedPeer(socket));
         (socket.alpnProtocol === "h2" ? http2Lane : http1Lane).serve(socket);
       });
   const server = tls === undefined ? createCleartext() : createSecure(tls);
@@ -267,6 +289,10 @@ export async function listen({
   };
   return {
     address: formatAddress(bound.address, bound.port),
+    renewTls(identity) {
+      // Its tickets are sealed with new keys: no session of the old one is resumed, and with it no client that the old CA signed.
+      (server as TlsServer).setSecureContext({ ...identity, minVersion: OLDEST_TLS });
+    },
     close(graceMs) {
       closing ??= new Promise((resolve) => {
         const cut = setTimeout(() => {
@@ -284,7 +310,9 @@ export async function listen({
   };
 }
 
-function peerOf({ remoteAddress, remotePort }: Socket): string {
+const OLDEST_TLS = "TLSv1.2";
+
+function addressOf({ remoteAddress, remotePort }: Socket): string {
   return `${remoteAddress} ${remotePort}`;
 }
 

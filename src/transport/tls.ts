@@ -1,4 +1,6 @@
+import { createHash, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 
@@ -7,20 +9,78 @@ export interface TlsFiles {
   certFile: string;
   /** PEM, without a passphrase. */
   keyFile: string;
+  /** PEM: whose certificates clients may prove themselves by. undefined: they are not asked for any. */
+  clientCaFile?: string | undefined;
 }
 
 export interface TlsIdentity {
   cert: string | Buffer;
   key: string | Buffer;
+  ca?: string | Buffer | undefined;
 }
 
 /** Throws a StartupError that says what is wrong with which file. */
-export function loadTls({ certFile, keyFile }: TlsFiles): TlsIdentity {
-  const cert = readPem("LATCHKEY_TLS_CERT_FILE", certFile);
-  const key = readPem("LATCHKEY_TLS_KEY_FILE", keyFile);
+export function loadTls(files: TlsFiles): TlsIdentity {
+  return checkTls(
+    files,
+    namedFiles(files).map(({ variable, file }) => {
+      try {
+        return readFileSync(file);
+      } catch (error) {
+        throw unreadable(variable, file, error);
+      }
+    }),
+  );
+}
+
+export interface TlsWatch {
+  /** What the files held when they were loaded. */
+  current: TlsIdentity;
+  /** Time between two looks. Default: 1,000. */
+  everyMs?: number;
+  /** The files hold another identity, and it is a good one. */
+  onChanged: (identity: TlsIdentity) => void;
+  /** They hold something else, which can't be used; told once of each such state. */
+  onRefused: (error: StartupError) => void;
+}
+
+/**
+ * Looks at the contents, since whoever replaces files may keep their times, or swap a link to their directory. A change is
+ * acted on when two looks in a row find the same: the files are seldom replaced in one instant. Returns what ends it.
+ */
+export function watchTls(files: TlsFiles, { current, everyMs = 1_000, onChanged, onRefused }: TlsWatch): () => void {
+  let timer: NodeJS.Timeout | undefined;
+  let ended = false;
+  let settled = digestOf([current.cert, current.key, current.ca ?? ""]);
+  let last = settled;
+  const look = async () => {
+    const found = await Promise.all(namedFiles(files).map(readOne));
+    const [cert, key, ca = ""] = found.map((content) => (content instanceof Error ? content.message : content));
+    const state = digestOf([cert!, key!, ca]);
+    const isSteady = state === last;
+    last = state;
+    if (ended || !isSteady || state === settled) return;
+    settled = state;
+    try {
+      onChanged(checkTls(files, found.map(orThrow)));
+    } catch (error) {
+      if (!(error instanceof StartupError)) throw error;
+      onRefused(error);
+    }
+  };
+  const next = () => {
+    timer = setTimeout(() => void look().finally(() => ended || next()), everyMs).unref();
+  };
+  next();
+  return () => {
+    ended = true;
+    clearTimeout(timer);
+  };
+}
+
+function checkTls({ certFile, keyFile, clientCaFile }: TlsFiles, [cert, key, ca]: Buffer[]): TlsIdentity {
   try {
     createSecureContext({ cert, key });
-    return { cert, key };
   } catch (error) {
     const { message } = error as Error;
     const why = /mismatch/i.test(message)
@@ -30,12 +90,52 @@ export function loadTls({ certFile, keyFile }: TlsFiles): TlsIdentity {
       `LATCHKEY_TLS_CERT_FILE=${certFile} and LATCHKEY_TLS_KEY_FILE=${keyFile} can't be used: ${why}.`,
     );
   }
+  if (ca === undefined) return { cert: cert!, key: key! };
+  try {
+    // Node takes any text for a list of no certificates: nobody could prove itself by it.
+    new X509Certificate(ca);
+    createSecureContext({ cert, key, ca });
+  } catch (error) {
+    throw new StartupError(
+      `LATCHKEY_TLS_CLIENT_CA_FILE=${clientCaFile} can't be used: it holds no certificate in PEM (${(error as Error).message}).`,
+    );
+  }
+  return { cert: cert!, key: key!, ca };
 }
 
-function readPem(variable: string, file: string): Buffer {
-  try {
-    return readFileSync(file);
-  } catch (error) {
-    throw new StartupError(`${variable}=${file} can't be read (${(error as NodeJS.ErrnoException).code}).`);
-  }
+interface NamedFile {
+  variable: string;
+  file: string;
+}
+
+function namedFiles({ certFile, keyFile, clientCaFile }: TlsFiles): NamedFile[] {
+  return [
+    { variable: "LATCHKEY_TLS_CERT_FILE", file: certFile },
+    { variable: "LATCHKEY_TLS_KEY_FILE", file: keyFile },
+    ...(clientCaFile === undefined ? [] : [{ variable: "LATCHKEY_TLS_CLIENT_CA_FILE", file: clientCaFile }]),
+  ];
+}
+
+function digestOf(contents: readonly (string | Buffer)[]): string {
+  const hash = createHash("sha256");
+  for (const content of contents) hash.update(createHash("sha256").update(content).digest());
+  return hash.digest("base64");
+}
+
+function readOne({ variable, file }: NamedFile): Promise<Buffer | StartupError> {
+  return readFile(file).catch((error) => unreadable(variable, file, error));
+}
+
+function orThrow(content: Buffer | StartupError): Buffer {
+  if (content instanceof Error) throw content;
+  return content;
+}
+
+function unreadable(variable: string, file: string, error: unknown): StartupError {
+  return new StartupError(`${variable}=${file} can't be read (${(error as NodeJS.ErrnoException).code}).`);
+}
+
+/** When the certificate ends, of `Date.now()`. */
+export function endOfCertificate({ cert }: TlsIdentity): number {
+  return Date.parse(new X509Certificate(cert).validTo);
 }

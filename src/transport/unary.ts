@@ -1,6 +1,14 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
-import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod, type Protocol } from "./hot-method.ts";
+import {
+  ENVELOPE_BYTES,
+  type HotAnswer,
+  type HotCall,
+  type HotMethod,
+  type Peer,
+  type Protocol,
+} from "./hot-method.ts";
 import { giveBack, intake } from "./intake.ts";
+import { peerOf } from "./peer.ts";
 import {
   connectError,
   connectStatus,
@@ -122,7 +130,7 @@ export function serveHotRequests({ methods, stock, answered }: HotRequestParts):
       answered(response);
     };
     const take = (body: Buffer | null) => {
-      const call = callFrom(format, request.headers, messageIn(format, body, maxBytes), response);
+      const call = callFrom(format, request, messageIn(format, body, maxBytes), response);
       const answer = call && answerTo(method, call);
       if (answer === undefined) {
         giveBack(request, body);
@@ -145,13 +153,13 @@ function formatOf(headers: IncomingHttpHeaders): Format | undefined {
 /** undefined: no message that is served here, or a timeout that can't be kept. */
 function callFrom(
   format: Format,
-  headers: IncomingHttpHeaders,
+  { headers, socket }: IncomingMessage,
   message: Buffer | undefined,
   response: ServerResponse,
 ): Call | undefined {
   const timeoutMs = timeoutOf(format, headers);
   if (message === undefined || Number.isNaN(timeoutMs)) return undefined;
-  return new Call(format, message, headers, timeoutMs, response);
+  return new Call(format, message, headers, timeoutMs, peerOf(socket), response);
 }
 
 /** NaN: none that can be kept. */
@@ -189,6 +197,7 @@ export class Call implements HotCall {
   readonly message: Buffer;
   readonly headers: IncomingHttpHeaders;
   readonly timeoutMs: number | undefined;
+  readonly peer: Peer | undefined;
   private readonly response: ServerResponse | undefined;
   private controller: AbortController | undefined;
 
@@ -197,6 +206,7 @@ export class Call implements HotCall {
     message: Buffer,
     headers: IncomingHttpHeaders,
     timeoutMs: number | undefined,
+    peer: Peer | undefined,
     response?: ServerResponse,
   ) {
     this.json = json;
@@ -204,6 +214,7 @@ export class Call implements HotCall {
     this.message = message;
     this.headers = headers;
     this.timeoutMs = timeoutMs;
+    this.peer = peer;
     this.response = response;
   }
 

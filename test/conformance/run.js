@@ -68,6 +68,8 @@ const stock = {};
 for (const server of servers)
   for (const [why, count] of Object.entries(server.stock)) stock[why] = (stock[why] ?? 0) + count;
 process.stdout.write(`Unary calls: ${hot} on the hot path; on the stock path ${JSON.stringify(stock)}\n`);
+const unproven = servers.reduce((sum, server) => sum + server.unproven, 0);
 const strayed = hot === 0 || stock.unexplained > 0;
 if (strayed) process.stdout.write("Calls that the hot path should have taken did not reach it.\n");
-process.exit(status === 0 && !strayed ? 0 : 1);
+if (unproven > 0) process.stdout.write(`${unproven} calls came without the client's certificate.\n`);
+process.exit(status === 0 && !strayed && unproven === 0 ? 0 : 1);

@@ -17,14 +17,17 @@ const maxMessageBytes = settings.messageReceiveLimit || 4 * 1024 * 1024;
 const { unary, idempotentUnary } = pb.ConformanceService.method;
 const schemas = Object.values(pb.ConformanceService.method).map(({ input }) => input);
 const registry = createRegistry(...schemas, pb.ConformancePayload_RequestInfoSchema);
-const calls = { hot: 0, stock: {} };
+const calls = { hot: 0, stock: {}, unproven: 0 };
+/** Whether clients were told to prove themselves. */
+const mustProve = settings.clientTlsCert.length > 0;
 
 /** A method of the suite as a hot one, with nothing left out but what the transport itself is to do. */
 function hot(method) {
   return {
     path: pathOf(method),
-    answer({ message, json, headers, timeoutMs }) {
+    answer({ message, json, headers, timeoutMs, peer }) {
       calls.hot++;
+      if (mustProve && peer === undefined) calls.unproven++;
       const request = json
         ? fromJsonString(method.input, message.toString(), { registry })
         : fromBinary(method.input, message);
@@ -56,20 +59,28 @@ function whyStock({ requestMethod, requestHeader }, bytes) {
   return bytes > LARGE ? "large" : "unexplained";
 }
 
-const pemOf = ({ cert, key }) => ({ cert: Buffer.from(cert), key: Buffer.from(key) });
+const tlsOf = ({ serverCreds: { cert, key }, clientTlsCert }) => ({
+  ...{ cert: Buffer.from(cert), key: Buffer.from(key) },
+  ca: mustProve ? Buffer.from(clientTlsCert) : undefined,
+});
+
+const adapter = connectNodeAdapter({
+  readMaxBytes: maxMessageBytes,
+  jsonOptions: { registry },
+  routes: routes((context, bytes) => {
+    const why = whyStock(context, bytes);
+    calls.stock[why] = (calls.stock[why] ?? 0) + 1;
+  }),
+});
 
 const listener = await listen({
   ...{ host: "127.0.0.1", port: 0, hot: [hot(unary), hot(idempotentUnary)] },
-  tls: settings.useTls ? pemOf(settings.serverCreds) : undefined,
+  tls: settings.useTls ? tlsOf(settings) : undefined,
   limits: { maxMessageBytes },
-  handler: connectNodeAdapter({
-    readMaxBytes: maxMessageBytes,
-    jsonOptions: { registry },
-    routes: routes((context, bytes) => {
-      const why = whyStock(context, bytes);
-      calls.stock[why] = (calls.stock[why] ?? 0) + 1;
-    }),
-  }),
+  handler(request, response, peer) {
+    if (mustProve && peer === undefined) calls.unproven++;
+    adapter(request, response);
+  },
 });
 process.on("SIGTERM", () => {
   appendFileSync(process.env.CONFORMANCE_CALLS, `${JSON.stringify(calls)}\n`);

@@ -179,8 +179,8 @@ describe("the transport", () => {
       ...defaultListenerLimits,
       methods: createHotMethods([], MAX_BYTES),
       bidi: {
-        recognise(headers) {
-          const serve = bidi.recognise(headers);
+        recognise(headers, peer) {
+          const serve = bidi.recognise(headers, peer);
           if (serve === undefined) return undefined;
           return (stream) => {
             served.push(stream);

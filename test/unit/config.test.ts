@@ -47,10 +47,39 @@ test("with MONGODB_URI, missing secrets are listed with the commands that make t
 });
 
 test("off loopback, LATCHKEY_VERIFY_AUTH must be said, and `none` twice", () => {
-  const listen = { LATCHKEY_LISTEN: "0.0.0.0:8080" };
+  const listen = { LATCHKEY_LISTEN: "0.0.0.0:8080", LATCHKEY_PLAINTEXT: "yes" };
   expect(problemsOf(listen)).toContain("LATCHKEY_VERIFY_AUTH must be set");
   expect(problemsOf({ ...listen, LATCHKEY_VERIFY_AUTH: "none" })).toContain("LATCHKEY_VERIFY_OPEN=yes");
   expect(problemsOf({ ...listen, LATCHKEY_VERIFY_AUTH: "none", LATCHKEY_VERIFY_OPEN: "yes" })).toBe("");
+});
+
+test("off loopback, cleartext must be said; with a certificate, or on loopback, nothing needs to be", () => {
+  const tls = { LATCHKEY_TLS_CERT_FILE: "cert.pem", LATCHKEY_TLS_KEY_FILE: "key.pem" };
+  for (const host of ["0.0.0.0", "[::]", "192.0.2.1", "latchkey.internal"]) {
+    const listen = { LATCHKEY_LISTEN: `${host}:8080`, LATCHKEY_VERIFY_AUTH: "none", LATCHKEY_VERIFY_OPEN: "yes" };
+    expect(problemsOf(listen)).toContain("set LATCHKEY_PLAINTEXT=yes");
+    expect(problemsOf({ ...listen, LATCHKEY_PLAINTEXT: "no" })).toContain("LATCHKEY_PLAINTEXT must be yes");
+    expect(problemsOf({ ...listen, LATCHKEY_PLAINTEXT: "yes" })).toBe("");
+    expect(problemsOf({ ...listen, ...tls })).toBe("");
+  }
+  for (const host of ["127.0.0.1", "localhost", "[::1]", "127.1.2.3"])
+    expect(problemsOf({ LATCHKEY_LISTEN: `${host}:8080` })).toBe("");
+});
+
+test("client certificates need a CA and TLS, and what is set for them means nothing without them", () => {
+  const tls = { LATCHKEY_TLS_CERT_FILE: "cert.pem", LATCHKEY_TLS_KEY_FILE: "key.pem" };
+  const mtls = { LATCHKEY_VERIFY_AUTH: "mtls", LATCHKEY_TLS_CLIENT_CA_FILE: "ca.pem" };
+  const all = { ...tls, ...mtls };
+  expect(readConfig(all)).toMatchObject({ verifyAuth: "mtls", verifyClients: [], tls: { clientCaFile: "ca.pem" } });
+  expect(problemsOf({ ...tls, LATCHKEY_VERIFY_AUTH: "mtls" })).toContain("LATCHKEY_TLS_CLIENT_CA_FILE must be set");
+  expect(problemsOf(mtls)).toContain("LATCHKEY_TLS_CERT_FILE and LATCHKEY_TLS_KEY_FILE must be set");
+  expect(problemsOf({ ...tls, LATCHKEY_TLS_CLIENT_CA_FILE: "ca.pem" })).toContain("means nothing unless");
+  expect(problemsOf({ LATCHKEY_VERIFY_CLIENTS: "cn:gateway" })).toContain("means nothing unless");
+  expect(readConfig({ ...all, LATCHKEY_VERIFY_CLIENTS: "uri:spiffe://a/B,dns:A.b, cn:C" }).verifyClients).toEqual([
+    ...["uri:spiffe://a/B", "dns:a.b", "cn:C"],
+  ]);
+  for (const names of ["gateway", ",", "cn:", "ip:10.0.0.1"])
+    expect(problemsOf({ ...all, LATCHKEY_VERIFY_CLIENTS: names })).toContain("LATCHKEY_VERIFY_CLIENTS must be names");
 });
 
 test("each way to admit callers of Verify needs what it checks against", () => {
@@ -65,7 +94,7 @@ test("TLS takes a certificate and its key, never one of them alone", () => {
   expect(problemsOf({ LATCHKEY_TLS_CERT_FILE: certFile })).toContain("need each other");
   expect(problemsOf({ LATCHKEY_TLS_KEY_FILE: keyFile })).toContain("need each other");
   const both = { LATCHKEY_TLS_CERT_FILE: certFile, LATCHKEY_TLS_KEY_FILE: keyFile };
-  expect(readConfig(both).tls).toEqual({ certFile, keyFile });
+  expect(readConfig(both).tls).toEqual({ certFile, keyFile, clientCaFile: undefined });
 });
 
 test("the listener's limits are its own defaults, and each has its variable", () => {

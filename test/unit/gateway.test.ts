@@ -30,7 +30,14 @@ function decided(verify: VerifyKey, admitted: () => Promise<void> | undefined = 
   const decide = createDecide({ verify, authenticator, calls }, "s", "m");
   const presented = { ...nothingPresented(), key: "a key", count: 1 };
   const ask = async (timeoutMs?: number, requiredScopes: readonly string[] | undefined = []) =>
-    (await decide({ presented, requiredScopes, gatewayToken: undefined, timeoutMs, requestId: undefined })) as Denial;
+    (await decide({
+      presented,
+      requiredScopes,
+      gatewayToken: undefined,
+      peer: undefined,
+      timeoutMs,
+      requestId: undefined,
+    })) as Denial;
   return { ask, lines };
 }
 

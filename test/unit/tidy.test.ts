@@ -70,3 +70,26 @@ test("every error reason of the domain is in the proto, and the other way round"
   const reasons = Object.keys(ErrorReason).filter((name) => /^[A-Z]/.test(name) && name !== "UNSPECIFIED");
   expect(Object.keys(CODES).sort()).toEqual(reasons.sort());
 });
+
+test("every package with an install script is named in SECURITY.md, and no other", () => {
+  const { packages } = JSON.parse(readFileSync("package-lock.json", "utf8")) as {
+    packages: Record<string, { hasInstallScript?: boolean }>;
+  };
+  const scripted = Object.keys(packages)
+    .filter((path) => packages[path]!.hasInstallScript === true)
+    .map((path) => path.slice(path.lastIndexOf("node_modules/") + "node_modules/".length));
+  const [, section = ""] = readFileSync("SECURITY.md", "utf8").split("## Install scripts");
+  const named = [...section.matchAll(/^\| (`.*`) \|/gm)].flatMap((row) => row[1]!.replaceAll("`", "").split(", "));
+  expect(named.sort()).toEqual([...new Set(scripted)].sort());
+});
+
+// npm notes none of builds for other platforms than the one that the lockfile was made on.
+test("every package in the lockfile has its hash, but for optional ones", () => {
+  const { packages } = JSON.parse(readFileSync("package-lock.json", "utf8")) as {
+    packages: Record<string, { integrity?: string; optional?: boolean }>;
+  };
+  const without = Object.keys(packages).filter(
+    (path) => path !== "" && packages[path]!.integrity === undefined && packages[path]!.optional !== true,
+  );
+  expect(without).toEqual([]);
+});
