@@ -96,7 +96,7 @@ export const get: Call = async (caller, options) => ({
   made: (await caller.get({}, options)).apiKey!.id,
 });
 
-export const verify =
+const verify =
   ({ key }: KnownKey, strong: boolean): Call =>
   async (caller) => {
     const consistency = strong ? Consistency.STRONG : Consistency.UNSPECIFIED;
@@ -136,50 +136,49 @@ export async function keepChanging(
   }
 }
 
-/** Asks about a user's keys, the newest most of all. */
-export async function keepAsking(
-  user: User,
-  { callers, client, random, done, push }: Loop,
-  pauseMs: number,
-): Promise<void> {
+/** Asks about a user's keys, the newest most of all; strongly, or never so: a call that waits for the database holds others up. */
+export async function keepAsking(user: User, loop: Loop, pauseMs: number, strong: boolean): Promise<void> {
+  const { callers, client, random, done, push } = loop;
   while (!done()) {
     const replica = random.below(callers.length);
-    const strong = random.next() < 0.5;
     const what = random.next();
     const back = what < 0.5 ? 0 : what < 0.8 ? 1 : random.below(user.known.length || 1);
     const known = user.known.at(-1 - back) ?? user.known.at(-1);
-    const operation =
-      known === undefined || random.next() < 0.15
-        ? await record(callers, user, { client, replica, call: "get" }, {}, get)
-        : await record(
-            callers,
-            user,
-            { client, replica, call: "verify" },
-            { key: known.id, strong },
-            verify(known, strong),
-          );
-    push(operation);
+    if (strong && (known === undefined || random.next() < 0.3))
+      push(await record(callers, user, { client, replica, call: "get" }, {}, get));
+    else if (known !== undefined) push(await ask(callers, user, { client, replica }, known, strong));
     await sleep(random.between(0.5, 1.5) * pauseMs);
   }
 }
 
-/** Asks strongly about all that a user was ever given, once there is an answer. */
+/** One Verify as a history has it. */
+export function ask(
+  callers: readonly Caller[],
+  user: User,
+  by: Pick<Operation, "client" | "replica">,
+  known: KnownKey,
+  strong: boolean,
+): Promise<Operation> {
+  return record(callers, user, { ...by, call: "verify" }, { key: known.id, strong }, verify(known, strong));
+}
+
+/** Asks every replica about all that a user was ever given, in either way, once there is an answer. */
 export async function askAboutAll(
   user: User,
   { callers, client, push }: Pick<Loop, "callers" | "client" | "push">,
 ): Promise<void> {
-  const insist = async (replica: number, call: "get" | "verify", asked: Partial<Operation>, ask: Call) => {
+  const insist = async (call: () => Promise<Operation>) => {
     for (;;) {
-      const operation = await record(callers, user, { client, replica, call }, asked, ask);
+      const operation = await call();
       push(operation);
       if (["OK", "NO_KEY", "VALID", "REVOKED", "NOT_FOUND"].includes(operation.outcome)) return;
       await sleep(100);
     }
   };
   for (const replica of callers.keys()) {
-    await insist(replica, "get", {}, get);
-    await Promise.all(
-      user.known.map((known) => insist(replica, "verify", { key: known.id, strong: true }, verify(known, true))),
-    );
+    const by = { client, replica };
+    await insist(() => record(callers, user, { ...by, call: "get" }, {}, get));
+    for (const strong of [false, true])
+      await Promise.all(user.known.map((known) => insist(() => ask(callers, user, by, known, strong))));
   }
 }

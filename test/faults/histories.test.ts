@@ -58,14 +58,19 @@ test.each(rounds)(
   240_000,
 );
 
-test.each(DEFECTS.filter(({ needsOrder }) => !needsOrder || decide !== undefined))(
+const catchable = DEFECTS.filter(({ needsOrder }) => !needsOrder || decide !== undefined);
+test.each(catchable.map((defect, index) => ({ ...defect, index })))(
   "a build in which $name is caught",
-  async (defect) => {
+  async ({ index, ...defect }) => {
     await stage?.stop();
     stage = await openStage({ set, root: plant(defect), gracesMs: DEFECTIVE_GRACES_MS });
-    const round = await playRound(stage, defect.fault, { name: defect.name, seed, steady: NOBODY });
-    const broken = await allBroken(round);
-    say(`${defect.name}: ${broken[0]}`);
+    let broken: string[] = [];
+    // What comes of a mistake is a matter of which calls meet: now and then, in one round, none do.
+    for (let attempt = 0; attempt < 3 && broken.length === 0; attempt += 1) {
+      const name = `d${index}-${attempt}`;
+      broken = await allBroken(await playRound(stage, defect.fault, { name, seed, steady: NOBODY }));
+    }
+    say(`${defect.name}: ${broken.length} times, such as ${broken[0]}`);
     expect(broken).not.toEqual([]);
   },
   240_000,

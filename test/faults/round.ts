@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import {
+  ask,
   askAboutAll,
   callersOf,
   createUser,
@@ -9,7 +10,6 @@ import {
   record,
   refresh,
   type User,
-  verify,
 } from "./clients.ts";
 import type { Fault } from "./fault.ts";
 import { changes, isIndeterminate, nowUs, type Operation } from "./operation.ts";
@@ -29,6 +29,7 @@ export interface Pace {
   users: number;
   /** Each user's clients, of either kind. */
   changers: number;
+  strongAskers: number;
   askers: number;
   /** Mean pauses between calls of one client. */
   changePauseMs: number;
@@ -36,7 +37,7 @@ export interface Pace {
 }
 
 /** As much as leaves two cores, shared with others, time to breathe. */
-export const PACE: Pace = { users: 4, changers: 2, askers: 2, changePauseMs: 250, askPauseMs: 25 };
+export const PACE: Pace = { users: 4, changers: 2, strongAskers: 1, askers: 2, changePauseMs: 250, askPauseMs: 25 };
 
 export interface Round {
   fault: string;
@@ -109,15 +110,15 @@ export async function playRound(
     ...{ callers, client, done, push: into },
     random: createRandom(seed, name, client),
   });
-  const clients = users.flatMap((user, index) => {
-    const first = index * (pace.changers + pace.askers);
-    return [
-      ...Array.from({ length: pace.changers }, (_, n) => keepChanging(user, loop(first + n, push), pace.changePauseMs)),
-      ...Array.from({ length: pace.askers }, (_, n) =>
-        keepAsking(user, loop(first + pace.changers + n, push), pace.askPauseMs),
-      ),
-    ];
-  });
+  const { changers, strongAskers, askers, changePauseMs, askPauseMs } = pace;
+  const clients = users.flatMap((user, index) =>
+    Array.from({ length: changers + strongAskers + askers }, (_, n) => {
+      const mine = loop(index * 100 + n, push);
+      return n < changers
+        ? keepChanging(user, mine, changePauseMs)
+        : keepAsking(user, mine, askPauseMs, n < changers + strongAskers);
+    }),
+  );
   clients.push(keepTrusting(steady.hot, loop(-1, pushGood)), keepTrusting(steady.cold, loop(-2, pushGood)));
 
   await sleep(LEAD_MS);
@@ -162,8 +163,7 @@ async function keepTrusting(users: readonly User[], { callers, client, done, pus
   for (let next = 0; !done() && users.length > 0; next = (next + 1) % users.length) {
     const user = users[next]!;
     const [known] = user.known;
-    const asked = { key: known!.id, strong: false };
-    push(await record(callers, user, { client, replica: 0, call: "verify" }, asked, verify(known!, false)));
+    push(await ask(callers, user, { client, replica: 0 }, known!, false));
     await sleep(STEADY_PAUSE_MS);
   }
 }
@@ -186,8 +186,7 @@ async function recover(
     push(made);
     const known = prober.known.find(({ id }) => id === made.made);
     if (known !== undefined) {
-      const asked = { key: known.id, strong: true };
-      const proof = await record(callers, prober, { client, replica, call: "verify" }, asked, verify(known, true));
+      const proof = await ask(callers, prober, { client, replica }, known, true);
       push(proof);
       // Revoked: by the other replica's turn.
       if (proof.outcome === "VALID" || proof.outcome === "REVOKED") return;
