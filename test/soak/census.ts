@@ -34,7 +34,6 @@ export async function takeCensus(service: ServiceProcess): Promise<Census> {
     "records in memory": gauge("latchkey_view_keys"),
     "open calls of Watch": gauge("latchkey_watchers"),
     "open streams": gauge("latchkey_streams_open"),
-    "series of metrics": metrics.split("\n").filter((line) => line !== "" && !line.startsWith("#")).length,
   };
   return { rss, heapUsed, external, counts };
 }
