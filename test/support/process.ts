@@ -42,8 +42,20 @@ export function newDirectory(): string {
   return directory;
 }
 
-export function launch(args: string[], env: Record<string, string>): { child: ChildProcess; output: () => string } {
-  const child = spawn(process.execPath, ["dist/src/cli.js", ...args], {
+export interface Launched {
+  /** Where the build lies. Default: here. */
+  root?: string;
+  nodeOptions?: string[];
+  /** Told of the process before it does anything. */
+  onStarted?: (pid: number) => void;
+}
+
+export function launch(
+  args: string[],
+  env: Record<string, string>,
+  { root = ".", nodeOptions = [], onStarted = () => {} }: Launched = {},
+): { child: ChildProcess; output: () => string } {
+  const child = spawn(process.execPath, [...nodeOptions, join(root, "dist/src/cli.js"), ...args], {
     env: {
       PATH: process.env.PATH,
       HOME: process.env.HOME,
@@ -53,6 +65,7 @@ export function launch(args: string[], env: Record<string, string>): { child: Ch
     },
     stdio: ["pipe", "pipe", "pipe"],
   });
+  onStarted(child.pid!);
   running.push(child);
   let text = "";
   for (const stream of [child.stdout, child.stderr]) {
@@ -64,8 +77,8 @@ export function launch(args: string[], env: Record<string, string>): { child: Ch
 }
 
 /** Runs `latchkey serve` until it is ready. */
-export async function serve(env: Record<string, string>): Promise<ServiceProcess> {
-  const { child, output } = launch(["serve"], env);
+export async function serve(env: Record<string, string>, launched: Launched = {}): Promise<ServiceProcess> {
+  const { child, output } = launch(["serve"], env, launched);
   const ready = /"event":"ready","listen":"([^"]+)","ops":"([^"]+)"/;
   while (!ready.test(output())) {
     if (child.exitCode !== null) throw new Error(`the service ended: ${output()}`);

@@ -70,6 +70,7 @@ function accepts(port: number): Promise<boolean> {
 
 export interface Member {
   readonly name: string;
+  /** Another one after `revive`. */
   readonly process: ChildProcess;
   /** What stands before it: all who go by the set's address, other members too, go through it. */
   readonly proxy: TcpProxy;
@@ -85,8 +86,15 @@ export interface ReplicaSet {
   primary(not?: Member): Promise<Member>;
   /** The weather between a member and all others, in both directions. Callers of the set are not concerned. */
   between(member: Member, others: readonly Member[], weather: Weather): void;
-  /** The weather between whoever is no member (the test's own process) and a member. */
+  /** The weather between whoever is no member and no named process (the test's own process) and a member. */
   toClients(member: Member, weather: Weather): void;
+  /** Gives a process, from its next connections on, a weather of its own, for `toProcess`. */
+  nameProcess(name: string, pid: number): void;
+  toProcess(name: string, member: Member, weather: Weather): void;
+  /** Starts a member that was killed again, on its data. */
+  revive(member: Member): Promise<void>;
+  /** Makes the primary a secondary that stands for no election for 10 s. */
+  stepDown(member: Member): Promise<void>;
   /** Fair weather everywhere, and all members that live in touch. */
   heal(): Promise<void>;
   stop(): Promise<void>;
@@ -100,10 +108,14 @@ const CLIENTS = "clients";
  */
 export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<ReplicaSet> {
   const mongods = createMongods();
-  const members: Member[] = [];
+  const members: { -readonly [Field in keyof Member]: Member[Field] }[] = [];
+  const ports = new Map<string, number>();
+  const named = new Map<string, number>();
   const peerOf = (port: number) => {
     const inode = inodeOf(port);
-    return members.find(({ process }) => inode !== undefined && hasSocket(process.pid!, inode))?.name ?? CLIENTS;
+    if (inode === undefined) return CLIENTS;
+    const processes = [...members.map(({ name, process }) => [name, process.pid!] as const), ...named];
+    return processes.find(([, pid]) => hasSocket(pid, inode))?.[0] ?? CLIENTS;
   };
   const common = [
     ...["--replSet", "faults", "--setParameter", "oplogNetworkTimeoutBufferSeconds=1"],
@@ -115,7 +127,9 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
       const proxy = await startTcpProxy({ to: port, peerOf });
       const process = await mongods.run(port, ...common);
       const directUri = `mongodb://127.0.0.1:${port}/?directConnection=true`;
-      members.push({ name: `member ${index}`, process, proxy, directUri });
+      const name = `member ${index}`;
+      ports.set(name, port);
+      members.push({ name, process, proxy, directUri });
     }),
   );
   const hosts = members.map(({ proxy }) => `127.0.0.1:${proxy.port}`);
@@ -169,6 +183,15 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
       }
     },
     toClients: (member, weather) => member.proxy.set(weather, CLIENTS),
+    nameProcess: (name, pid) => void named.set(name, pid),
+    toProcess: (name, member, weather) => member.proxy.set(weather, name),
+    async revive(member) {
+      const dead = members.find(({ name }) => name === member.name)!;
+      dead.process = await mongods.run(ports.get(member.name)!, ...common);
+    },
+    async stepDown(member) {
+      await ask(member, { replSetStepDown: 10, secondaryCatchUpPeriodSecs: 5 });
+    },
     async heal() {
       for (const { proxy } of members) proxy.set({});
       for (;;) {

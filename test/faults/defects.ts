@@ -1,0 +1,82 @@
+import { cpSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { type Fault, named, none } from "./fault.ts";
+
+/** A mistake that the service could have. */
+export interface Defect {
+  name: string;
+  /** What it is made under. */
+  fault: Fault;
+  /** Only the order of all calls gives it away. */
+  needsOrder?: boolean;
+  /** Changes of the build: each text stands there exactly once. */
+  changes: { file: string; from: string; to: string }[];
+}
+
+export const DEFECTS: readonly Defect[] = [
+  {
+    name: "the view does not hear of changes by others",
+    fault: none,
+    changes: [{ file: "server.js", from: "view.changed(event.id, event.rev);", to: "" }],
+  },
+  {
+    name: "Refresh revokes the old key in a transaction of its own",
+    fault: none,
+    needsOrder: true,
+    changes: [
+      {
+        file: "keys/manage.js",
+        from: "return store.change(userId, deadlineMs, ({ active, retiring }, at) => {",
+        to: `const first = await store.change(userId, deadlineMs, ({ active }, at) =>
+          active && isLive(active, at)
+            ? { update: [superseded(active, 0, at)], answer: superseded(active, 0, at) }
+            : { update: [], answer: active });
+        return store.change(userId, deadlineMs, ({ retiring }, at) => {
+          const active = first;`,
+      },
+      { file: "keys/manage.js", from: "if (previous)\n                    update.push(previous);", to: "" },
+    ],
+  },
+  {
+    name: "changes are acknowledged by the primary alone",
+    fault: named("the primary cut off from the other members (a black hole)"),
+    changes: [{ file: "store/keys.js", from: 'writeConcern: { w: "majority" },', to: "writeConcern: { w: 1 }," }],
+  },
+  {
+    name: "a strong Verify answers from memory",
+    fault: named("one replica in a black hole to all members"),
+    changes: [{ file: "keys/verify.js", from: "if (!strong) {", to: "if (true) {" }],
+  },
+  {
+    name: "the silence of the stream is taken for a proof",
+    fault: named("one replica in a black hole to all members"),
+    changes: [
+      {
+        file: "keys/freshness.js",
+        from: "isFresh: () => clockMs() - provenMs <= maxStalenessMs,",
+        to: "isFresh: () => true,",
+      },
+    ],
+  },
+];
+
+/** Replicas without a grace have the shortest of bounds: whichever a fault concerns, it must keep it. */
+export const DEFECTIVE_GRACES_MS = [0, 0];
+
+/** A copy of the build with a defect; its folder, to start the service from. */
+export function plant({ name, changes }: Defect): string {
+  const root = mkdtempSync(join(tmpdir(), "latchkey defect "));
+  for (const part of ["package.json", "dist/src", "dist/gen"]) cpSync(part, join(root, part), { recursive: true });
+  symlinkSync(resolve("node_modules"), join(root, "node_modules"));
+  for (const { file, from, to } of changes) {
+    const path = join(root, "dist/src", file);
+    const text = readFileSync(path, "utf8");
+    if (text.split(from).length !== 2) throw new Error(`"${name}" can't be planted: ${file} has changed`);
+    writeFileSync(
+      path,
+      text.replace(from, () => to),
+    );
+  }
+  return root;
+}
