@@ -86,6 +86,8 @@ export interface KeyManagerParts {
 
 export function createKeyManager(parts: KeyManagerParts): KeyManager {
   const { store, secrets, requests, policy, prefix, clock, randomBytes } = parts;
+  /** Calls with a request id. */
+  const underWay = new Map<string, Promise<unknown>>();
 
   async function mint(userId: string, asked: Asked | undefined, deadlineMs: number) {
     const id = randomBase62(ID_LENGTH, randomBytes);
@@ -116,19 +118,19 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   }
 
   /** What the same call was answered, if there was one; its other fields need not be good any more. */
-  async function earlier(asked: Asked | undefined, deadlineMs: number): Promise<Refreshed | undefined> {
-    const found = asked && (await store.findRequested(asked.userId, asked.digest, deadlineMs));
+  async function earlier(asked: Asked, deadlineMs: number): Promise<Refreshed | undefined> {
+    const found = await store.findRequested(asked.userId, asked.digest, deadlineMs);
     const now = clock();
     if (found === undefined || !isRemembered(found.record, now)) return undefined;
     const { record, previous } = found;
     const { request } = record;
-    if (request!.arguments !== asked!.arguments) {
+    if (request!.arguments !== asked.arguments) {
       const message = "This request_id was used within 24 hours for a call that asked for something else.";
       throw new KeyError("REQUEST_ID_REUSED", message, { metadata: { key_id: record.id } });
     }
     const told = { record, previous, previousKeyRevoked: request!.previousRevoked ?? false, isRepeat: true };
     if (!isLive(record, now)) return { ...told, withheld: "ended" };
-    const secret = requests!.derive(asked!, record.id, request!.ringId);
+    const secret = requests!.derive(asked, record.id, request!.ringId);
     // A request key that goes by the same id and is another one would make another secret.
     const { proven } = secret === undefined ? { proven: false } : await secrets.prove(record, secret, deadlineMs);
     if (!proven) return { ...told, withheld: "request_key_gone" };
@@ -141,13 +143,23 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     deadlineMs: number,
     make: () => Promise<T | "made by another">,
   ): Promise<T | Refreshed> {
-    const before = await earlier(asked, deadlineMs);
-    if (before !== undefined) return before;
-    const made = await make().catch((error: unknown) => {
+    if (asked === undefined) return (await make()) as T;
+    const name = `${asked.digest} ${asked.userId}`;
+    // Equal calls through this process cost one hash together; the index decides between processes.
+    for (;;) {
+      const before = await earlier(asked, deadlineMs);
+      if (before !== undefined) return before;
+      const other = underWay.get(name);
+      if (other === undefined) break;
+      await other.catch(() => {});
+    }
+    const making = make().catch((error: unknown) => {
       // Perhaps by the very same call.
-      if (asked !== undefined && error instanceof KeyError && error.reason === "KEY_EXISTS") return error;
+      if (error instanceof KeyError && error.reason === "KEY_EXISTS") return error;
       throw error;
     });
+    underWay.set(name, making);
+    const made = await making.finally(() => underWay.delete(name));
     if (!(made instanceof KeyError) && made !== "made by another") return made;
     const meanwhile = await earlier(asked, deadlineMs);
     if (meanwhile !== undefined) return meanwhile;

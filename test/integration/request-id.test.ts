@@ -41,6 +41,23 @@ const recordsOf = (userId: string) =>
   mongo.db(service.database).collection<{ _id: string }>("api_keys").find({ userId }).toArray();
 const secretOf = (key: string) => parseAnyKey(key)!.secret;
 
+const hashesOf = async ({ server }: TestService) => {
+  const text = await (await fetch(`http://${server.opsAddress}/metrics`)).text();
+  return Number(/^latchkey_hash_runs_total (\d+)/m.exec(text)![1]);
+};
+
+/** As a client does: a call that may be repeated, or was too late, is made again. */
+async function insist<T>(call: () => Promise<T>): Promise<T> {
+  for (;;) {
+    try {
+      return await call();
+    } catch (error) {
+      const { retry, code } = await refusalOf(Promise.reject(error));
+      if (!retry && code !== "DeadlineExceeded") throw error;
+    }
+  }
+}
+
 test.each(["create", "refresh"] as const)(
   "a %s whose connection was cut between the commit and the answer is repeated with the same id, elsewhere too, and the key is not lost",
   async (method) => {
@@ -87,10 +104,17 @@ test.each(["create", "refresh"] as const)(
     const user = randomUUID();
     const clients = [service.client(user), (await beside()).client(user)];
     const request = { scopes: ["read"], requestId: randomUUID() };
-    const answers = await Promise.all(Array.from({ length: 16 }, (_, index) => clients[index % 2]![method](request)));
+    const hashes = await hashesOf(service);
+    const answers = await Promise.all(
+      Array.from({ length: 16 }, (_, index) =>
+        insist<{ key: string; isRepeat: boolean }>(() => clients[index % 2]![method](request)),
+      ),
+    );
     expect(new Set(answers.map(({ key }) => key)).size).toBe(1);
-    expect(answers.filter(({ isRepeat }) => !isRepeat)).toHaveLength(1);
+    // None, where a busy machine let the first answer come too late.
+    expect(answers.filter(({ isRepeat }) => !isRepeat).length).toBeLessThanOrEqual(1);
     expect(await recordsOf(user)).toHaveLength(1);
+    expect(await hashesOf(service)).toBeLessThanOrEqual(hashes + 3);
     expect((await clients[0]!.verify({ key: answers[0]!.key })).outcome).toBe(Outcome.VALID);
   },
 );
