@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
+import { takeTurns } from "./turns.ts";
 import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
 import { EMPTY } from "./wire-format.ts";
 
@@ -25,8 +26,8 @@ export interface Http1Lane {
 }
 
 /**
- * Serves hot methods on HTTP/1.1 connections for as long as nothing else is asked on them: plain requests whose headers
- * come in one piece. At the first request of another kind the connection is node:http's for good. What is the least
+ * Serves hot methods on HTTP/1.1 connections for as long as nothing else is asked on them: plain requests, the first of
+ * which has its headers in one piece. At the first request of another kind the connection is node:http's for good. What is the least
  * unusual (a header that may be read in two ways, a chunked body …) is of another kind, so that there is but one reader of
  * what could smuggle a request in.
  */
@@ -72,6 +73,8 @@ class Connection {
   private head: Head | undefined;
   private call: Call | undefined;
   private draining = false;
+  /** The connection is closed, or another's. */
+  private isOver = false;
   private sinceMs = performance.now();
   private used = false;
   private out: Buffer[] = [];
@@ -89,12 +92,14 @@ class Connection {
     this.rest = this.rest.length === 0 ? chunk : Buffer.concat([this.rest, chunk]);
     this.serve();
     this.flush();
+    if (!this.isOver) takeTurns(this.socket, chunk, () => this.call === undefined && !this.isOver);
   }
 
   /** Answers the requests that are whole, up to one that has to be waited for. */
   private serve() {
     while (this.rest.length > 0 && this.call === undefined && !this.socket.destroyed) {
       const head = this.knownHead() ?? this.readHead();
+      if (head === undefined && this.isPartOfHead()) return;
       if (head === undefined) return this.handOver();
       this.head = head;
       this.used = true;
@@ -131,6 +136,13 @@ class Connection {
     const { head, rest } = this;
     const isKnown = head !== undefined && rest.toString("latin1", 0, head.text.length) === head.text;
     return isKnown ? head : undefined;
+  }
+
+  /** Of calls that are sent without waiting for answers, one is cut by the end of each chunk: it is no reason to leave. */
+  private isPartOfHead(): boolean {
+    const { head, rest, options } = this;
+    if (head === undefined || rest.length > options.maxHeaderBytes || rest.includes(HEAD_END)) return false;
+    return FIRST_WORD.startsWith(rest.toString("latin1", 0, FIRST_WORD.length));
   }
 
   /** undefined: not plain, or not whole. */
@@ -188,6 +200,7 @@ class Connection {
   }
 
   private forget() {
+    this.isOver = true;
     this.socket.off("data", this.onData);
     this.socket.off("close", this.onClose);
     this.left();
@@ -216,6 +229,7 @@ class Connection {
 }
 
 const HEAD_END = "\r\n\r\n";
+const FIRST_WORD = "POST /";
 const FIRST_LINE = /^POST (\/[!-~]*) HTTP\/1\.1$/;
 const LINE = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*$/;
 

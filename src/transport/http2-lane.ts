@@ -25,6 +25,7 @@ import {
 } from "./http2-frames.ts";
 import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
+import { takeTurns } from "./turns.ts";
 import {
   bodyOf,
   Call,
@@ -208,6 +209,7 @@ class Connection {
     if (this.read(frames) === "too large") this.fail(Fault.FRAME_SIZE_ERROR);
     this.flushing = false;
     this.flush();
+    takeTurns(this.socket, chunk, () => !this.ended);
   }
 
   private afterPreface(chunk: Buffer): Buffer | undefined {
