@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
+import { takeTurns } from "./turns.ts";
 import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
 import { EMPTY } from "./wire-format.ts";
 
@@ -29,8 +30,8 @@ export interface Http1Lane {
 }
 
 /**
- * Serves hot methods on HTTP/1.1 connections for as long as nothing else is asked on them: plain requests whose headers
- * come in one piece. At the first request of another kind the connection is node:http's for good. What is the least
+ * Serves hot methods on HTTP/1.1 connections for as long as nothing else is asked on them: plain requests, the first of
+ * which has its headers in one piece. At the first request of another kind the connection is node:http's for good. What is the least
  * unusual (a header that may be read in two ways, a chunked body …) is of another kind, so that there is but one reader of
  * what could smuggle a request in.
  */
@@ -79,6 +80,8 @@ class Connection {
   /** Nothing more is served: the last answer says so. */
   private ending = false;
   private endingMs: number | undefined;
+  /** The connection is closed, or another's. */
+  private isOver = false;
   private idleSinceMs = performance.now();
   /** Since when what has come is known not to be whole. */
   private partialSinceMs: number | undefined;
@@ -105,14 +108,17 @@ class Connection {
     this.rest = this.rest.length === 0 ? chunk : Buffer.concat([this.rest, chunk]);
     this.serve();
     this.flush();
+    if (this.isOver) return;
     // What comes while a call is answered is read all the same, or nobody would see its client leave; but not for ever.
-    if (this.call !== undefined && this.rest.length >= MAX_AHEAD_BYTES) this.socket.pause();
+    if (this.isFarAhead()) this.socket.pause();
+    else takeTurns(this.socket, chunk, () => this.mayRead());
   }
 
   /** Answers the requests that are whole, up to one that has to be waited for. */
   private serve() {
     while (this.rest.length > 0 && this.call === undefined && !this.ending && !this.socket.destroyed) {
       const head = this.knownHead() ?? this.readHead();
+      if (head === undefined && this.isPartOfHead()) return;
       if (head === undefined) return this.handOver(false);
       this.head = head;
       const start = head.text.length;
@@ -145,14 +151,28 @@ class Connection {
   }
 
   private readOn() {
-    const isAhead = this.call !== undefined && this.rest.length >= MAX_AHEAD_BYTES;
-    if (!this.outFull && !isAhead && this.socket.isPaused()) this.socket.resume();
+    if (this.mayRead() && this.socket.isPaused()) this.socket.resume();
+  }
+
+  private mayRead(): boolean {
+    return !this.outFull && !this.isOver && !this.isFarAhead();
+  }
+
+  private isFarAhead(): boolean {
+    return this.call !== undefined && this.rest.length >= MAX_AHEAD_BYTES;
   }
 
   private knownHead(): Head | undefined {
     const { head, rest } = this;
     const isKnown = head !== undefined && rest.toString("latin1", 0, head.text.length) === head.text;
     return isKnown ? head : undefined;
+  }
+
+  /** Of calls that are sent without waiting for answers, one is cut by the end of each chunk: it is no reason to leave. */
+  private isPartOfHead(): boolean {
+    const { head, rest, options } = this;
+    if (head === undefined || rest.length > options.maxHeaderBytes || rest.includes(HEAD_END)) return false;
+    return FIRST_WORD.startsWith(rest.toString("latin1", 0, FIRST_WORD.length));
   }
 
   /** undefined: not plain, or not whole. */
@@ -210,6 +230,7 @@ class Connection {
   }
 
   private forget() {
+    this.isOver = true;
     this.socket.off("data", this.onData);
     this.socket.off("close", this.onClose);
     this.socket.off("drain", this.onDrain);
@@ -254,6 +275,7 @@ const TIMED_OUT = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
 /** Of requests that wait for a call's answer. */
 const MAX_AHEAD_BYTES = 64 * 1024;
 const HEAD_END = "\r\n\r\n";
+const FIRST_WORD = "POST /";
 const FIRST_LINE = /^POST (\/[!-~]*) HTTP\/1\.1$/;
 const SPACE = 0x20;
 const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;

@@ -26,6 +26,7 @@ import {
 } from "./http2-frames.ts";
 import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
+import { takeTurns } from "./turns.ts";
 import {
   bodyOf,
   Call,
@@ -222,6 +223,7 @@ class Connection {
     this.flushing = false;
     this.endIfDone();
     this.flush();
+    takeTurns(this.socket, chunk, () => this.mayRead());
   }
 
   private afterPreface(chunk: Buffer): Buffer | undefined {
@@ -767,7 +769,11 @@ class Connection {
   }
 
   private readOn() {
-    if (!this.outFull && !this.innerFull && this.socket.isPaused()) this.socket.resume();
+    if (this.mayRead() && this.socket.isPaused()) this.socket.resume();
+  }
+
+  private mayRead(): boolean {
+    return !this.outFull && !this.innerFull;
   }
 
   /** What is written apart from a chunk that is being read: together with all that is written in this turn. */
