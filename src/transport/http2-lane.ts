@@ -105,7 +105,7 @@ const MAX_HELD_BYTES = 24_000;
 const CREDIT_BYTES = 8_192;
 /** Blocks of headers that are known by heart, a connection; longer ones are not. */
 const MAX_MEMORIES = 16;
-const MAX_MEMORY_BYTES = 4_096;
+const MAX_MEMORY_BYTES = 1_024;
 
 /** A call whose message is not whole, or that is being answered. */
 interface OpenCall {
