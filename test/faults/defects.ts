@@ -27,15 +27,19 @@ export const DEFECTS: readonly Defect[] = [
     changes: [
       {
         file: "keys/manage.js",
-        from: "return store.change(userId, deadlineMs, ({ active, retiring }, at) => {",
-        to: `const first = await store.change(userId, deadlineMs, ({ active }, at) =>
+        from: "= accept(caller, input, { scopesNeeded: false });",
+        to: `= accept(caller, input, { scopesNeeded: false });
+        const first = await store.change(userId, deadlineMs, ({ active }, at) =>
           active && isLive(active, at)
             ? { update: [superseded(active, 0, at)], answer: superseded(active, 0, at) }
-            : { update: [], answer: active });
-        return store.change(userId, deadlineMs, ({ retiring }, at) => {
-          const active = first;`,
+            : { update: [], answer: active });`,
       },
-      { file: "keys/manage.js", from: "if (previous)\n                    update.push(previous);", to: "" },
+      {
+        file: "keys/manage.js",
+        from: "const { active, retiring } = current;",
+        to: "const { retiring } = current; const active = first;",
+      },
+      { file: "keys/manage.js", from: "update.push(previous);", to: ";" },
     ],
   },
   {
