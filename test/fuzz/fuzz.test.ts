@@ -1,13 +1,12 @@
-import { randomInt } from "node:crypto";
 import { afterAll, expect, test } from "@jest/globals";
 import { type FuzzTarget, fuzz } from "./fuzz.ts";
 import { createRandom } from "./random.ts";
 import { codecs } from "./targets/codecs.ts";
 import { connections } from "./targets/connections.ts";
 
-// Seconds of what `npm run fuzz` does for minutes; the seed is told on failure: npm run fuzz -- --target NAME --seed N.
+// Seconds of what `npm run fuzz` does for minutes, with one seed, so that what fails once can be played again.
 
-const seed = Number(process.env.FUZZ_SEED ?? randomInt(2 ** 32));
+const seed = Number(process.env.FUZZ_SEED ?? 20_261_125);
 const RUNS = { codecs: 2_000, connections: 120 };
 
 afterAll(async () => {

@@ -237,6 +237,12 @@ const beginning = bytesOf(
 );
 const end = bytesOf(frame(Type.DATA, Flag.END_STREAM, 3, grpcMessage(LAST_NONCE)), frame(Type.PING, 0, 0, PING));
 
+function endsWithAFrame(bytes: Buffer): boolean {
+  let at = 0;
+  while (at + 9 <= bytes.length) at += 9 + bytes.readUIntBE(at, 3);
+  return at === bytes.length;
+}
+
 const http2: FuzzTarget = {
   name: "http2",
   seeds: [
@@ -297,9 +303,11 @@ const http2: FuzzTarget = {
     assert.equal(rest, 0, "what was sent ends within a frame");
     // Answered before anything odd was read.
     assert.equal(data.get(1), grpcMessage(FIRST_NONCE).toString("latin1"));
+    // What ends within a frame takes the beginning of the last call's for the rest of it.
+    const isWhole = endsWithAFrame(input);
     for (const [id, body] of data) {
       if (id !== 1) assert(!body.includes(FIRST_NONCE), `the first call's answer was sent on ${id}`);
-      if (id !== 3) assert(!body.includes(LAST_NONCE), `the last call's answer was sent on ${id}`);
+      if (id !== 3 && isWhole) assert(!body.includes(LAST_NONCE), `the last call's answer was sent on ${id}`);
     }
   },
   check: () => answersAGoodCall(http2Listener.get()),
