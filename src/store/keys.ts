@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises";
 import type { ClientSession, Collection, Filter, MongoClient } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
@@ -87,21 +88,29 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
           if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted };
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
-          for (const record of change.update) {
-            const { matchedCount } = await keys.updateOne(
-              { _id: record.id, userId, rev: record.rev },
-              { ...assignments(record), $inc: { rev: 1 } },
-              { session, maxTimeMS: remainingMs(deadlineMs) },
-            );
-            if (matchedCount === 0) return abandon(session, "again");
-          }
           const written = change.update.map((record) => ({ ...record, rev: record.rev + 1 }));
-          if (change.insert !== undefined) {
-            written.push(change.insert);
-            tried.inserted = { id: change.insert.id, answer: change.answer, written };
-            await keys.insertOne(toDocument(change.insert), { session });
+          if (change.insert !== undefined) written.push(change.insert);
+          try {
+            // First, so that an attempt that comes to nothing is the proof that its entry does too.
+            if (change.audit !== undefined) await audit.insertOne(toAuditDocument(change.audit), { session });
+            for (const record of change.update) {
+              const { matchedCount } = await keys.updateOne(
+                { _id: record.id, userId, rev: record.rev },
+                { ...assignments(record), $inc: { rev: 1 } },
+                { session, maxTimeMS: remainingMs(deadlineMs) },
+              );
+              if (matchedCount === 0) return abandon(session, "again");
+            }
+            if (change.insert !== undefined) {
+              tried.inserted = { id: change.insert.id, answer: change.answer, written };
+              await keys.insertOne(toDocument(change.insert), { session });
+            }
+          } catch (error) {
+            // Left to the driver, the next attempt would wait for up to half a second, whatever the deadline.
+            if (!isConflict(error)) throw error;
+            tried.conflict = error;
+            return abandon(session, "again");
           }
-          if (change.audit !== undefined) await audit.insertOne(toAuditDocument(change.audit), { session });
           // The last moment at which nothing is written yet.
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
           return { done: { answer: change.answer, written } };
@@ -174,7 +183,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
         inTurn(userId, () =>
           seen(userId, async () => {
             const tried: Tried<T> = { retryUntilMs };
-            for (;;) {
+            for (let attempts = 1; ; attempts += 1) {
               const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(
                 (error: unknown) => {
                   if (!isConflict(error)) throw error;
@@ -189,6 +198,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
                 const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
                 if (confirmed instanceof KeyError) throw confirmed;
               }
+              await setTimeout(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
               if (performance.now() >= retryUntilMs) throw conflict(tried.conflict);
             }
           }),
@@ -261,6 +271,11 @@ function decideOrRefuse<T>(
 function endOfRetries(deadlineMs: number): number {
   const leftMs = Math.max(0, deadlineMs - performance.now());
   return deadlineMs - Math.min(MAX_WAY_BACK_MS, leftMs / 10);
+}
+
+/** The pause before another attempt, in milliseconds, by the driver's own rule for transactions. */
+function backOffMs(attempts: number): number {
+  return Math.random() * Math.min(5 * 1.5 ** (attempts - 1), 500);
 }
 
 /** Sets what a change may alter, and takes away what is no longer there. */
