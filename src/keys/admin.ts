@@ -103,7 +103,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
       if (parsed === undefined) throw notFound("This is not a key of this service: its form or checksum is wrong.");
       const record = await store.findById(parsed.id, deadlineMs);
       const isOurs =
-        record?.prefix === parsed.prefix && (await secrets.prove(record, parsed.secret, deadlineMs)).proven;
+        record?.prefix === parsed.prefix && (await secrets.prove(parsed.id, parsed.secret, record, deadlineMs)).proven;
       if (!isOurs) throw notFound("No such key was made here.");
       return end(caller, "RevokeByPresentedKey", record, reason, deadlineMs);
     },

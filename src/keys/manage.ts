@@ -132,7 +132,8 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     if (!isLive(record, now)) return { ...told, withheld: "ended" };
     const secret = requests!.derive(asked, record.id, request!.ringId);
     // A request key that goes by the same id and is another one would make another secret.
-    const { proven } = secret === undefined ? { proven: false } : await secrets.prove(record, secret, deadlineMs);
+    const { proven } =
+      secret === undefined ? { proven: false } : await secrets.prove(record.id, secret, record, deadlineMs);
     if (!proven) return { ...told, withheld: "request_key_gone" };
     return { ...told, key: formatKey({ prefix: record.prefix, id: record.id, secret: secret! }) };
   }

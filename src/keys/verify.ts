@@ -1,6 +1,6 @@
 import { hash, randomBytes } from "node:crypto";
 import { checked } from "./errors.ts";
-import { ID_FROM_END, ID_LENGTH, parseKey } from "./format.ts";
+import { ID_FROM_END, ID_LENGTH, type ParsedKey, parseKey } from "./format.ts";
 import type { Fingerprint } from "./key.ts";
 import type { KeyStore } from "./key-store.ts";
 import type { Found, KeyLookup } from "./lookup.ts";
@@ -78,32 +78,39 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     return { outcome: "valid", entry, missingScopes: NONE, asOfMs, nowMs };
   };
 
-  const answer = (input: VerifyInput, { entry, asOfMs }: Found): Verification | Promise<Verification> => {
+  const answer = (
+    input: VerifyInput,
+    { entry, asOfMs }: Found,
+    parsedBefore?: ParsedKey,
+  ): Verification | Promise<Verification> => {
     const { key, requiredScopes, timeoutMs } = input;
     // Whoever presents the key that was proven before needs no other proof. Any other well-formed key with this id is
     // wrong: an id has one secret.
-    const digest = entry?.provenDigest === undefined ? undefined : digestOf(key);
-    if (entry !== undefined && digest !== undefined && digest === entry.provenDigest) {
-      return judge(entry, requiredScopes, asOfMs);
-    }
-    const parsed = parseKey(key, prefixes);
+    const digest = digestOf(key);
+    if (entry !== undefined && entry.provenDigest === digest) return judge(entry, requiredScopes, asOfMs);
+    const parsed = parsedBefore ?? parseKey(key, prefixes);
     if (parsed === undefined) return refusal("malformed", wallMs());
-    if (entry?.digests === undefined || digest !== undefined || entry.prefix !== parsed.prefix) {
-      return refusal("not_found", asOfMs);
-    }
-    const proof = secrets.prove({ id: parsed.id, ...entry.digests }, parsed.secret, performance.now() + timeoutMs);
-    if (!("then" in proof)) return conclude(input, { entry, asOfMs }, proof);
+    const { id, secret, prefix } = parsed;
+    const isOpen = entry !== undefined && entry.provenDigest === undefined && entry.prefix === prefix;
+    const digests = isOpen ? entry.digests : undefined;
+    const proof = secrets.prove(id, secret, digests, performance.now() + timeoutMs);
+    if (!("then" in proof)) return conclude(input, { entry, asOfMs }, proof, digest);
     return proof.then(async (late) => {
       // An argon2 may have waited long: what was true before it is not judged by.
-      const found = input.strong ? { entry, asOfMs } : await lookup.find(parsed.id);
-      return conclude(input, found, late);
+      const found = input.strong ? { entry, asOfMs } : await lookup.find(id);
+      return conclude(input, found, late, digest);
     });
   };
 
-  const conclude = ({ key, requiredScopes }: VerifyInput, { entry, asOfMs }: Found, proof: Proof): Verification => {
+  const conclude = (
+    { requiredScopes }: VerifyInput,
+    { entry, asOfMs }: Found,
+    proof: Proof,
+    digest: string,
+  ): Verification => {
     if (entry === undefined || !proof.proven) return refusal("not_found", asOfMs);
     if (proof.newFingerprint === undefined || renew(entry, proof.newFingerprint)) {
-      entry.provenDigest = digestOf(key);
+      entry.provenDigest = digest;
       entry.digests = undefined;
     }
     return judge(entry, requiredScopes, asOfMs);
@@ -136,7 +143,7 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     const parsed = parseKey(key, prefixes);
     if (parsed === undefined) return refusal("malformed", wallMs());
     const finding = strong ? lookup.findStrong(parsed.id) : lookup.find(parsed.id);
-    return finding.then((found) => answer(input, found));
+    return finding.then((found) => answer(input, found, parsed));
   };
 }
 

@@ -81,7 +81,7 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
       uses = (uses + 1) % 8;
       return uses === 0 ? entries.get(id) : entries.peek(id);
     },
-    isUnknown: (id) => unknown.get(id) === true,
+    isUnknown: (id) => (uses === 0 ? unknown.get(id) : unknown.peek(id)) === true,
 
     open() {
       const window = { overtaken: new Map<string, number>(), valid: following };

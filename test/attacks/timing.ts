@@ -13,66 +13,89 @@ export interface TimingRow {
   t: number;
 }
 
+type Samples = readonly number[] | Float64Array;
+
 /** Welch's statistic: the difference of two means in units of its own error. */
-export function welch(a: readonly number[], b: readonly number[]): number {
+export function welch(a: Samples, b: Samples): number {
   const [one, two] = [describe(a), describe(b)];
   return (one.mean - two.mean) / Math.sqrt(one.variance / a.length + two.variance / b.length);
 }
 
-function describe(values: readonly number[]): { mean: number; variance: number } {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-  const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (values.length - 1);
-  return { mean, variance };
+function describe(values: Samples): { mean: number; variance: number } {
+  let sum = 0;
+  for (const value of values) sum += value;
+  const mean = sum / values.length;
+  let squares = 0;
+  for (const value of values) squares += (value - mean) ** 2;
+  return { mean, variance: squares / (values.length - 1) };
 }
 
-/** Without the slowest tenth, which the machine's own pauses make; the cut is where it is for all samples together. */
-export function trimmed(classes: readonly number[][]): number[][] {
-  const all = classes.flat().sort((x, y) => x - y);
-  const limit = all[Math.floor(all.length * 0.9)] ?? 0;
-  return classes.map((values) => values.filter((value) => value <= limit));
+/** The faster half: what is slower is the machine's own noise. The cut is where it is for all samples together. */
+export function trimmed(classes: readonly Samples[]): number[][] {
+  const all = classes.flatMap((values) => [...values]).sort((x, y) => x - y);
+  const limit = all[Math.floor(all.length / 2)] ?? 0;
+  return classes.map((values) => [...values].filter((value) => value <= limit));
 }
 
 /** The smallest difference that is planted: what the test must be able to see. */
 const PLANTED = 0.02;
 
-/** One call at a time, kinds in turn, each turn in another order. */
+/** Keys of a kind, all asked about before: what is measured is what the memory answers. */
+const KEYS_A_KIND = 16;
+
+/** One call at a time, of every kind once a round, in an order of chance. */
 export async function measureTiming(world: World, rounds: number): Promise<TimingRow[]> {
   const session = world.openSession();
-  const unknown = unknownKey();
-  const kinds: Record<string, () => string> = {
-    unknown: () => unknown,
-    "unknown again": () => unknown,
-    "wrong secret": () => wrongSecret(world.other),
-    "wrong secret of a revoked key": () => wrongSecret(world.revoked),
-  };
-  const names = Object.keys(kinds);
-  const samples = new Map(names.map((name) => [name, [] as number[]]));
+  const several = (make: () => string) => Array.from({ length: KEYS_A_KIND }, make);
+  const unknown = several(unknownKey);
+  const kinds = [
+    { name: "an unknown id", keys: unknown },
+    { name: "the same once more (nothing to tell)", keys: unknown },
+    { name: "a wrong secret", keys: several(() => wrongSecret(world.other)) },
+    { name: "a wrong secret of a key in use", keys: several(() => wrongSecret(world.good)) },
+    { name: "a wrong secret of a revoked key", keys: several(() => wrongSecret(world.revoked)) },
+  ];
+  const samples = kinds.map(() => new Float64Array(rounds));
+  await ask(session, world.good);
   for (let round = -200; round < rounds; round += 1) {
-    for (let index = 0; index < names.length; index += 1) {
-      const name = names[(index + Math.abs(round) * 3) % names.length]!;
-      const key = kinds[name]!();
+    for (const kind of shuffled(kinds.length)) {
+      const { keys } = kinds[kind]!;
+      const key = keys[Math.abs(round) % keys.length]!;
       const startedMs = performance.now();
       await ask(session, key);
-      if (round >= 0) samples.get(name)!.push((performance.now() - startedMs) * 1_000);
+      if (round >= 0) samples[kind]![round] = (performance.now() - startedMs) * 1_000;
     }
   }
   session.destroy();
-  const compare = (label: string, a: number[], b: number[]): TimingRow => {
+  const compare = (label: string, a: Float64Array, b: Float64Array): TimingRow => {
     const [cutA, cutB] = trimmed([a, b]);
-    return { label, aUs: median(a), bUs: median(b), t: welch(cutA!, cutB!) };
+    return { label, aUs: median([...a]), bUs: median([...b]), t: welch(cutA!, cutB!) };
   };
-  const of = (name: string) => samples.get(name)!;
-  const base = of("unknown");
-  const planted = of("unknown again").map((us) => us + median(base) * PLANTED);
+  const [base, ...others] = samples;
+  const medianUs = median([...base!]);
   return [
-    compare("an unknown id / the same once more (nothing to tell)", base, of("unknown again")),
-    compare("an unknown id / a wrong secret", base, of("wrong secret")),
-    compare("an unknown id / a wrong secret of a revoked key", base, of("wrong secret of a revoked key")),
+    ...others.map((other, index) => compare(`${kinds[0]!.name} / ${kinds[index + 1]!.name}`, base!, other)),
     compare(
-      "a wrong secret / a wrong secret of a revoked key",
-      of("wrong secret"),
-      of("wrong secret of a revoked key"),
+      kinds
+        .slice(2, 4)
+        .map(({ name }) => name)
+        .join(" / "),
+      samples[2]!,
+      samples[3]!,
     ),
-    compare(`an unknown id / the same and ${PLANTED * 100} % (planted: must be told apart)`, base, planted),
+    compare(
+      `${kinds[0]!.name} / ${kinds[1]!.name}, and ${PLANTED * 100} % more (planted: must be told apart)`,
+      base!,
+      samples[1]!.map((us) => us + medianUs * PLANTED),
+    ),
   ];
+}
+
+function shuffled(length: number): number[] {
+  const order = Array.from({ length }, (_, index) => index);
+  for (let last = length - 1; last > 0; last -= 1) {
+    const other = Math.floor(Math.random() * (last + 1));
+    [order[last], order[other]] = [order[other]!, order[last]!];
+  }
+  return order;
 }

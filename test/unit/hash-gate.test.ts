@@ -1,9 +1,11 @@
-import { randomBytes } from "node:crypto";
+import { createHmac, randomBytes } from "node:crypto";
 import { expect, test } from "@jest/globals";
 import { createHashGate, type HashGate } from "../../src/keys/hash-gate.ts";
 import { createSecretKeeper } from "../../src/keys/secret.ts";
 
 const forEver = Number.POSITIVE_INFINITY;
+const ID = "i".repeat(16);
+const [RIGHT, WRONG, OTHER] = ["r", "w", "o"].map((letter) => letter.repeat(43)) as [string, string, string];
 const held = () => {
   let release = () => {};
   const work = new Promise<void>((resolve) => {
@@ -77,40 +79,38 @@ function counted(): { gate: HashGate; runs: () => number } {
 test("a secret with a fingerprint under a known pepper is proved or refuted without argon2", async () => {
   const { gate, runs } = counted();
   const keeper = createSecretKeeper([pepper("p1")], gate);
-  const record = { id: "i", ...(await keeper.digest("i", "right", forEver)) };
+  const digests = await keeper.digest(ID, RIGHT, forEver);
   expect(runs()).toBe(1);
-  expect(await keeper.prove(record, "right", forEver)).toEqual({ proven: true });
-  expect(await keeper.prove(record, "wrong", forEver)).toEqual({ proven: false });
+  expect(await keeper.prove(ID, RIGHT, digests, forEver)).toEqual({ proven: true });
+  expect(await keeper.prove(ID, WRONG, digests, forEver)).toEqual({ proven: false });
   expect(runs()).toBe(1);
 });
 
 test("after the peppers were lost, argon2 proves the secret and a new fingerprint is given", async () => {
   const lost = createSecretKeeper([pepper("p1")], counted().gate);
-  const record = { id: "i", ...(await lost.digest("i", "right", forEver)) };
+  const digests = await lost.digest(ID, RIGHT, forEver);
   const { gate, runs } = counted();
   const keeper = createSecretKeeper([pepper("p2")], gate);
-  expect(await keeper.prove(record, "wrong", forEver)).toEqual({ proven: false });
-  const { proven, newFingerprint } = await keeper.prove(record, "right", forEver);
+  expect(await keeper.prove(ID, WRONG, digests, forEver)).toEqual({ proven: false });
+  const { proven, newFingerprint } = await keeper.prove(ID, RIGHT, digests, forEver);
   expect({ proven, pepper: newFingerprint?.pepper, runs: runs() }).toEqual({ proven: true, pepper: "p2", runs: 2 });
-  expect(await keeper.prove({ ...record, fingerprint: newFingerprint }, "right", forEver)).toEqual({ proven: true });
+  expect(await keeper.prove(ID, RIGHT, { ...digests, fingerprint: newFingerprint }, forEver)).toEqual({ proven: true });
   expect(runs()).toBe(2);
 });
 
 test("a fingerprint under an older pepper of the ring is taken, and renewed under the newest", async () => {
   const [newest, older] = [pepper("p2"), pepper("p1")];
-  const record = { id: "i", ...(await createSecretKeeper([older], counted().gate).digest("i", "right", forEver)) };
+  const digests = await createSecretKeeper([older], counted().gate).digest(ID, RIGHT, forEver);
   const { gate, runs } = counted();
-  const { proven, newFingerprint } = await createSecretKeeper([newest, older], gate).prove(record, "right", forEver);
+  const { proven, newFingerprint } = await createSecretKeeper([newest, older], gate).prove(ID, RIGHT, digests, forEver);
   expect({ proven, pepper: newFingerprint?.pepper, runs: runs() }).toEqual({ proven: true, pepper: "p2", runs: 0 });
 });
 
 test("callers with the same secret of one key share one argon2 run", async () => {
   const { gate, runs } = counted();
   const keeper = createSecretKeeper([pepper("p1")], gate);
-  const { secretHash } = await keeper.digest("i", "right", forEver);
-  const proofs = await Promise.all(
-    Array.from({ length: 8 }, () => keeper.prove({ id: "i", secretHash }, "right", forEver)),
-  );
+  const { secretHash } = await keeper.digest(ID, RIGHT, forEver);
+  const proofs = await Promise.all(Array.from({ length: 8 }, () => keeper.prove(ID, RIGHT, { secretHash }, forEver)));
   expect({ proven: proofs.every(({ proven }) => proven), runs: runs() }).toEqual({ proven: true, runs: 2 });
 });
 
@@ -127,18 +127,31 @@ test("callers with other secrets of one key wait their turn: one argon2 run a ke
     },
   };
   const keeper = createSecretKeeper([pepper("p1")], gate);
-  const { secretHash } = await keeper.digest("i", "right", forEver);
-  const secrets = ["wrong", "right", "other", "right", "wrong"];
-  const proofs = await Promise.all(secrets.map((secret) => keeper.prove({ id: "i", secretHash }, secret, forEver)));
+  const { secretHash } = await keeper.digest(ID, RIGHT, forEver);
+  const secrets = [WRONG, RIGHT, OTHER, RIGHT, WRONG];
+  const proofs = await Promise.all(secrets.map((secret) => keeper.prove(ID, secret, { secretHash }, forEver)));
   expect(proofs.map(({ proven }) => proven)).toEqual([false, true, false, true, false]);
   expect(most).toBe(1);
-  await Promise.all(["j", "k"].map((id) => keeper.prove({ id, secretHash }, "right", forEver)));
+  await Promise.all(["j", "k"].map((id) => keeper.prove(id.repeat(16), RIGHT, { secretHash }, forEver)));
   expect(most).toBe(2);
 });
 
-test("the fingerprint is HMAC-SHA-256 of <id>_<secret>", async () => {
-  const keeper = createSecretKeeper([{ id: "p", secret: Buffer.alloc(32, 1) }], counted().gate);
-  const { fingerprint } = await keeper.digest("id", "secret", forEver);
-  const { createHmac } = await import("node:crypto");
-  expect(Buffer.from(fingerprint.mac)).toEqual(createHmac("sha256", Buffer.alloc(32, 1)).update("id_secret").digest());
+test("without digests no secret is the right one, and no argon2 runs", async () => {
+  const { gate, runs } = counted();
+  const keeper = createSecretKeeper([pepper("p1")], gate);
+  expect(keeper.prove(ID, RIGHT, undefined, forEver)).toEqual({ proven: false });
+  expect(runs()).toBe(0);
 });
+
+test.each([32, 63, 64, 65, 200])(
+  "the fingerprint under a pepper of %i bytes is HMAC-SHA-256 of <id>_<secret>",
+  async (size) => {
+    const secret = randomBytes(size);
+    const keeper = createSecretKeeper([{ id: "p", secret }], counted().gate);
+    for (const text of [RIGHT, WRONG, RIGHT]) {
+      const { fingerprint } = await keeper.digest(ID, text, forEver);
+      expect(fingerprint.pepper).toBe("p");
+      expect(Buffer.from(fingerprint.mac)).toEqual(createHmac("sha256", secret).update(`${ID}_${text}`).digest());
+    }
+  },
+);

@@ -32,6 +32,8 @@ let reads: string[];
 let used: string[];
 let renewed: Fingerprint[];
 let proofs: number;
+/** Secrets that were refuted without a record to compare them with. */
+let decoys: number;
 let verify: VerifyKey;
 
 const minted = createSecretKeeper([newest], createHashGate({ concurrency: 1, queue: 1 })).digest(ID, SECRET, forEver);
@@ -56,7 +58,7 @@ function build(peppers: Pepper[], change?: (keeper: SecretKeeper) => SecretKeepe
   nowMs = 1_000_000;
   fresh = true;
   record = recordOf(ID, 1, { ...digests });
-  [reads, used, renewed, proofs] = [[], [], [], 0];
+  [reads, used, renewed, proofs, decoys] = [[], [], [], 0, 0];
   const read = (kind: string) => async (ids: readonly string[]) => {
     reads.push(kind);
     return ids.includes(ID) ? [record] : [];
@@ -65,7 +67,8 @@ function build(peppers: Pepper[], change?: (keeper: SecretKeeper) => SecretKeepe
   const secrets: SecretKeeper = {
     ...keeper,
     prove: (...args) => {
-      proofs += 1;
+      if (args[2] === undefined) decoys += 1;
+      else proofs += 1;
       return keeper.prove(...args);
     },
   };
@@ -118,7 +121,7 @@ test("the wrong secret of a key with a fingerprint never reaches argon2, before 
   expect(argon2Runs).toBe(0);
 });
 
-test("once a key was proven, a wrong secret of it costs no proof at all", async () => {
+test("once a key was proven, a wrong secret of it is not compared with the record's", async () => {
   await ask(KEY);
   const before = proofs;
   for (let n = 0; n < 5; n += 1) {
@@ -131,6 +134,23 @@ test("once a key was proven, a wrong secret of it costs no proof at all", async 
   window.close();
   expect(await outcomeOf(WRONG)).toBe("not_found");
   expect({ proofs: proofs - before, reads }).toEqual({ proofs: 0, reads: ["recent"] });
+});
+
+test("every refusal of a well-formed key costs one proof, whether there is such an id or not", async () => {
+  const unknown = formatKey({ prefix: "lk", id: "U".repeat(16), secret: SECRET });
+  const otherPrefix = formatKey({ prefix: "old", id: ID, secret: SECRET });
+  const cost = async (key: string) => {
+    const before = [proofs, decoys];
+    expect(await outcomeOf(key)).toBe("not_found");
+    return [proofs - before[0]!, decoys - before[1]!];
+  };
+  expect(await cost(unknown)).toEqual([0, 1]);
+  expect(await cost(unknown)).toEqual([0, 1]);
+  expect(await cost(WRONG)).toEqual([1, 0]);
+  expect(await cost(otherPrefix)).toEqual([0, 1]);
+  await ask(KEY);
+  expect(await cost(WRONG)).toEqual([0, 1]);
+  expect(argon2Runs).toBe(0);
 });
 
 test("neither the key nor its secret is kept in memory", async () => {
@@ -236,7 +256,7 @@ test("a fingerprint under an older pepper is renewed at the first use, once", as
   expect(renewed.map(({ pepper }) => pepper)).toEqual(["p2"]);
   expect(argon2Runs).toBe(0);
   const current = createSecretKeeper([newest], gate);
-  expect(current.prove({ id: ID, ...digests, fingerprint: renewed[0] }, SECRET, forEver)).toEqual({ proven: true });
+  expect(current.prove(ID, SECRET, { ...digests, fingerprint: renewed[0] }, forEver)).toEqual({ proven: true });
 });
 
 test("after all peppers were lost, one argon2 proves the key and gives it a new fingerprint", async () => {
