@@ -38,8 +38,13 @@ export async function startTcpProxy({ to, peerOf = () => "everyone" }: TcpProxyO
   const weatherOf = (peer: string) => byPeer.get(peer) ?? everyone;
 
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
-    const peer = peerOf(client.remotePort!);
     client.on("error", () => {});
+    // Reset before it was accepted: it has no peer any more.
+    if (client.remotePort === undefined) {
+      client.destroy();
+      return;
+    }
+    const peer = peerOf(client.remotePort);
     if (weatherOf(peer).cut) {
       client.resetAndDestroy();
       return;
