@@ -5,16 +5,20 @@ import { type Client, ConnectError } from "@connectrpc/connect";
 import { Command, InvalidArgumentError } from "commander";
 import {
   type ApiKeyService,
+  type CreateResponse,
   CreateResponseSchema,
   createLatchkeyClient,
   describeError,
   GetResponseSchema,
+  KeyWithheld,
   Outcome,
+  type RefreshResponse,
   RefreshResponseSchema,
   RevokeResponseSchema,
+  State,
   VerifyResponseSchema,
 } from "./client/index.ts";
-import { parseDuration, readClientConfig, readConfig } from "./config.ts";
+import { parseDuration, readClientConfig, readConfig, SERVICE_NAME } from "./config.ts";
 import { mintDevToken, readDevSecrets } from "./dev-secrets.ts";
 import { runDoctor } from "./doctor.ts";
 import { serve } from "./main.ts";
@@ -62,6 +66,8 @@ program
   .option("--json", "print JSON")
   .action(async ({ user, admin = false, ttl, service, json }) => {
     if (service !== undefined) {
+      if (!SERVICE_NAME.test(service))
+        throw new StartupError("A service's name must have 1 to 64 of the characters 0-9 A-Z a-z . _ -");
       const token = randomBytes(32).toString("base64url");
       const entry = `${service}:sha256:${createHash("sha256").update(token).digest("hex")}`;
       print(
@@ -71,7 +77,7 @@ program
       );
       return;
     }
-    if (user === undefined) throw new StartupError("Say for whom: latchkey token --user alice");
+    if (!user) throw new StartupError("Say for whom: latchkey token --user alice");
     const token = await mintDevToken(devSecret(), { user, admin, ttlS: Math.floor(ttl / 1_000), now: new Date() });
     print(json ? JSON.stringify({ token }) : token);
   });
@@ -84,7 +90,8 @@ keyCommand("create", "create a key; it is printed once")
   .action(async (options: KeyOptions) => {
     const { client, owner } = await sessionFor(options);
     const answer = await client.create({ ...owner, ...keyFields(options) });
-    show(CreateResponseSchema, answer, options, `${answer.key}`);
+    show(CreateResponseSchema, answer, options, answer.key);
+    tellWithheld(answer);
   });
 
 keyCommand("get", "show the active key, without its secret").action(async (options: CallOptions) => {
@@ -103,7 +110,8 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
     const gracePeriod = options.grace === undefined ? {} : { gracePeriod: span(options.grace) };
     const { client, owner } = await sessionFor(options);
     const answer = await client.refresh({ ...owner, ...keyFields(options), ...gracePeriod });
-    show(RefreshResponseSchema, answer, options, `${answer.key}`);
+    show(RefreshResponseSchema, answer, options, answer.key);
+    tellWithheld(answer);
   });
 
 keyCommand("revoke", "revoke the key, and one in its grace period")
@@ -219,7 +227,17 @@ function show<Desc extends DescMessage>(
   { json }: CallOptions,
   text: string,
 ): void {
-  print(json ? toJsonString(schema, answer) : text);
+  if (json || text !== "") print(json ? toJsonString(schema, answer) : text);
+}
+
+/** A repeat whose key is not told again made nothing: a script that goes on with no key must notice. */
+function tellWithheld({ apiKey, key, keyWithheld }: CreateResponse | RefreshResponse): void {
+  if (key !== "") return;
+  const why =
+    keyWithheld === KeyWithheld.ENDED
+      ? `it is ${State[apiKey?.state ?? State.UNSPECIFIED]?.toLowerCase()}`
+      : "the request key that its secret was derived from is no longer in LATCHKEY_REQUEST_KEYS";
+  throw new StartupError(`This call made the key ${apiKey?.prefix} before. The key is not told again: ${why}.`);
 }
 
 function print(text: string): void {

@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync, statSync } from "node:fs";
 import { createServer } from "node:net";
@@ -129,6 +130,8 @@ test("a taken port, a bad directory, a missing mongod and a bad setting are one 
   const cases: [Record<string, string>, string][] = [
     [{ LATCHKEY_DATA_DIR: newDirectory(), LATCHKEY_LISTEN: taken }, `${taken} is in use`],
     [{ LATCHKEY_DATA_DIR: "/dev/null/x" }, "can't be used"],
+    [{ LATCHKEY_DATA_DIR: "/proc/latchkey" }, "can't be used"],
+    [{ LATCHKEY_AUDIT_RETENTION: "36500d" }, "LATCHKEY_AUDIT_RETENTION must be 1s to 24855d"],
     [{ LATCHKEY_DATA_DIR: newDirectory(), MONGOD_BINARY: "/does/not/exist" }, "MONGOD_BINARY"],
     [{ LATCHKEY_HASH_QUEUE: "none" }, "LATCHKEY_HASH_QUEUE must be a whole number"],
     [{ MONGODB_URI: "mongodb://user:canary@nowhere", LATCHKEY_LISTEN: "0.0.0.0:1" }, "LATCHKEY_PEPPERS must be set"],
@@ -222,4 +225,31 @@ test("the CLI creates, shows, rotates, verifies and revokes, with exit codes tha
   expect((await runToEnd(["revoke", "--user", "bob"], env)).code).toBe(0);
   expect((await runToEnd(["nonsense"], env)).code).toBe(2);
   expect((await runToEnd(["doctor"], env)).code).toBe(0);
+}, 60_000);
+
+test("the CLI fails when a repeated call's key is not told again, and says no token that can't be sent", async () => {
+  const dataDir = newDirectory();
+  const { url } = await serve(dataDir);
+  const env = { LATCHKEY_DATA_DIR: dataDir, LATCHKEY_URL: url };
+  const create = ["create", "--user", "bob", "--scope", "read", "--request-id", randomUUID()];
+  const { output: key } = await runToEnd(create, env);
+  expect(await runToEnd(create, env)).toEqual({ code: 0, output: key });
+  await runToEnd(["revoke", "--user", "bob"], env);
+  expect(await runToEnd(create, env)).toEqual({
+    code: 1,
+    output: expect.stringMatching(/not told again: it is revoked/),
+  });
+  for (const [args, more] of [
+    [["get"], { LATCHKEY_TOKEN: "canary\ncanary" }],
+    [["get", "--token", "canary\u2028"], {}],
+  ] as const) {
+    const { code, output } = await runToEnd([...args], { ...env, ...more });
+    expect({ code, output }).toEqual({ code: 1, output: expect.stringContaining("must be one line of visible ASCII") });
+    expect(output).not.toContain("canary");
+  }
+  for (const args of [
+    ["--service", "a b,c"],
+    ["--user", ""],
+  ])
+    expect((await runToEnd(["token", ...args], env)).code).toBe(1);
 }, 60_000);
