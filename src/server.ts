@@ -148,6 +148,11 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       {
         key: config.tokenKey ?? developmentKey(devSecrets!),
         ...{ issuer: config.tokenIssuer, audience: config.tokenAudience, adminClaim: config.adminClaim, clock },
+        onKeySetFailed: (error) =>
+          log.error(
+            { event: "key_set_failed", err: error },
+            "LATCHKEY_JWKS_URL can't be fetched: no user token can be checked",
+          ),
       },
       verifyAuth(config),
     );
