@@ -52,6 +52,7 @@ export interface AuditFilter {
 
 /** Every method fails with a KeyError, as those of KeyStore. */
 export interface AuditStore {
+  /** What failed may be written again: none of these very entries will be there twice. */
   write(entries: readonly AuditEntry[]): Promise<void>;
   /** Newest first, older than the entry `before`. */
   list(filter: AuditFilter, before: string | undefined, limit: number, deadlineMs: number): Promise<StoredAuditEntry[]>;

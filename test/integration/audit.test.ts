@@ -8,7 +8,9 @@ import { MongoClient } from "mongodb";
 import { AdminService, type AuditEntry, AuditResult } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+import { KeyError } from "../../src/keys/errors.ts";
 import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
+import { createAuditStore } from "../../src/store/audit.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
 import { refusalOf } from "../support/errors.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
@@ -212,6 +214,23 @@ test("pages lead from the newest entry to the oldest, and narrow by time and key
   for (const bad of [{ pageToken: nextPageToken }, { pageToken: "x" }, { pageSize: 501 }, { userId: "" }]) {
     expect(await refusalOf(admin.listAudit(bad))).toMatchObject({ reason: "INVALID_ARGUMENT" });
   }
+});
+
+test("entries whose writing may have failed can be written again: each is there once", async () => {
+  const db = mongo.db(`test-${randomUUID()}`);
+  const store = createAuditStore(db);
+  const entries = ["a", "b", "c"].map((actor) => ({
+    ...{ at: new Date(), action: "Get", result: "denied" as const, actor, keyIds: [] },
+  }));
+  await store.write(entries.slice(0, 2));
+  await store.write(entries);
+  const actors = async () =>
+    (await db.collection("audit").find().sort({ actor: 1 }).toArray()).map(({ actor }) => actor);
+  expect(await actors()).toEqual(["a", "b", "c"]);
+  await db.command({ collMod: "audit", validator: { actor: { $ne: "d" } } });
+  const bad = [...entries, { ...entries[0]!, actor: "d" }];
+  await expect(store.write(bad)).rejects.toBeInstanceOf(KeyError);
+  expect(await actors()).toEqual(["a", "b", "c"]);
 });
 
 test("entries are kept for LATCHKEY_AUDIT_RETENTION, also when that is changed", async () => {
