@@ -131,6 +131,11 @@ test("a whole key finds its record as a prefix, and none as an id; neither asks 
   expect(await refusalOf(admin.getKey({ keyId: key }))).toMatchObject({ reason: "KEY_NOT_FOUND" });
   expect(await refusalOf(admin.listAudit({ keyId: key }))).toMatchObject({ fields: ["key_id"] });
   await db.command({ profile: 0 });
+  const [search] = await db
+    .collection("system.profile")
+    .find({ op: "query", "command.filter.$and": { $exists: true } })
+    .toArray();
+  expect(search!.docsExamined).toBeLessThanOrEqual(2);
   const asked = JSON.stringify(await db.collection("system.profile").find().toArray());
   expect(asked).toContain(apiKey!.id);
   expect(asked).not.toContain(parseAnyKey(key)!.secret);
