@@ -1,21 +1,35 @@
 #!/usr/bin/env node
 import { createHash, randomBytes } from "node:crypto";
-import { type DescMessage, type MessageShape, toJsonString } from "@bufbuild/protobuf";
 import { type Client, ConnectError } from "@connectrpc/connect";
-import { Command, InvalidArgumentError } from "commander";
+import { Command } from "commander";
+import { addAdminCommands } from "./admin-commands.ts";
 import {
   type ApiKeyService,
+  type CreateResponse,
   CreateResponseSchema,
   createLatchkeyClient,
   describeError,
   GetResponseSchema,
+  KeyWithheld,
   Outcome,
+  type RefreshResponse,
   RefreshResponseSchema,
   RevokeResponseSchema,
+  State,
   VerifyResponseSchema,
 } from "./client/index.ts";
-import { parseDuration, readClientConfig, readConfig } from "./config.ts";
-import { mintDevToken, readDevSecrets } from "./dev-secrets.ts";
+import {
+  type CallOptions,
+  developmentToken,
+  devSecret,
+  duration,
+  endpointOf,
+  print,
+  readKey,
+  show,
+} from "./command-line.ts";
+import { readConfig, SERVICE_NAME } from "./config.ts";
+import { mintDevToken } from "./dev-secrets.ts";
 import { runDoctor } from "./doctor.ts";
 import { serve } from "./main.ts";
 import { formatPeppers, reportPeppers } from "./peppers.ts";
@@ -26,14 +40,11 @@ const NOT_GOOD = 3;
 
 const REQUEST_ID = "say the same one, such as a UUID, to repeat a call whose answer was lost";
 
-interface CallOptions {
-  url?: string;
-  token?: string;
+interface UserOptions extends CallOptions {
   user?: string;
-  json?: boolean;
 }
 
-interface KeyOptions extends CallOptions {
+interface KeyOptions extends UserOptions {
   name?: string;
   scope?: string[];
   ttl?: number;
@@ -62,6 +73,8 @@ program
   .option("--json", "print JSON")
   .action(async ({ user, admin = false, ttl, service, json }) => {
     if (service !== undefined) {
+      if (!SERVICE_NAME.test(service))
+        throw new StartupError("A service's name must have 1 to 64 of the characters 0-9 A-Z a-z . _ -");
       const token = randomBytes(32).toString("base64url");
       const entry = `${service}:sha256:${createHash("sha256").update(token).digest("hex")}`;
       print(
@@ -71,7 +84,7 @@ program
       );
       return;
     }
-    if (user === undefined) throw new StartupError("Say for whom: latchkey token --user alice");
+    if (!user) throw new StartupError("Say for whom: latchkey token --user alice");
     const token = await mintDevToken(devSecret(), { user, admin, ttlS: Math.floor(ttl / 1_000), now: new Date() });
     print(json ? JSON.stringify({ token }) : token);
   });
@@ -84,10 +97,11 @@ keyCommand("create", "create a key; it is printed once")
   .action(async (options: KeyOptions) => {
     const { client, owner } = await sessionFor(options);
     const answer = await client.create({ ...owner, ...keyFields(options) });
-    show(CreateResponseSchema, answer, options, `${answer.key}`);
+    show(CreateResponseSchema, answer, options, answer.key);
+    tellWithheld(answer);
   });
 
-keyCommand("get", "show the active key, without its secret").action(async (options: CallOptions) => {
+keyCommand("get", "show the active key, without its secret").action(async (options: UserOptions) => {
   const { client, owner } = await sessionFor(options);
   const answer = await client.get(owner);
   show(GetResponseSchema, answer, options, `${answer.apiKey?.prefix}  ${answer.apiKey?.scopes.join(" ")}`);
@@ -103,12 +117,13 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
     const gracePeriod = options.grace === undefined ? {} : { gracePeriod: span(options.grace) };
     const { client, owner } = await sessionFor(options);
     const answer = await client.refresh({ ...owner, ...keyFields(options), ...gracePeriod });
-    show(RefreshResponseSchema, answer, options, `${answer.key}`);
+    show(RefreshResponseSchema, answer, options, answer.key);
+    tellWithheld(answer);
   });
 
 keyCommand("revoke", "revoke the key, and one in its grace period")
   .option("--reason <text>", "why, for the record")
-  .action(async (options: CallOptions & { reason?: string }) => {
+  .action(async (options: UserOptions & { reason?: string }) => {
     const { client, owner } = await sessionFor(options);
     const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
     show(RevokeResponseSchema, answer, options, `${answer.message} ${answer.revokedKeyPrefix}`);
@@ -120,15 +135,14 @@ keyCommand(
 )
   .option("--scope <scope...>", "scopes it must have")
   .action(async (options: KeyOptions) => {
-    let key = "";
-    for await (const chunk of process.stdin) key += chunk;
-    const config = readClientConfig();
-    const token = options.token ?? config.token;
-    const client = createLatchkeyClient({ baseUrl: options.url ?? config.url, ...(token !== undefined && { token }) });
-    const answer = await client.verify({ key: key.trim(), requiredScopes: options.scope ?? [] });
+    const { baseUrl, token } = endpointOf(options);
+    const client = createLatchkeyClient({ baseUrl, ...(token !== undefined && { token }) });
+    const answer = await client.verify({ key: await readKey(), requiredScopes: options.scope ?? [] });
     show(VerifyResponseSchema, answer, options, Outcome[answer.outcome] ?? "");
     if (answer.outcome !== Outcome.VALID) process.exitCode = NOT_GOOD;
   });
+
+addAdminCommands(program);
 
 program
   .command("doctor")
@@ -169,29 +183,13 @@ interface Session {
 }
 
 /** Without a token and beside an embedded service's data, the caller becomes `--user` by a development token. */
-async function sessionFor({ url, token, user }: CallOptions): Promise<Session> {
-  const config = readClientConfig();
-  const baseUrl = url ?? config.url;
-  const given = token ?? config.token;
-  if (given !== undefined) {
-    return {
-      client: createLatchkeyClient({ baseUrl, token: given }),
-      owner: user === undefined ? {} : { userId: user },
-    };
-  }
+async function sessionFor({ user, ...options }: UserOptions): Promise<Session> {
+  const { baseUrl, token } = endpointOf(options);
+  if (token !== undefined)
+    return { client: createLatchkeyClient({ baseUrl, token }), owner: user === undefined ? {} : { userId: user } };
   if (user === undefined)
     throw new StartupError("No token: set LATCHKEY_TOKEN, or say --user for a development token.");
-  const minted = await mintDevToken(devSecret(), { user, admin: false, ttlS: 60, now: new Date() });
-  return { client: createLatchkeyClient({ baseUrl, token: minted }), owner: {} };
-}
-
-function devSecret(): string {
-  const { dataDir } = readConfig();
-  const secrets = readDevSecrets(dataDir);
-  if (secrets !== undefined) return secrets.jwtSecret;
-  throw new StartupError(
-    `There are no development secrets in ${dataDir}. Start the service there once, or send a real token.`,
-  );
+  return { client: createLatchkeyClient({ baseUrl, token: await developmentToken(user, false) }), owner: {} };
 }
 
 function keyFields(options: KeyOptions) {
@@ -207,23 +205,14 @@ function span(ms: number): { seconds: bigint; nanos: number } {
   return { seconds: BigInt(Math.floor(ms / 1_000)), nanos: (ms % 1_000) * 1_000_000 };
 }
 
-function duration(text: string): number {
-  const ms = parseDuration(text);
-  if (ms === undefined) throw new InvalidArgumentError("It must be a number with a unit: 90s, 15m, 24h or 7d.");
-  return ms;
-}
-
-function show<Desc extends DescMessage>(
-  schema: Desc,
-  answer: MessageShape<Desc>,
-  { json }: CallOptions,
-  text: string,
-): void {
-  print(json ? toJsonString(schema, answer) : text);
-}
-
-function print(text: string): void {
-  process.stdout.write(`${text}\n`);
+/** A repeat whose key is not told again made nothing: a script that goes on with no key must notice. */
+function tellWithheld({ apiKey, key, keyWithheld }: CreateResponse | RefreshResponse): void {
+  if (key !== "") return;
+  const why =
+    keyWithheld === KeyWithheld.ENDED
+      ? `it is ${State[apiKey?.state ?? State.UNSPECIFIED]?.toLowerCase()}`
+      : "the request key that its secret was derived from is no longer in LATCHKEY_REQUEST_KEYS";
+  throw new StartupError(`This call made the key ${apiKey?.prefix} before. The key is not told again: ${why}.`);
 }
 
 try {

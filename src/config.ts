@@ -47,6 +47,9 @@ const duration = z.string().transform((text, context): number => {
   return parseDuration(text) ?? fail(context, "must be a number with a unit: 200ms, 1s, 15m, 24h or 7d");
 });
 
+/** Node takes what doesn't fit in 31 bits of milliseconds for 1 ms. */
+const timeout = duration.refine((ms) => ms >= 1 && ms < 2 ** 31, "must be 1ms to 24d");
+
 const count = z.string().transform((text, context): number => {
   const value = Number(text);
   return /^\d{1,9}$/.test(text) && value > 0 ? value : fail(context, "must be a whole number above 0");
@@ -85,9 +88,11 @@ const ring = list.transform((items, context): Pepper[] => {
   return secrets;
 });
 
+export const SERVICE_NAME = /^[0-9A-Za-z._-]{1,64}$/;
+
 const serviceTokens = list.transform((items, context): ServiceToken[] => {
-  const tokens = items.map((item) => /^([0-9A-Za-z._-]{1,64}):sha256:([0-9a-f]{64})$/.exec(item));
-  if (tokens.length === 0 || tokens.includes(null)) {
+  const tokens = items.map((item) => /^([^:]+):sha256:([0-9a-f]{64})$/.exec(item));
+  if (tokens.length === 0 || !tokens.every((match) => match && SERVICE_NAME.test(match[1]!))) {
     return fail(
       context,
       "must be name:sha256:<64 hex digits>, separated by commas; make one: latchkey token --service gateway",
@@ -229,7 +234,8 @@ export const VARIABLES = {
   LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
   LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
   LATCHKEY_AUDIT_RETENTION: duration
-    .refine((ms) => ms >= 1_000, "must be at least 1s")
+    // MongoDB keeps the seconds of a TTL index in 31 bits.
+    .refine((ms) => ms >= 1_000 && ms <= 24_855 * 86_400_000, "must be 1s to 24855d")
     .prefault("90d")
     .describe("how long entries of the audit trail are kept"),
   LATCHKEY_PURGE_AFTER: duration
@@ -288,17 +294,17 @@ export const VARIABLES = {
   LATCHKEY_MAX_REJECTED_STREAMS: count
     .prefault("1000")
     .describe("streams refused on an HTTP/2 connection after which it is closed"),
-  LATCHKEY_HANDSHAKE_TIMEOUT: duration
+  LATCHKEY_HANDSHAKE_TIMEOUT: timeout
     .prefault("10s")
     .describe("time for a TLS handshake, in cleartext for the first bytes"),
-  LATCHKEY_HEADERS_TIMEOUT: duration.prefault("10s").describe("time for the headers of an HTTP/1.1 request"),
-  LATCHKEY_REQUEST_TIMEOUT: duration
+  LATCHKEY_HEADERS_TIMEOUT: timeout.prefault("10s").describe("time for the headers of an HTTP/1.1 request"),
+  LATCHKEY_REQUEST_TIMEOUT: timeout
     .prefault("30s")
     .describe("time for a whole request, and over HTTP/2 for taking its answer"),
-  LATCHKEY_IDLE_TIMEOUT: duration
+  LATCHKEY_IDLE_TIMEOUT: timeout
     .prefault("2m")
     .describe("time without a request or an open stream after which a connection is closed"),
-  LATCHKEY_KEEPALIVE_PROBE: duration
+  LATCHKEY_KEEPALIVE_PROBE: timeout
     .prefault("1m")
     .describe("silence after which TCP probes whether a client is still there"),
   LATCHKEY_LOG_LEVEL: z
@@ -310,7 +316,12 @@ export const VARIABLES = {
 /** What the CLI's client commands read. */
 export const CLIENT_VARIABLES = {
   LATCHKEY_URL: url.prefault("http://127.0.0.1:8080").describe("the service that `latchkey create`, `get`, … call"),
-  LATCHKEY_TOKEN: z.string().optional().meta({ secret: true }).describe("the bearer token they send"),
+  LATCHKEY_TOKEN: z
+    .string()
+    .regex(/^[\x21-\x7e]+$/, "must be one line of visible ASCII characters")
+    .optional()
+    .meta({ secret: true })
+    .describe("the bearer token they send"),
 };
 
 const schema = z.object(VARIABLES);

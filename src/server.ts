@@ -52,7 +52,7 @@ import { type KeyEvent, watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
 import { type Listener, listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
-import { endOfCertificate, loadTls, type TlsFiles, type TlsIdentity, watchTls } from "./transport/tls.ts";
+import { endOfCertificate, loadTls, type TlsFiles, type TlsIdentity, watchTls, whatEnded } from "./transport/tls.ts";
 
 export interface ServerHooks {
   log: Logger;
@@ -148,6 +148,11 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       {
         key: config.tokenKey ?? developmentKey(devSecrets!),
         ...{ issuer: config.tokenIssuer, audience: config.tokenAudience, adminClaim: config.adminClaim, clock },
+        onKeySetFailed: (error) =>
+          log.error(
+            { event: "key_set_failed", err: error },
+            "LATCHKEY_JWKS_URL can't be fetched: no user token can be checked",
+          ),
       },
       verifyAuth(config),
     );
@@ -381,6 +386,8 @@ function watchDatabase(
 /** Takes up what is put in place of the certificate, its key and the clients' CA. Returns what ends it. */
 function keepTls(files: TlsFiles, first: TlsIdentity, listener: Listener, log: Logger, metrics: Metrics): () => void {
   let endMs = endOfCertificate(first);
+  const ended = whatEnded(files, first, Date.now());
+  if (ended !== undefined) log.error({ event: "tls_expired" }, ended.message);
   metrics.gauge(
     "latchkey_tls_certificate_expiry_seconds",
     "End of the certificate that is served, in seconds since 1970",

@@ -35,7 +35,7 @@ function clientOf<Service extends DescService>(service: Service, options: Latchk
   const { baseUrl, token, protocol = "grpc", timeoutMs = 5_000 } = options;
   const authorize: Interceptor = (next) => async (request) => {
     const value = typeof token === "function" ? await token() : token;
-    if (value !== undefined) request.header.set("authorization", `Bearer ${value}`);
+    if (value !== undefined) request.header.set("authorization", `Bearer ${sendable(value)}`);
     return next(request);
   };
   const common = { baseUrl, interceptors: [authorize], defaultTimeoutMs: timeoutMs };
@@ -43,6 +43,12 @@ function clientOf<Service extends DescService>(service: Service, options: Latchk
     service,
     protocol === "grpc" ? createGrpcTransport(common) : createConnectTransport({ ...common, httpVersion: "1.1" }),
   );
+}
+
+/** What a header can't hold would be quoted by the error of who sets it. */
+function sendable(token: string): string {
+  if (/^[\x21-\x7e]+$/.test(token)) return token;
+  throw new ConnectError("The token must be one line of visible ASCII characters.", Code.InvalidArgument);
 }
 
 export interface LatchkeyError {

@@ -76,7 +76,7 @@ export function createAuditLog({ write, onFailed, clock, nowMs = () => performan
     writing = write(batch)
       .catch((error: unknown) => {
         onFailed(error);
-        // Tried again with what has come since; some may turn out to have been written twice, and none is lost but in number.
+        // Tried again with what has come since; none is lost but in number.
         const kept = [...batch, ...held];
         held = kept.slice(0, MAX_HELD);
         for (const entry of kept.slice(MAX_HELD)) leaveOut(entry);

@@ -1,4 +1,5 @@
 import type { ErrorReason } from "./errors.ts";
+import { isKeyId, parseAnyKey } from "./format.ts";
 import { isUserId } from "./policy.ts";
 
 /** Where a call came from, as far as it can be told without trusting the caller; what it says of itself is cut and cleaned. */
@@ -19,7 +20,7 @@ export interface AuditEntry {
   /** The method, such as `Refresh`. */
   action: string;
   result: AuditResult;
-  /** Why it was denied. */
+  /** Why it was denied, or what was answered in place of what was asked for. */
   reason?: ErrorReason | undefined;
   /** Who called; undefined: a stranger. */
   actor?: string | undefined;
@@ -51,6 +52,7 @@ export interface AuditFilter {
 
 /** Every method fails with a KeyError, as those of KeyStore. */
 export interface AuditStore {
+  /** What failed may be written again: none of these very entries will be there twice. */
   write(entries: readonly AuditEntry[]): Promise<void>;
   /** Newest first, older than the entry `before`. */
   list(filter: AuditFilter, before: string | undefined, limit: number, deadlineMs: number): Promise<StoredAuditEntry[]>;
@@ -71,4 +73,10 @@ export function cleanUserAgent(text: string): string {
 export function auditedUserId(claimed: unknown): string | undefined {
   if (typeof claimed !== "string" || !isUserId(claimed)) return undefined;
   return claimed.replace(SECRETS, "[secret]");
+}
+
+/** The id of the key that a call was about, by its id or by the key itself: nothing else of what was sent. */
+export function auditedKeyIds({ keyId, key }: { keyId?: unknown; key?: unknown }): string[] {
+  const id = typeof keyId === "string" ? keyId : typeof key === "string" ? parseAnyKey(key)?.id : undefined;
+  return id !== undefined && isKeyId(id) ? [id] : [];
 }

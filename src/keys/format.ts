@@ -17,6 +17,8 @@ export const ID_FROM_END = TAIL_LENGTH - 1;
 /** What `LATCHKEY_KEY_PREFIX` may be: 1 to 32 letters, digits and `_`, with no `_` at either end. */
 export const KEY_PREFIX_PATTERN = /^(?=.{1,32}$)[0-9A-Za-z]+(?:_+[0-9A-Za-z]+)*$/;
 
+const KEY_ID = /^[0-9A-Za-z]{16}$/;
+
 export interface ParsedKey {
   prefix: string;
   id: string;
@@ -42,6 +44,10 @@ export function randomBase62(length: number, randomBytes: (size: number) => Uint
 export function formatKey({ prefix, id, secret }: ParsedKey): string {
   const body = `${prefix}_${id}_${secret}`;
   return body + base62(crc32(body), CHECKSUM_LENGTH);
+}
+
+export function isKeyId(text: string): boolean {
+  return KEY_ID.test(text);
 }
 
 /** The parts of `text` if it is a well-formed key with a right checksum and one of `prefixes`; else undefined. */

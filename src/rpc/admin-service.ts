@@ -5,9 +5,8 @@ import { type ApiKey, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Ended, KeyAdmin } from "../keys/admin.ts";
 import type { AuditResult as AuditResultName, StoredAuditEntry } from "../keys/audit.ts";
-import { checked, invalid } from "../keys/errors.ts";
+import { invalid } from "../keys/errors.ts";
 import type { KeyRecord, StoredState } from "../keys/key.ts";
-import { checkUserId } from "../keys/policy.ts";
 import { toApiKey } from "./api-key-message.ts";
 import { callerOf, deadlineOf, note } from "./api-key-service.ts";
 
@@ -64,9 +63,6 @@ export function createAdminService(admin: KeyAdmin, clock: () => Date): ServiceI
       const [resultName] = Object.entries(RESULTS).find(([, value]) => value === result) ?? [];
       if (resultName === undefined && result !== AuditResult.UNSPECIFIED)
         throw invalid([{ field: "result", description: `${result} is not a result` }]);
-      checked((violations) => {
-        if (userId !== undefined) checkUserId(userId, violations);
-      });
       const filter = {
         ...{ actor: actorId, userId, keyId: keyId || undefined, action: action || undefined },
         ...{ result: resultName as AuditResultName | undefined, since: dateOf(since), until: dateOf(until) },

@@ -127,7 +127,7 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
 }
 
 /** True when it was not true within the last second. */
-function onceASecond(): () => boolean {
+export function onceASecond(): () => boolean {
   let lastMs = Number.NEGATIVE_INFINITY;
   return () => {
     const nowMs = performance.now();

@@ -1,7 +1,7 @@
 import { type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
 import { AdminService } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
-import { auditedUserId, cleanUserAgent, type Origin } from "../keys/audit.ts";
+import { auditedKeyIds, auditedUserId, cleanUserAgent, type Origin } from "../keys/audit.ts";
 import type { AuditLog } from "../keys/audit-log.ts";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Caller } from "../keys/manage.ts";
@@ -50,7 +50,7 @@ function observe(calls: CallLog): Interceptor {
     const { contextValues, service, method, header } = request;
     const call: LoggedCall = {
       ...{ service: service.typeName, method: method.name, startedMs: performance.now() },
-      requestId: requestIdFrom(header.get("x-request-id")),
+      requestId: requestIdFrom(header.get("x-request-id") === repeatIdOf(request) ? null : header.get("x-request-id")),
     };
     contextValues.set(logged, call);
     if (method.methodKind !== "unary") calls.opened(call);
@@ -68,6 +68,11 @@ function observe(calls: CallLog): Interceptor {
       throw calls.refused(call, error);
     }
   };
+}
+
+/** The `request_id` of the message. A secret was derived from it: some send the same as `x-request-id`, and no log may hold it. */
+function repeatIdOf({ stream, message }: Parameters<ReturnType<Interceptor>>[0]): unknown {
+  return stream ? undefined : (message as { requestId?: unknown }).requestId;
 }
 
 async function* observed<T>(messages: AsyncIterable<T>, call: LoggedCall, calls: CallLog): AsyncGenerator<T> {
@@ -91,6 +96,9 @@ const DENIALS: ReadonlySet<ErrorReason> = new Set([
   "ADMIN_REQUIRED",
 ]);
 
+/** Where an admin looks for keys and there is nothing to see, that is an answer too. */
+const ANSWERS: ReadonlySet<ErrorReason> = new Set(["KEY_NOT_FOUND", "NO_KEY", "KEY_EXISTS", "REQUEST_ID_REUSED"]);
+
 function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Interceptor {
   return (next) => async (request) => {
     if (!manages(request)) return next(request);
@@ -104,13 +112,14 @@ function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Intercept
     contextValues.set(origin, from);
     const entry = () => {
       const who = contextValues.get(caller);
-      const { userId: claimed } = request.message as { userId?: unknown };
+      const asked = request.message as { userId?: unknown; keyId?: unknown; key?: unknown };
       const implied = request.service.typeName === ApiKeyService.typeName ? who?.userId : undefined;
       return {
         ...{ at: clock(), action: method.name, actor: who?.userId, actorIsAdmin: who?.admin, origin: from },
         // Who reads the trail looks at nobody's keys, and must not find themselves in what they read about others.
-        userId: method.name === listAudit.name ? undefined : (call.userOfKeys ?? auditedUserId(claimed) ?? implied),
-        keyIds: call.keyId === undefined ? [] : [call.keyId],
+        userId:
+          method.name === listAudit.name ? undefined : (call.userOfKeys ?? auditedUserId(asked.userId) ?? implied),
+        keyIds: method.name === listAudit.name ? [] : auditedKeyIds({ ...asked, ...call }),
       };
     };
     try {
@@ -120,8 +129,12 @@ function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Intercept
       if (!call.changed && !isOwnRead) note({ ...told, result: "answered" });
       return response;
     } catch (error) {
-      if (error instanceof KeyError && DENIALS.has(error.reason))
-        note({ ...entry(), result: "denied", reason: error.reason });
+      if (!(error instanceof KeyError)) throw error;
+      const { reason } = error;
+      const told = entry();
+      const isOfOthers = request.service.typeName === AdminService.typeName || told.userId !== told.actor;
+      if (DENIALS.has(reason)) note({ ...told, result: "denied", reason });
+      else if (ANSWERS.has(reason) && isOfOthers) note({ ...told, result: "answered", reason });
       throw error;
     }
   };

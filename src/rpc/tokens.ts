@@ -7,6 +7,7 @@ import { parseAnyKey } from "../keys/format.ts";
 import type { Caller } from "../keys/manage.ts";
 import { isUserId } from "../keys/policy.ts";
 import type { Peer } from "../transport/hot-method.ts";
+import { onceASecond } from "./call-log.ts";
 
 export interface TokenRules {
   key: TokenKey;
@@ -14,6 +15,8 @@ export interface TokenRules {
   audience?: string | undefined;
   adminClaim: { name: string; value: string };
   clock: () => Date;
+  /** The key set can't be fetched: whatever is told to callers, operators must hear of it. Told at most once a second. */
+  onKeySetFailed?: ((error: unknown) => void) | undefined;
 }
 
 export type VerifyAuth =
@@ -50,7 +53,7 @@ const ASYMMETRIC = [
 ];
 
 export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyAuth): Promise<Authenticator> {
-  const { getKey, algorithms } = await openKey(rules.key);
+  const { getKey, algorithms } = await openKey(rules.key, rules.onKeySetFailed);
   // Verify's callers send the same header with every call. Admitted ones are remembered by a digest under a prefix of this
   // process, so that its memory holds no token; a token whose key was taken out of a key set goes on for a minute.
   const salt = randomBytes(16).toString("hex");
@@ -123,13 +126,28 @@ function admitServiceToken(token: string, tokens: readonly { sha256: Uint8Array 
   if (!known) throw unauthenticated("The service token is not known here.");
 }
 
-async function openKey(key: TokenKey): Promise<{ getKey: JWTVerifyGetKey; algorithms: string[] }> {
+/** Not for what a token says, but for what could not be fetched. */
+class KeySetFailure extends Error {}
+
+async function openKey(
+  key: TokenKey,
+  onKeySetFailed: TokenRules["onKeySetFailed"],
+): Promise<{ getKey: JWTVerifyGetKey; algorithms: string[] }> {
   if (key.kind === "secret") {
     const bytes = new TextEncoder().encode(key.secret);
     return { getKey: async () => bytes, algorithms: ["HS256"] };
   }
-  if (key.kind === "jwks")
-    return { getKey: createRemoteJWKSet(new URL(key.url), { timeoutDuration: 3_000 }), algorithms: ASYMMETRIC };
+  if (key.kind === "jwks") {
+    const keySet = createRemoteJWKSet(new URL(key.url), { timeoutDuration: 3_000 });
+    const isTold = onceASecond();
+    const getKey: JWTVerifyGetKey = (...token) =>
+      keySet(...token).catch((error: unknown) => {
+        if (!couldNotBeFetched(error)) throw error;
+        if (isTold()) onKeySetFailed?.(error);
+        throw new KeySetFailure("The key set could not be fetched.", { cause: error });
+      });
+    return { getKey, algorithms: ASYMMETRIC };
+  }
   const imported = new Map<string, ReturnType<typeof importSPKI>>();
   const getKey: JWTVerifyGetKey = ({ alg }) => {
     const algorithm = alg ?? "";
@@ -138,6 +156,11 @@ async function openKey(key: TokenKey): Promise<{ getKey: JWTVerifyGetKey; algori
     return known;
   };
   return { getKey, algorithms: ASYMMETRIC };
+}
+
+function couldNotBeFetched(error: unknown): boolean {
+  const isOfSet = error instanceof errors.JWKSTimeout || error instanceof errors.JWKSInvalid;
+  return isOfSet || !(error instanceof errors.JOSEError) || error.code === errors.JOSEError.code;
 }
 
 function tooLong(): KeyError {
@@ -164,7 +187,8 @@ function whyRefused(error: unknown): string {
     return `The token's ${error.claim} claim is missing or not accepted here.`;
   if (error instanceof errors.JOSEAlgNotAllowed)
     return "The token is signed with an algorithm that is not accepted here.";
-  if (error instanceof errors.JWKSTimeout) return "The key set could not be fetched in time. Try again.";
+  if (error instanceof KeySetFailure)
+    return "The key set that tokens are checked with could not be fetched. Try again.";
   return "The token is not valid here.";
 }
 

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import type { Collection, Db, Filter } from "mongodb";
+import { type Collection, type Db, type Filter, MongoBulkWriteError } from "mongodb";
 import type { AuditEntry, AuditStore, StoredAuditEntry } from "../keys/audit.ts";
 import { guarded, remainingMs } from "./failures.ts";
 import { AUDIT } from "./schema.ts";
@@ -11,10 +11,20 @@ export interface AuditDocument extends AuditEntry {
 
 export function createAuditStore(db: Db): AuditStore {
   const entries: Collection<AuditDocument> = db.collection(AUDIT);
+  /** What was written, or may have been: an entry that is written again keeps its id. */
+  const tried = new WeakMap<AuditEntry, AuditDocument>();
+  const documentOf = (entry: AuditEntry): AuditDocument => {
+    const document = tried.get(entry) ?? toAuditDocument(entry);
+    tried.set(entry, document);
+    return document;
+  };
   return {
     write: (batch) =>
       guarded(Number.POSITIVE_INFINITY, async () => {
-        if (batch.length > 0) await entries.insertMany(batch.map(toAuditDocument), { ordered: false });
+        if (batch.length === 0) return;
+        await entries.insertMany(batch.map(documentOf), { ordered: false }).catch((error: unknown) => {
+          if (!isAllWritten(error)) throw error;
+        });
       }),
 
     list: ({ actor, userId, keyId, action, result, since, until }, before, limit, deadlineMs) =>
@@ -31,6 +41,12 @@ export function createAuditStore(db: Db): AuditStore {
         return (await found.sort({ _id: -1 }).limit(limit).toArray()).map(toEntry);
       }),
   };
+}
+
+/** All that was refused had been written before. */
+function isAllWritten(error: unknown): boolean {
+  if (!(error instanceof MongoBulkWriteError) || error.result.getWriteConcernError() !== undefined) return false;
+  return [error.writeErrors].flat().every(({ code }) => code === 11000);
 }
 
 export function toAuditDocument(entry: AuditEntry): AuditDocument {

@@ -1,10 +1,12 @@
 import { createHash } from "node:crypto";
 import type { Db, UUID } from "mongodb";
-import { KEYS } from "./schema.ts";
+import { atStart, KEYS } from "./schema.ts";
 
 /** Tells these records from any others: 8 hexadecimal digits, made of what the database itself calls their collection. */
 export async function readLineage(db: Db): Promise<string> {
-  const [found] = (await db.listCollections({ name: KEYS }).toArray()) as { info?: { uuid?: UUID } }[];
+  const [found] = (await atStart(db, () => db.listCollections({ name: KEYS }).toArray())) as {
+    info?: { uuid?: UUID };
+  }[];
   return createHash("sha256")
     .update(found?.info?.uuid?.toHexString() ?? "")
     .digest("hex")

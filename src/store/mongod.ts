@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { mkdir, open, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
@@ -277,7 +277,7 @@ async function startOf(pid: number): Promise<string> {
 
 async function makeDataDir(dataDir: string): Promise<void> {
   try {
-    await mkdir(join(dataDir, "db"), { recursive: true, mode: 0o700 });
+    await makeDirectory(join(dataDir, "db"));
     const probe = join(dataDir, `.probe-${process.pid}`);
     await writeFile(probe, "");
     await rm(probe);
@@ -293,6 +293,20 @@ async function makeDataDir(dataDir: string): Promise<void> {
       `The data directory ${dataDir} can't be used (${why}). Set LATCHKEY_DATA_DIR to a directory of yours.`,
     );
   }
+}
+
+/** With what leads there. Node's own `recursive` tries for ever where the kernel makes no directories, as below /proc. */
+async function makeDirectory(path: string): Promise<void> {
+  const made = () => mkdir(path, { mode: 0o700 });
+  await made()
+    .catch(async (error: NodeJS.ErrnoException) => {
+      if (error.code !== "ENOENT" || dirname(path) === path) throw error;
+      await makeDirectory(dirname(path));
+      await made();
+    })
+    .catch(async (error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST" || !(await stat(path)).isDirectory()) throw error;
+    });
 }
 
 /** The password of mongod's own user `__system`, who may do everything: there is no user to create and no moment without a password. */

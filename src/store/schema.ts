@@ -1,4 +1,4 @@
-import { type Db, type IndexDescription, MongoServerError } from "mongodb";
+import { type Db, type IndexDescription, MongoError, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 
 const DAY_MS = 86_400_000;
@@ -51,7 +51,7 @@ const VALIDATOR = {
   },
 };
 
-/** These hold "one active key a user", "at most one retiring key a user" and "one key a request" under any concurrency. Nothing else does. */
+/** The unique ones hold "one active key a user", "at most one retiring key a user" and "one key a request" under any concurrency. Nothing else does. */
 const INDEXES: (IndexDescription & { name: string })[] = [
   { name: "one_active_key_per_user", key: { userId: 1 }, unique: true, partialFilterExpression: { state: "active" } },
   {
@@ -67,6 +67,8 @@ const INDEXES: (IndexDescription & { name: string })[] = [
     partialFilterExpression: { "request.id": { $exists: true } },
   },
   { name: "keys_of_user", key: { userId: 1, _id: 1 } },
+  // What is shown of a key may be a whole prefix as well: without this, a search by it would read every record.
+  { name: "keys_of_prefix", key: { prefix: 1, _id: 1 } },
 ];
 
 const AUDIT_INDEXES: (IndexDescription & { name: string })[] = [
@@ -86,11 +88,31 @@ const PURGE_INDEXES: (IndexDescription & { name: string })[] = ["revokedAt", "re
   ...{ name: `ended_by_${end}`, key: { [end]: 1 }, sparse: true },
 }));
 
-/** Makes the collection, its validation and its indexes if they are missing. An index that conflicts is reported, never dropped. */
-export async function ensureSchema(
-  db: Db,
-  { auditRetentionMs = 90 * DAY_MS, purgeAfterMs }: SchemaOptions = {},
-): Promise<void> {
+/**
+ * Makes the collection, its validation and its indexes if they are missing. An index that conflicts is reported, never dropped.
+ * Fails with a StartupError.
+ */
+export async function ensureSchema(db: Db, options: SchemaOptions = {}): Promise<void> {
+  await atStart(db, () => makeSchema(db, options));
+}
+
+/** Whatever MongoDB says to `operation` is a StartupError: it is read by who starts the service. */
+export async function atStart<T>(db: Db, operation: () => Promise<T>): Promise<T> {
+  return operation().catch((error: unknown) => {
+    if (!(error instanceof MongoError)) throw error;
+    const isForbidden = hasCode(error, 13);
+    // A server's message repeats the whole command.
+    const why = isForbidden ? "not allowed" : error instanceof MongoServerError ? error.codeName : error.message;
+    throw new StartupError(
+      `The collections of the database "${db.databaseName}" can't be read, made or altered (${why}). ` +
+        (isForbidden
+          ? "The user in MONGODB_URI needs the roles readWrite and dbAdmin on it."
+          : "Check that MongoDB is well, and that nothing else uses this database."),
+    );
+  });
+}
+
+async function makeSchema(db: Db, { auditRetentionMs = 90 * DAY_MS, purgeAfterMs }: SchemaOptions): Promise<void> {
   const [existing] = await db.listCollections({ name: KEYS }).toArray();
   const present = existing as { options?: { validator?: unknown } } | undefined;
   if (present === undefined) {

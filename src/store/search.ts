@@ -30,8 +30,12 @@ function inState(state: StoredState, now: Date): Filter<KeyDocument> {
   }
 }
 
-/** `text` may be the whole prefix of keys, which may hold a `_` itself, or go on with a `_` and the first characters of an id. */
-function withPrefix(text: string): Filter<KeyDocument> {
+/**
+ * What is given may be the whole prefix of keys, which may hold a `_` itself, or go on with a `_` and the first characters of an
+ * id. Of a whole key the secret is left out: the database, which may log what is slow, has no use for it.
+ */
+function withPrefix(given: string): Filter<KeyDocument> {
+  const text = given.replace(/(_[0-9A-Za-z]{16})_[0-9A-Za-z]{17,}$/, "$1");
   const splits = [...text.matchAll(/_/g)].map(({ index }) => ({
     prefix: text.slice(0, index),
     // `{` comes right after `z`.

@@ -1,4 +1,4 @@
-import { createHash, X509Certificate } from "node:crypto";
+import { createHash, createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
@@ -40,7 +40,7 @@ export interface TlsWatch {
   everyMs?: number;
   /** The files hold another identity, and it is a good one. */
   onChanged: (identity: TlsIdentity) => void;
-  /** They hold something else, which can't be used; told once of each such state. */
+  /** They hold something else, which can't be used, or has ended; told once of each such state. */
   onRefused: (error: StartupError) => void;
 }
 
@@ -62,7 +62,10 @@ export function watchTls(files: TlsFiles, { current, everyMs = 1_000, onChanged,
     if (ended || !isSteady || state === settled) return;
     settled = state;
     try {
-      onChanged(checkTls(files, found.map(orThrow)));
+      const identity = checkTls(files, found.map(orThrow));
+      const ended = whatEnded(files, identity, Date.now());
+      if (ended !== undefined) throw ended;
+      onChanged(identity);
     } catch (error) {
       if (!(error instanceof StartupError)) throw error;
       onRefused(error);
@@ -81,26 +84,52 @@ export function watchTls(files: TlsFiles, { current, everyMs = 1_000, onChanged,
 function checkTls({ certFile, keyFile, clientCaFile }: TlsFiles, [cert, key, ca]: Buffer[]): TlsIdentity {
   try {
     createSecureContext({ cert, key });
+    // OpenSSL compares keys of one kind alone, and keeps an EC key beside an RSA certificate: no handshake would come of it.
+    if (!new X509Certificate(cert!).checkPrivateKey(createPrivateKey(key!))) throw new Error("key type mismatch");
   } catch (error) {
     const { message } = error as Error;
     const why = /mismatch/i.test(message)
       ? "the key is not the one that the certificate was made for"
-      : `they hold no certificate and key in PEM (${message})`;
+      : `they hold no certificate and key in PEM, without a passphrase (${message})`;
     throw new StartupError(
       `LATCHKEY_TLS_CERT_FILE=${certFile} and LATCHKEY_TLS_KEY_FILE=${keyFile} can't be used: ${why}.`,
     );
   }
   if (ca === undefined) return { cert: cert!, key: key! };
   try {
-    // Node takes any text for a list of no certificates: nobody could prove itself by it.
-    new X509Certificate(ca);
+    // Node takes any text for a list of no certificates, and the beginning of a list for all of it: whom the others signed
+    // could not prove itself.
+    if (certificatesIn(ca).length === 0) throw new Error("there is none in it");
     createSecureContext({ cert, key, ca });
   } catch (error) {
     throw new StartupError(
-      `LATCHKEY_TLS_CLIENT_CA_FILE=${clientCaFile} can't be used: it holds no certificate in PEM (${(error as Error).message}).`,
+      `LATCHKEY_TLS_CLIENT_CA_FILE=${clientCaFile} can't be used: it holds no certificate in PEM, or one that is cut short (${(error as Error).message}).`,
     );
   }
   return { cert: cert!, key: key!, ca };
+}
+
+/** What of `identity` is of no use at `nowMs`, since it has ended; undefined: nothing. */
+export function whatEnded({ certFile, clientCaFile }: TlsFiles, identity: TlsIdentity, nowMs: number) {
+  const endMs = endOfCertificate(identity);
+  if (endMs <= nowMs) {
+    const end = new Date(endMs).toISOString();
+    return new StartupError(
+      `LATCHKEY_TLS_CERT_FILE=${certFile} holds a certificate that ended on ${end}: clients break off.`,
+    );
+  }
+  const { ca } = identity;
+  if (ca === undefined || certificatesIn(ca).some(({ validTo }) => Date.parse(validTo) > nowMs)) return undefined;
+  return new StartupError(
+    `LATCHKEY_TLS_CLIENT_CA_FILE=${clientCaFile} holds only certificates that have ended: no client can prove itself.`,
+  );
+}
+
+const BEGINNING = /(?=-----BEGIN (?:\w+ )?CERTIFICATE-----)/;
+
+function certificatesIn(pem: string | Buffer): X509Certificate[] {
+  const parts = pem.toString("latin1").split(BEGINNING);
+  return parts.filter((part) => BEGINNING.test(part)).map((part) => new X509Certificate(part));
 }
 
 interface NamedFile {

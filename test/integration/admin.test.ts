@@ -115,6 +115,31 @@ test("keys are found by user, by state at this moment, by what is shown of them 
     ["name", "page_size", "page_token", "prefix", "user_id"].sort(),
   );
   expect(await refusalOf(admin.listKeys({ state: 99 as State }))).toMatchObject({ fields: ["state"] });
+  expect(await refusalOf(admin.listKeys({ name: "a\0b" }))).toMatchObject({ fields: ["name"] });
+  const ofTrail = await admin.listAudit({ pageSize: 1 });
+  expect(ofTrail.nextPageToken).not.toBe("");
+  expect(await refusalOf(admin.listKeys({ pageToken: ofTrail.nextPageToken }))).toMatchObject({
+    fields: ["page_token"],
+  });
+});
+
+test("a whole key finds its record as a prefix, and none as an id; no other record is read, and the database not asked about its secret", async () => {
+  for (let others = 0; others < 4; others += 1) await service.client().create({ scopes: ["read"] });
+  const { key, apiKey } = await service.client().create({ scopes: ["read"] });
+  const db = mongo.db(service.database);
+  await db.command({ profile: 2 });
+  expect(ids((await admin.listKeys({ prefix: key })).apiKeys)).toEqual([apiKey!.id]);
+  expect(await refusalOf(admin.getKey({ keyId: key }))).toMatchObject({ reason: "KEY_NOT_FOUND" });
+  expect(await refusalOf(admin.listAudit({ keyId: key }))).toMatchObject({ fields: ["key_id"] });
+  await db.command({ profile: 0 });
+  const [search] = await db
+    .collection("system.profile")
+    .find({ op: "query", "command.filter.$and": { $exists: true } })
+    .toArray();
+  expect(search!.docsExamined).toBeLessThanOrEqual(2);
+  const asked = JSON.stringify(await db.collection("system.profile").find().toArray());
+  expect(asked).toContain(apiKey!.id);
+  expect(asked).not.toContain(parseAnyKey(key)!.secret);
 });
 
 test("a key is looked at and revoked by its id, in whatever state it is; a second time changes nothing", async () => {

@@ -8,7 +8,9 @@ import { MongoClient } from "mongodb";
 import { AdminService, type AuditEntry, AuditResult } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
-import { parseAnyKey } from "../../src/keys/format.ts";
+import { KeyError } from "../../src/keys/errors.ts";
+import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
+import { createAuditStore } from "../../src/store/audit.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
 import { refusalOf } from "../support/errors.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
@@ -117,12 +119,15 @@ test("every kind of denial has an entry, with its reason and, where it is known,
   await refusalOf(client.refresh({ userId: other }, { headers: { authorization: "Bearer nonsense" } }));
   const members = createClient(AdminService, createConnectTransport({ baseUrl: service.baseUrl, httpVersion: "1.1" }));
   const headers = { authorization: `Bearer ${await userToken(user)}` };
-  await refusalOf(members.getKey({ keyId: "x" }, { headers }));
+  const keyId = parseAnyKey(key)!.id;
+  await refusalOf(members.revokeKey({ keyId }, { headers }));
+  await refusalOf(members.revokeByPresentedKey({ key }, { headers }));
   const denied = { result: AuditResult.DENIED };
-  expect(await trail({ actorId: user, ...denied }, 3)).toMatchObject([
+  expect(await trail({ actorId: user, ...denied }, 4)).toMatchObject([
     { action: "Create", reason: ErrorReason.SCOPE_FORBIDDEN, userId: user },
     { action: "Get", reason: ErrorReason.ADMIN_REQUIRED, userId: other },
-    { action: "GetKey", reason: ErrorReason.ADMIN_REQUIRED },
+    { action: "RevokeKey", reason: ErrorReason.ADMIN_REQUIRED, keyIds: [keyId] },
+    { action: "RevokeByPresentedKey", reason: ErrorReason.ADMIN_REQUIRED, keyIds: [keyId] },
   ]);
   expect(await trail({ action: "Revoke", ...denied }, 1)).toMatchObject([
     { reason: ErrorReason.API_KEY_NOT_ALLOWED, actorId: "", peerAddress: "127.0.0.1" },
@@ -146,6 +151,24 @@ test("what an admin looks at has an entry, what a user looks at of their own has
     ["Create", AuditResult.ANSWERED, user, apiKey!.id],
     ["Get", AuditResult.ANSWERED, "boss", apiKey!.id],
     ["GetKey", AuditResult.ANSWERED, "root", apiKey!.id],
+  ]);
+});
+
+test("what an admin looked for and did not find has an entry, with what was answered; what a user did not find of their own, none", async () => {
+  const user = randomUUID();
+  const { key } = await service.client().create({ scopes: ["read"] });
+  const keyId = "0123456789ABCDEF";
+  const guess = formatKey({ ...parseAnyKey(key)!, secret: "0".repeat(43) });
+  await refusalOf(admin.getKey({ keyId }));
+  await refusalOf(admin.revokeByPresentedKey({ key: guess }));
+  await refusalOf(service.client(user).get({}));
+  await refusalOf(service.client("boss", { admin: true }).revoke({ userId: user }));
+  const of = { result: AuditResult.ANSWERED, reason: ErrorReason.KEY_NOT_FOUND };
+  expect(await trail({ keyId }, 1)).toMatchObject([{ ...of, action: "GetKey", actorId: "root", keyIds: [keyId] }]);
+  const tried = { action: "RevokeByPresentedKey", keyId: parseAnyKey(key)!.id };
+  expect(await trail(tried, 1)).toMatchObject([{ ...of, actorId: "root" }]);
+  expect(await trail({ userId: user }, 1)).toMatchObject([
+    { action: "Revoke", result: AuditResult.ANSWERED, reason: ErrorReason.NO_KEY, actorId: "boss" },
   ]);
 });
 
@@ -183,10 +206,31 @@ test("pages lead from the newest entry to the oldest, and narrow by time and key
   expect(await trail({ userId: user, since: timestampFromDate(middle) }, 2)).toHaveLength(2);
   expect(await trail({ userId: user, until: timestampFromDate(middle) }, 1)).toHaveLength(1);
   expect(await trail({ keyId: apiKey!.id, result: AuditResult.CHANGED }, 2)).toHaveLength(2);
+  const never = { seconds: 10n ** 13n, nanos: 0 };
+  expect(await refusalOf(admin.listAudit({ since: never, until: never, pageSize: -1, userId: "" }))).toMatchObject({
+    fields: ["user_id", "since", "until", "page_size"],
+  });
   const { nextPageToken } = await admin.listAudit({ userId: user, pageSize: 2 });
   for (const bad of [{ pageToken: nextPageToken }, { pageToken: "x" }, { pageSize: 501 }, { userId: "" }]) {
     expect(await refusalOf(admin.listAudit(bad))).toMatchObject({ reason: "INVALID_ARGUMENT" });
   }
+});
+
+test("entries whose writing may have failed can be written again: each is there once", async () => {
+  const db = mongo.db(`test-${randomUUID()}`);
+  const store = createAuditStore(db);
+  const entries = ["a", "b", "c"].map((actor) => ({
+    ...{ at: new Date(), action: "Get", result: "denied" as const, actor, keyIds: [] },
+  }));
+  await store.write(entries.slice(0, 2));
+  await store.write(entries);
+  const actors = async () =>
+    (await db.collection("audit").find().sort({ actor: 1 }).toArray()).map(({ actor }) => actor);
+  expect(await actors()).toEqual(["a", "b", "c"]);
+  await db.command({ collMod: "audit", validator: { actor: { $ne: "d" } } });
+  const bad = [...entries, { ...entries[0]!, actor: "d" }];
+  await expect(store.write(bad)).rejects.toBeInstanceOf(KeyError);
+  expect(await actors()).toEqual(["a", "b", "c"]);
 });
 
 test("entries are kept for LATCHKEY_AUDIT_RETENTION, also when that is changed", async () => {

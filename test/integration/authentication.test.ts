@@ -1,4 +1,5 @@
 import { generateKeyPairSync, randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { createClient } from "@connectrpc/connect";
@@ -177,5 +178,24 @@ test("tokens are checked against a key set, which is fetched once for many calls
   const client = withBearer(guarded, `Bearer ${token}`);
   for (let call = 0; call < 5; call += 1) expect(await refusalOf(client.get({}))).toMatchObject({ reason: "NO_KEY" });
   expect(fetched).toBe(1);
+  keySet.close();
+});
+
+test("a key set that can't be fetched is told to operators, and no caller's token is called bad for it", async () => {
+  const { privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const token = await new SignJWT({ sub: "alice" })
+    .setProtectedHeader({ alg: "ES256", kid: "k" })
+    .setExpirationTime("1m")
+    .sign(privateKey);
+  const keySet = createServer((_request, response) => response.writeHead(500).end()).listen(0, "127.0.0.1");
+  await once(keySet, "listening");
+  const url = `http://127.0.0.1:${(keySet.address() as AddressInfo).port}/jwks`;
+  const guarded = await start({ LATCHKEY_JWT_SECRET: "", LATCHKEY_JWKS_URL: url });
+  const { reason, message } = await refusalOf(withBearer(guarded, `Bearer ${token}`).get({}));
+  expect({ reason, message }).toEqual({
+    reason: "UNAUTHENTICATED",
+    message: expect.stringContaining("could not be fetched"),
+  });
+  expect(guarded.logs()).toMatch(/"event":"key_set_failed".*200 OK/);
   keySet.close();
 });

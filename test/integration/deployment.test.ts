@@ -45,6 +45,17 @@ test("a conflicting index is reported and left alone; the schema can be ensured 
   await client.close();
 });
 
+test("whatever else MongoDB refuses at the start is one sentence, without the command", async () => {
+  const client = await MongoClient.connect(process.env.TEST_MONGODB_URI!);
+  const db = client.db(`test-${randomUUID()}`);
+  await db.createCollection("audit", { viewOn: "elsewhere", pipeline: [] });
+  await expect(ensureSchema(db)).rejects.toMatchObject({
+    name: "StartupError",
+    message: `The collections of the database "${db.databaseName}" can't be read, made or altered (CommandNotSupportedOnView). Check that MongoDB is well, and that nothing else uses this database.`,
+  });
+  await client.close();
+});
+
 test("the database itself refuses a second active key and a second retiring one of a user", async () => {
   const service = await startService();
   const user = randomUUID();

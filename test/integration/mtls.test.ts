@@ -387,7 +387,14 @@ test("what can't be used is logged once, names the file, and changes nothing; wh
   const next = ca.issue({ dns: ["localhost"], ips: ["127.0.0.1"] });
   const broken: [keyof Files, string, string][] = [
     ["LATCHKEY_TLS_CERT_FILE", next.cert, "not the one that the certificate was made for"],
+    ["LATCHKEY_TLS_CERT_FILE", ca.issue({ rsa: true }).cert, "not the one that the certificate was made for"],
     ["LATCHKEY_TLS_CLIENT_CA_FILE", "no CA", "holds no certificate in PEM"],
+    ["LATCHKEY_TLS_CLIENT_CA_FILE", `${ca.cert}${otherCa.cert.slice(0, -200)}`, "one that is cut short"],
+    [
+      "LATCHKEY_TLS_CLIENT_CA_FILE",
+      createCa("an old ca", new Date(Date.now() - 1_000)).cert,
+      "holds only certificates that have ended",
+    ],
   ];
   const right: Record<keyof Files, string> = {
     LATCHKEY_TLS_CERT_FILE: server.cert,
@@ -414,4 +421,16 @@ test("the service does not start on a CA that is none", async () => {
   const files = filesOf(server, "no CA");
   await expect(start({ ...files })).rejects.toThrow(/LATCHKEY_TLS_CLIENT_CA_FILE=.* holds no certificate in PEM/);
   await expect(start({ ...files, LATCHKEY_TLS_CLIENT_CA_FILE: "nowhere" })).rejects.toThrow(/nowhere can't be read/);
+});
+
+test("a certificate or a CA that has ended is told of at the start", async () => {
+  const ended = new Date(Date.now() - 1_000);
+  for (const [files, sentence] of [
+    [filesOf(ca.issue({ until: ended }), ca.cert), "holds a certificate that ended on"],
+    [filesOf(server, createCa("an old ca", ended).cert), "no client can prove itself"],
+  ] as const) {
+    const { logs } = await start({ ...files });
+    expect(logs()).toContain('"event":"tls_expired"');
+    expect(logs()).toContain(sentence);
+  }
 });

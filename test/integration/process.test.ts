@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync, statSync } from "node:fs";
 import { createServer } from "node:net";
@@ -6,6 +7,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterEach, expect, test } from "@jest/globals";
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
+import { parseAnyKey } from "../../src/keys/format.ts";
 import { endAfterTest, newDirectory, runToEnd, serve as serveWith, stopProcesses } from "../support/process.ts";
 import { SERVICE_TOKEN, sha256 } from "../support/service.ts";
 
@@ -129,6 +131,8 @@ test("a taken port, a bad directory, a missing mongod and a bad setting are one 
   const cases: [Record<string, string>, string][] = [
     [{ LATCHKEY_DATA_DIR: newDirectory(), LATCHKEY_LISTEN: taken }, `${taken} is in use`],
     [{ LATCHKEY_DATA_DIR: "/dev/null/x" }, "can't be used"],
+    [{ LATCHKEY_DATA_DIR: "/proc/latchkey" }, "can't be used"],
+    [{ LATCHKEY_AUDIT_RETENTION: "36500d" }, "LATCHKEY_AUDIT_RETENTION must be 1s to 24855d"],
     [{ LATCHKEY_DATA_DIR: newDirectory(), MONGOD_BINARY: "/does/not/exist" }, "MONGOD_BINARY"],
     [{ LATCHKEY_HASH_QUEUE: "none" }, "LATCHKEY_HASH_QUEUE must be a whole number"],
     [{ MONGODB_URI: "mongodb://user:canary@nowhere", LATCHKEY_LISTEN: "0.0.0.0:1" }, "LATCHKEY_PEPPERS must be set"],
@@ -223,3 +227,79 @@ test("the CLI creates, shows, rotates, verifies and revokes, with exit codes tha
   expect((await runToEnd(["nonsense"], env)).code).toBe(2);
   expect((await runToEnd(["doctor"], env)).code).toBe(0);
 }, 60_000);
+
+test("the CLI fails when a repeated call's key is not told again, and says no token that can't be sent", async () => {
+  const dataDir = newDirectory();
+  const { url } = await serve(dataDir);
+  const env = { LATCHKEY_DATA_DIR: dataDir, LATCHKEY_URL: url };
+  const create = ["create", "--user", "bob", "--scope", "read", "--request-id", randomUUID()];
+  const { output: key } = await runToEnd(create, env);
+  expect(await runToEnd(create, env)).toEqual({ code: 0, output: key });
+  await runToEnd(["revoke", "--user", "bob"], env);
+  expect(await runToEnd(create, env)).toEqual({
+    code: 1,
+    output: expect.stringMatching(/not told again: it is revoked/),
+  });
+  for (const [args, more] of [
+    [["get"], { LATCHKEY_TOKEN: "canary\ncanary" }],
+    [["get", "--token", "canary\u2028"], {}],
+  ] as const) {
+    const { code, output } = await runToEnd([...args], { ...env, ...more });
+    expect({ code, output }).toEqual({ code: 1, output: expect.stringContaining("must be one line of visible ASCII") });
+    expect(output).not.toContain("canary");
+  }
+  for (const args of [
+    ["--service", "a b,c"],
+    ["--user", ""],
+  ])
+    expect((await runToEnd(["token", ...args], env)).code).toBe(1);
+}, 60_000);
+
+test("an admin searches, looks at and ends keys by the CLI, and reads who did what; nothing that callers said speaks to the terminal", async () => {
+  const dataDir = newDirectory();
+  const { url } = await serve(dataDir);
+  const env = { LATCHKEY_DATA_DIR: dataDir, LATCHKEY_URL: url };
+  const admin = async (...args: string[]) => runToEnd(["admin", ...args], env);
+  const make = async (user: string, ...args: string[]) => {
+    const { output: key } = await runToEnd(["create", "--user", user, "--scope", "read", ...args], env);
+    return { key, id: parseAnyKey(key)!.id };
+  };
+  const bob = await make("bob", "--name", "laptop");
+  const eve = await make("eve\u009b2J", "--name", "right\u202eleft");
+  expect((await admin("list", "--name", "LAP")).output).toBe(
+    `${bob.id}\tlk_${bob.id.slice(0, 8)}\tactive\tbob\tread\tlaptop`,
+  );
+  expect((await admin("list", "--prefix", eve.key)).output).toContain("eve\\u{9b}2J\tread\tright\\u{202e}left");
+  const page = await admin("list", "--page-size", "1");
+  const [, token] = /--page-token (\S+)/.exec(page.output)!;
+  const next = await admin("list", "--page-size", "1", "--page-token", token!);
+  expect([page, next].map(({ output }) => output.slice(0, 16)).sort()).toEqual([bob.id, eve.id].sort());
+  expect(JSON.parse((await admin("get", bob.id, "--json")).output)).toMatchObject({ apiKey: { userId: "bob" } });
+
+  const presented = ["admin", "revoke-presented", "--reason", "in a log"];
+  expect((await runToEnd(presented, env, `${bob.key}x`)).output).toContain("(KEY_NOT_FOUND)");
+  expect(await runToEnd(presented, env, `${bob.key}\n`)).toEqual({
+    code: 0,
+    output: `The API key lk_${bob.id.slice(0, 8)} of bob was revoked.`,
+  });
+  expect((await admin("revoke", bob.id)).output).toContain("had ended before: it is revoked");
+  expect((await admin("revoke", "--user", "eve\u009b2J")).output).toContain("was revoked");
+  expect((await runToEnd(["verify"], env, eve.key)).output).toBe("REVOKED");
+  for (const args of [["revoke"], ["revoke", bob.id, "--user", "bob"]]) expect((await admin(...args)).code).toBe(1);
+  for (const args of [
+    ["list", "--state", "gone"],
+    ["audit", "--since", "never"],
+  ])
+    expect((await admin(...args)).code).toBe(2);
+
+  const trail = (await admin("audit", "--result", "changed", "--since", "1h")).output.split("\n");
+  expect(trail.map((line) => line.split("\t").slice(1, 4).join(" "))).toEqual([
+    "RevokeUser changed admin",
+    "RevokeByPresentedKey changed admin",
+    "Create changed eve\\u{9b}2J",
+    "Create changed bob",
+  ]);
+  expect((await admin("audit", "--until", "1h")).output).toBe("");
+  const member = (await runToEnd(["token", "--user", "bob"], env)).output;
+  expect((await admin("list", "--token", member)).output).toContain("(ADMIN_REQUIRED)");
+}, 300_000);

@@ -229,7 +229,7 @@ test("neither the database nor the log holds a request id or what is derived fro
   const requestId = randomUUID();
   const client = service.client(user);
   const { key } = await client.create({ scopes: ["read"], requestId });
-  await client.create({ scopes: ["read"], requestId });
+  await client.create({ scopes: ["read"], requestId }, { headers: { "x-request-id": requestId } });
   await refusalOf(client.create({ scopes: ["write"], requestId }));
   const collections = await mongo.db(service.database).collections();
   const stored = JSON.stringify(await Promise.all(collections.map((one) => one.find().toArray())));

@@ -19,6 +19,8 @@ export interface Subject {
   ips?: string[];
   /** What it is good for. Default: anything. */
   usage?: "server" | "client";
+  /** Its key is RSA's. Default: one on P-256. */
+  rsa?: boolean;
   from?: Date;
   until?: Date;
 }
@@ -35,13 +37,21 @@ const OID = {
 };
 
 /** Signs certificates as a real authority does; Node itself can't make any. */
-export function createCa(cn = `ca ${randomBytes(4).toString("hex")}`): TestCa {
+export function createCa(cn = `ca ${randomBytes(4).toString("hex")}`, until?: Date): TestCa {
   const { publicKey, privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
   const isCa = extension(OID.basicConstraints, sequence(der(0x01, Buffer.of(0xff))));
   return {
-    cert: certificate({ issuer: cn, signedWith: privateKey, publicKey, subject: { cn }, extensions: [isCa] }),
+    cert: certificate({
+      issuer: cn,
+      signedWith: privateKey,
+      publicKey,
+      subject: { cn, ...(until && { until }) },
+      extensions: [isCa],
+    }),
     issue(subject) {
-      const keys = generateKeyPairSync("ec", { namedCurve: "P-256" });
+      const keys = subject.rsa
+        ? generateKeyPairSync("rsa", { modulusLength: 2048 })
+        : generateKeyPairSync("ec", { namedCurve: "P-256" });
       const names = [
         ...(subject.uris ?? []).map((uri) => der(0x86, Buffer.from(uri))),
         ...(subject.dns ?? []).map((name) => der(0x82, Buffer.from(name))),

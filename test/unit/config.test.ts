@@ -40,6 +40,15 @@ test("every problem is reported at once, with what to do", () => {
   expect(problems).toContain("4 problem(s)");
 });
 
+test("a time that Node's timers can't keep is refused: they would take it for none", () => {
+  for (const name of ["HANDSHAKE_TIMEOUT", "HEADERS_TIMEOUT", "REQUEST_TIMEOUT", "IDLE_TIMEOUT", "KEEPALIVE_PROBE"]) {
+    for (const time of ["0s", "25d"])
+      expect(problemsOf({ [`LATCHKEY_${name}`]: time })).toContain("must be 1ms to 24d");
+    expect(problemsOf({ [`LATCHKEY_${name}`]: "24d" })).toBe("");
+  }
+  expect(problemsOf({ LATCHKEY_AUDIT_RETENTION: "24856d" })).toContain("LATCHKEY_AUDIT_RETENTION");
+});
+
 test("with MONGODB_URI, missing secrets are listed with the commands that make them", () => {
   const problems = problemsOf({ MONGODB_URI: "mongodb://db/?replicaSet=rs0" });
   expect(problems).toContain("openssl rand -base64 48");

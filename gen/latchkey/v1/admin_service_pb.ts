@@ -39,7 +39,8 @@ export type ListKeysRequest = Message<"latchkey.v1.ListKeysRequest"> & {
   state: State;
 
   /**
-   * What ApiKey.prefix shows, or the beginning of a whole key that holds at least all before its first or later `_`.
+   * What ApiKey.prefix shows, or the beginning of a whole key that holds at least all before its first or later `_`. A whole
+   * key will do; its secret is not looked at. At most 128 characters.
    *
    * @generated from field: string prefix = 3;
    */
@@ -423,7 +424,7 @@ export type AuditEntry = Message<"latchkey.v1.AuditEntry"> & {
   result: AuditResult;
 
   /**
-   * Why it was denied.
+   * Why it was denied, or what was answered in place of what was asked for, such as KEY_NOT_FOUND.
    *
    * @generated from field: latchkey.v1.ErrorReason reason = 5;
    */
@@ -449,7 +450,7 @@ export type AuditEntry = Message<"latchkey.v1.AuditEntry"> & {
   userId: string;
 
   /**
-   * The keys that were changed or looked at: a new one first.
+   * The keys that were changed or looked at, or were to be: a new one first.
    *
    * @generated from field: repeated string key_ids = 9;
    */
@@ -596,8 +597,8 @@ export const AdminService: GenService<{
   },
   /**
    * Searches the audit trail, newest first. It holds every change that a call made, written in the change's own
-   * transaction; every call of AdminService, and of ApiKeyService on another user's key; and every call to manage keys that was
-   * denied. Verify and its like are not in it. Entries are kept for a configured time.
+   * transaction; every call that was answered of AdminService, and of ApiKeyService on another user's key, KEY_NOT_FOUND and the
+   * like included; and every call to manage keys that was denied. Verify and its like are not in it. Entries are kept for a configured time.
    *
    * Calls that change nothing are recorded at a bounded rate, shared by all strangers, by all members and by all admins;
    * what is beyond is counted, and the counts are recorded once a minute: see `left_out`.
