@@ -1,0 +1,23 @@
+import { type Census, IN_ALL } from "./census.ts";
+
+/** Of what is counted in all, more than these for each call are a leak; fewer may be code that ran for the first time. */
+const LEFT_BY_A_CALL = 0.05;
+/** Arrays are grown and cut by whoever uses them, the driver's lists above all. */
+const ELEMENTS_LEFT_BY_A_CALL = 0.5;
+
+/** What is held in all of them: what is under way for a moment is in some only. */
+export function leastOf(censuses: readonly Census[]): Census["counts"] {
+  const names = Object.keys(Object.assign({}, ...censuses.map(({ counts }) => counts)));
+  return Object.fromEntries(names.map((name) => [name, Math.min(...censuses.map(({ counts }) => counts[name] ?? 0))]));
+}
+
+/** What there is more of than there was `calls` calls before. */
+export function grown(before: Census["counts"], now: Census["counts"], calls: number): string[] {
+  const allowed = (name: string) => {
+    if (name === "elements of arrays") return calls * ELEMENTS_LEFT_BY_A_CALL;
+    return IN_ALL.has(name) ? calls * LEFT_BY_A_CALL : 0;
+  };
+  return Object.keys(now)
+    .filter((name) => now[name]! - (before[name] ?? 0) > allowed(name))
+    .map((name) => `${name}: ${before[name] ?? 0}, now ${now[name]}`);
+}
