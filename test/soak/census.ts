@@ -62,7 +62,8 @@ async function inspect(service: ServiceProcess): Promise<Census> {
   const { rss, heapUsed, external, handles, objects, listeners, entries, elements, all } = inspected;
   const { TCPSocketWrap: sockets = 0, Timeout: _, ...others } = handles;
   const counts: Record<string, number> = {
-    sockets,
+    // Pools that are about to open connections have no fewer.
+    sockets: Math.max(sockets, SOCKETS_AT_REST),
     listeners,
     "open calls of Watch": await metric(service, "latchkey_watchers"),
     "open streams": await metric(service, "latchkey_streams_open"),

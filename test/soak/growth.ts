@@ -1,9 +1,10 @@
 import { type Census, IN_ALL } from "./census.ts";
 
-/** Of what is counted in all, more than these for each call are a leak; fewer may be code that ran for the first time. */
-const LEFT_BY_A_CALL = 0.05;
+/** Of what is counted in all, more than these are a leak; fewer may be a heartbeat, or code that ran for the first time. */
+const LEFT = 200;
+const LEFT_BY_A_CALL = 0.01;
 /** Arrays are grown and cut by whoever uses them, the driver's lists above all. */
-const ELEMENTS_LEFT_BY_A_CALL = 0.5;
+const ELEMENTS_LEFT = 1_000;
 
 /** What is held in all of them: what is under way for a moment is in some only. */
 export function leastOf(censuses: readonly Census[]): Census["counts"] {
@@ -14,8 +15,8 @@ export function leastOf(censuses: readonly Census[]): Census["counts"] {
 /** What there is more of than there was `calls` calls before. */
 export function grown(before: Census["counts"], now: Census["counts"], calls: number): string[] {
   const allowed = (name: string) => {
-    if (name === "elements of arrays") return calls * ELEMENTS_LEFT_BY_A_CALL;
-    return IN_ALL.has(name) ? calls * LEFT_BY_A_CALL : 0;
+    if (!IN_ALL.has(name)) return 0;
+    return (name === "elements of arrays" ? ELEMENTS_LEFT : LEFT) + calls * LEFT_BY_A_CALL;
   };
   return Object.keys(now)
     .filter((name) => now[name]! - (before[name] ?? 0) > allowed(name))
