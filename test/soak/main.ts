@@ -103,8 +103,9 @@ function leaksOf(warm: readonly Sample[]): string[] {
 
 /** What was held at the beginning and at the end, without what was under way for a moment. */
 function ends(warm: readonly Sample[]): [Census["counts"], Census["counts"]] {
-  const least = (some: readonly Sample[]) => leastOf(some.map(({ census }) => census));
-  return [least(warm.slice(0, 3)), least(warm.slice(-3))];
+  const least = (samples: readonly Sample[]) => leastOf(samples.map(({ census }) => census));
+  const some = Math.max(1, Math.min(3, Math.floor(warm.length / 2)));
+  return [least(warm.slice(0, some)), least(warm.slice(-some))];
 }
 
 function told({ awayMs, calls, failed, before, after }: Restart): string {
