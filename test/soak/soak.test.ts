@@ -21,7 +21,7 @@ beforeAll(async () => {
   await restartUnderLoad();
   await stage.fillChanges();
   first = leastOf([await takeCensus(stage.service), await takeCensus(stage.service)]);
-}, 240_000);
+}, 600_000);
 afterAll(async () => {
   await stopProcesses();
   await stage?.stop();
@@ -49,10 +49,10 @@ async function leaks(): Promise<string[]> {
 test("after thousands of calls of all kinds, no more is held than before them", async () => {
   calls += (await load.run(CALLS)).calls;
   expect(await leaks()).toEqual([]);
-}, 240_000);
+}, 600_000);
 
 test("after kill -9 and a restart of the database under load, no more is held than before", async () => {
   calls += await restartUnderLoad();
   calls += (await load.run(CALLS / 4)).calls;
   expect(await leaks()).toEqual([]);
-}, 240_000);
+}, 600_000);
