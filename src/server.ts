@@ -28,6 +28,7 @@ import { createRequestHandler } from "./rpc/adapter.ts";
 import { createAdminService } from "./rpc/admin-service.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
 import { createCallLog } from "./rpc/call-log.ts";
+import { MAX_KEPT_ANSWERS } from "./rpc/check-wire.ts";
 import { createExtAuthz, MAX_CHECK_BYTES } from "./rpc/ext-authz.ts";
 import { createForwardAuth } from "./rpc/forward-auth.ts";
 import { createHealth } from "./rpc/health.ts";
@@ -177,7 +178,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock, draining: draining.signal });
     const { batchVerify } = ApiKeyService.method;
     const gateway = { verify, authenticator, calls };
-    const extAuthz = createExtAuthz(config.gatewayKeyFrom, gateway);
+    const extAuthz = createExtAuthz(config.gatewayKeyFrom, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
     const handler = createRequestHandler({
       interceptors: createInterceptors({ calls, authenticator, audit: auditLog, clock }),
       maxMessageBytes: config.limits.maxMessageBytes,

@@ -18,6 +18,8 @@ export type Told = { position: bigint } & (
   | { event: "restart"; asOfMs: number }
 );
 
+export const MAX_HELD_CHANGES = 10_000;
+
 export interface ChangesOptions {
   /** Changes held for those who resume or read slowly. Default: 10,000. */
   maxHeld?: number;
@@ -49,7 +51,7 @@ export interface Changes {
   readonly restarts: number;
 }
 
-export function createChanges({ maxHeld = 10_000, maxWatchers = 1_000 }: ChangesOptions = {}): Changes {
+export function createChanges({ maxHeld = MAX_HELD_CHANGES, maxWatchers = 1_000 }: ChangesOptions = {}): Changes {
   /** Changes by their number, modulo its length: those from `oldest` up to, but without, `next`. */
   const ring: KeyChange[] = new Array(maxHeld);
   let oldest = 0;

@@ -217,7 +217,7 @@ function readVarint(bytes: Buffer): number {
 }
 
 /** Answers that are kept, beside the view: a gateway asks about few keys at a time, and often. */
-const MAX_KEPT = 10_000;
+export const MAX_KEPT_ANSWERS = 10_000;
 
 /** An answer that allows, for a request that brings nothing unusual: whole, by whether a bearer is to be removed. */
 type Kept = [Buffer | undefined, Buffer | undefined];
@@ -228,7 +228,8 @@ export interface CheckWriter {
   denied(denial: Denial): Buffer;
 }
 
-export function createCheckWriter(sources: GatewayKeySources): CheckWriter {
+/** `maxKept`: answers that are kept, and with them the entries they are of. */
+export function createCheckWriter(sources: GatewayKeySources, maxKept: number): CheckWriter {
   let young = new Map<Entry, Kept>();
   let old = young;
   const denials = new WeakMap<Denial, Buffer>();
@@ -246,7 +247,7 @@ export function createCheckWriter(sources: GatewayKeySources): CheckWriter {
       if (kept === undefined) {
         kept = old.get(entry) ?? [undefined, undefined];
         // Cheaper than an LRU: what was not asked for in a whole generation is let go.
-        if (young.size >= MAX_KEPT / 2) {
+        if (young.size >= maxKept / 2) {
           old = young;
           young = new Map();
         }

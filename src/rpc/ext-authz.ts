@@ -28,10 +28,13 @@ export interface ExtAuthz {
   service: ServiceImpl<typeof Authorization>;
 }
 
-/** Envoy's question about a request. Every refusal is an answer: errors are what `failure_mode_allow` lets pass. */
-export function createExtAuthz(sources: GatewayKeySources, parts: GatewayParts): ExtAuthz {
+/**
+ * Envoy's question about a request. Every refusal is an answer: errors are what `failure_mode_allow` lets pass. Of at most
+ * `maxKept` keys the answer is kept.
+ */
+export function createExtAuthz(sources: GatewayKeySources, maxKept: number, parts: GatewayParts): ExtAuthz {
   const reader = createCheckReader(sources);
-  const writer = createCheckWriter(sources);
+  const writer = createCheckWriter(sources, maxKept);
   const decide = createDecide(parts, service, method);
   const count = parts.calls.often(service, method);
 

@@ -2,7 +2,8 @@ import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/p
 import { expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { CheckRequestSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
-import { createCheckReader } from "../../src/rpc/check-wire.ts";
+import type { Entry } from "../../src/keys/view.ts";
+import { createCheckReader, createCheckWriter } from "../../src/rpc/check-wire.ts";
 import { scopesIn } from "../../src/rpc/gateway.ts";
 import { noteHeader, noteQuery, nothingPresented } from "../../src/rpc/presented-key.ts";
 
@@ -125,3 +126,23 @@ test("text that is no UTF-8 is read past, and where the key is it spoils no othe
   expect(() => fromBinary(CheckRequestSchema, bytes)).toThrow();
   expect(reader.read(bytes)).toMatchObject({ presented: { key: "lk_a", count: 1 }, requiredScopes: [] });
 });
+
+test("no more answers are kept than is said, and with them no more entries: the view's own limit would be none otherwise", () => {
+  const writer = createCheckWriter(SOURCES, 4);
+  const presented = nothingPresented();
+  const entries = Array.from({ length: 9 }, (_, index) => entryOf(`key${index}`));
+  const answers = entries.map((entry) => writer.allowed(entry, presented));
+  const kept = entries.filter((entry, index) => writer.allowed(entry, presented) === answers[index]).length;
+  expect(writer.allowed(entries[8]!, presented)).toBe(writer.allowed(entries[8]!, presented));
+  expect(kept).toBeLessThanOrEqual(4);
+});
+
+function entryOf(id: string): Entry {
+  const absent = { name: undefined, expiresAt: undefined, retiresAt: undefined, revokedAt: undefined };
+  return {
+    ...{ ...absent, id, userId: "alice", prefix: "lk", scopes: ["read"], state: "active", createdAt: 0, rev: 1 },
+    ...{ lastUsedAt: undefined, revocationReason: undefined, changesAtMs: undefined, usedS: 0 },
+    ...{ digests: undefined, provenDigest: undefined },
+    ...{ encoded: undefined, encodedJson: undefined, encodedState: undefined },
+  };
+}
