@@ -75,6 +75,13 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
   const outageTold = onceASecond();
   const gatewayTold = onceASecond();
   const isTold = (reason: ErrorReason): boolean => reason !== "DB_UNAVAILABLE" || outageTold();
+  // Anybody can be refused as often as he likes: the disk is not his to fill.
+  const refusals = rationed(REFUSALS_A_SECOND);
+  const told = (call: LoggedCall, code: string, fields: object) => {
+    const untold = refusals();
+    if (untold === undefined) done(call, code, fields, "debug", "refused");
+    else done(call, code, { ...fields, ...(untold > 0 && { untold }) }, "info", "refused");
+  };
   const answered: CallLog["answered"] = (call, level) => {
     if (call.outcome !== undefined) metrics.verified(call.outcome);
     done(call, "ok", {}, level, "answered");
@@ -106,15 +113,16 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     },
     refused(call, error) {
       if (error instanceof ConnectError) {
-        done(call, Code[error.code], {}, "info", "refused");
+        told(call, Code[error.code]!, {});
         return error;
       }
       const refusal = asKeyError(error);
-      const internal = isOurs(refusal.reason);
-      const cause = internal ? { err: refusal.cause ?? refusal } : {};
-      const fields = { reason: refusal.reason, ...cause };
-      const level = !internal ? "info" : isTold(refusal.reason) ? "error" : "debug";
-      done(call, Code[CODES[refusal.reason]], fields, level, "refused");
+      const { reason } = refusal;
+      const code = Code[CODES[reason]]!;
+      if (isOurs(reason)) {
+        const level = isTold(reason) ? "error" : "debug";
+        done(call, code, { reason, err: refusal.cause ?? refusal }, level, "refused");
+      } else told(call, code, { reason });
       const mapped = toConnectError(refusal, call.requestId);
       mapped.metadata.set("cache-control", "no-store");
       return mapped;
@@ -123,6 +131,28 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       const level = gatewayTold() ? "warn" : "debug";
       done(call, Code[CODES[reason]], { reason, fault }, level, "a gateway asks in a way that can't be answered");
     },
+  };
+}
+
+/** Refusals that are logged one by one. */
+const REFUSALS_A_SECOND = 100;
+
+/** How many went untold since the last one that was told; undefined: as many as may be a second were told. */
+function rationed(aSecond: number): () => number | undefined {
+  let sinceMs = Number.NEGATIVE_INFINITY;
+  let told = 0;
+  let untold = 0;
+  return () => {
+    const nowMs = performance.now();
+    if (nowMs - sinceMs >= 1_000) [sinceMs, told] = [nowMs, 0];
+    if (told >= aSecond) {
+      untold += 1;
+      return undefined;
+    }
+    told += 1;
+    const before = untold;
+    untold = 0;
+    return before;
   };
 }
 

@@ -1,19 +1,26 @@
 import { Writable } from "node:stream";
-import { expect, test } from "@jest/globals";
+import { Code, ConnectError } from "@connectrpc/connect";
+import { expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
-import { createCallLog } from "../../src/rpc/call-log.ts";
+import { type CallLog, createCallLog } from "../../src/rpc/call-log.ts";
 import { createLogger, createMetrics } from "../../src/telemetry.ts";
 
-test("in an outage one call a second is told as an error, and each other refusal of ours always", () => {
-  const lines: { level: string; reason: string }[] = [];
+type Line = { level: string; reason?: string; untold?: number };
+
+function logged(): { lines: Line[]; calls: CallLog } {
+  const lines: Line[] = [];
   const output = new Writable({
     write(chunk, _encoding, done) {
       lines.push(JSON.parse(String(chunk)));
       done();
     },
   });
-  const calls = createCallLog({ log: createLogger({ level: "info", output }), metrics: createMetrics() });
-  const call = { service: "s", method: "m", startedMs: performance.now(), requestId: "00000000" };
+  return { lines, calls: createCallLog({ log: createLogger({ level: "info", output }), metrics: createMetrics() }) };
+}
+const call = { service: "s", method: "m", startedMs: 0, requestId: "00000000" };
+
+test("in an outage one call a second is told as an error, and each other refusal of ours always", () => {
+  const { lines, calls } = logged();
   for (let count = 0; count < 100; count += 1) {
     calls.refused(call, new KeyError("DB_UNAVAILABLE", "away"));
     calls.itemFailed(new KeyError("DB_UNAVAILABLE", "away"));
@@ -26,4 +33,26 @@ test("in an outage one call a second is told as an error, and each other refusal
   const outages = told.filter((line) => line === "error DB_UNAVAILABLE").length;
   expect(outages).toBeGreaterThanOrEqual(1);
   expect(outages).toBeLessThan(20);
+});
+
+test("of a flood of refusals a hundred a second are logged, and how many were not", () => {
+  const { lines, calls } = logged();
+  const clock = jest.spyOn(performance, "now");
+  try {
+    clock.mockReturnValue(5_000);
+    for (let count = 0; count < 150; count += 1) calls.refused(call, new KeyError("UNAUTHENTICATED", "no"));
+    for (let count = 0; count < 150; count += 1) calls.refused(call, new ConnectError("no", Code.Unimplemented));
+    expect(lines.map(({ untold }) => untold)).toEqual(Array(100).fill(undefined));
+    calls.refused(call, new Error("a defect"));
+    clock.mockReturnValue(6_000);
+    calls.refused(call, new KeyError("UNAUTHENTICATED", "no"));
+    calls.refused(call, new KeyError("UNAUTHENTICATED", "no"));
+    expect(lines.slice(100).map(({ level, untold }) => [level, untold])).toEqual([
+      ["error", undefined],
+      ["info", 200],
+      ["info", undefined],
+    ]);
+  } finally {
+    clock.mockRestore();
+  }
 });
