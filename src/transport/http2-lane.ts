@@ -26,7 +26,7 @@ import {
 } from "./http2-frames.ts";
 import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
-import { takeTurns } from "./turns.ts";
+import { ASYNC_UNITS, MAX_UNWRITTEN_BYTES, Share, STOCK_UNITS, unitsOf } from "./turns.ts";
 import {
   bodyOf,
   Call,
@@ -150,7 +150,10 @@ class Connection {
   private readonly peer: Peer | undefined;
   private readonly options: Http2LaneOptions;
   private readonly decoder: HpackDecoder;
-  private readonly read: (chunk: Buffer) => "ok" | "too large";
+  private readonly read: (chunk: Buffer) => "ok" | "more" | "too large";
+  private readonly share = new Share(() => this.goOn());
+  /** Frames that have come, and wait for the connection's turn. */
+  private holding = false;
   private preface: Buffer | undefined = EMPTY;
   private sawSettings = false;
   private ended = false;
@@ -193,6 +196,7 @@ class Connection {
 
   /** What is to be written when the chunk being read is through. */
   private pending: Buffer[] = [];
+  private pendingBytes = 0;
   private flushing = false;
 
   constructor(socket: Socket, options: Http2LaneOptions) {
@@ -200,7 +204,11 @@ class Connection {
     this.peer = peerOf(socket);
     this.options = options;
     this.decoder = createHpackDecoder({ maxTableBytes: DEFAULT_TABLE_BYTES, maxListBytes: options.maxHeaderBytes });
-    this.read = createFrameReader(MAX_FRAME_BYTES, (received) => this.take(received));
+    this.read = createFrameReader(
+      MAX_FRAME_BYTES,
+      (received) => this.take(received),
+      () => this.mayTake(),
+    );
     socket.on("data", (chunk: Buffer) => this.receive(chunk));
     socket.on("end", () => this.end());
     this.put(
@@ -217,13 +225,32 @@ class Connection {
   private receive(chunk: Buffer) {
     if (this.ended) return;
     const frames = this.preface === undefined ? chunk : this.afterPreface(chunk);
-    if (frames === undefined) return;
+    if (frames !== undefined) this.serve(frames);
+  }
+
+  private goOn() {
+    if (this.ended || !this.holding || !this.mayRead()) return;
+    this.serve(EMPTY);
+    if (!this.holding) this.readOn();
+  }
+
+  private serve(frames: Buffer) {
     this.flushing = true;
-    if (this.read(frames) === "too large") this.fail(Fault.FRAME_SIZE_ERROR);
+    const outcome = this.read(frames);
+    if (outcome === "too large") this.fail(Fault.FRAME_SIZE_ERROR);
     this.flushing = false;
+    this.holding = outcome === "more";
     this.endIfDone();
     this.flush();
-    takeTurns(this.socket, chunk, () => this.mayRead());
+    if (this.ended) return;
+    if (this.holding) {
+      this.socket.pause();
+      this.readOn();
+    } else this.share.renew();
+  }
+
+  private mayTake(): boolean {
+    return this.share.hasLeft() && this.mayRead() && this.pendingBytes < MAX_UNWRITTEN_BYTES;
   }
 
   private afterPreface(chunk: Buffer): Buffer | undefined {
@@ -240,6 +267,7 @@ class Connection {
   private take(received: Frame) {
     if (this.ended) return;
     const { type, id, payload } = received;
+    this.share.spend(1 + unitsOf(payload.length));
     if (!this.sawSettings && type !== Type.SETTINGS) return this.fail(Fault.PROTOCOL_ERROR);
     if (this.block !== undefined && (type !== Type.CONTINUATION || id !== this.block.id)) {
       return this.fail(Fault.PROTOCOL_ERROR);
@@ -341,6 +369,7 @@ class Connection {
         finish: (trailers) => this.finishBidi(bidi, trailers),
       }),
     };
+    this.share.spend(STOCK_UNITS);
     this.bidis.set(id, bidi);
     this.putHeaders(0, id, plainHead(FORMATS.get("application/grpc")!.contentType));
     serve(bidi.stream);
@@ -550,6 +579,7 @@ class Connection {
       this.write(open, answer);
       return;
     }
+    this.share.spend(ASYNC_UNITS);
     open.call = call;
     open.body = undefined;
     this.calls.set(id, open);
@@ -674,6 +704,7 @@ class Connection {
   }
 
   private handOver(id: number, flags: number, list: readonly string[]) {
+    this.share.spend(STOCK_UNITS);
     this.stock ??= this.openStock();
     this.stock.open(id, flags, list);
   }
@@ -721,6 +752,7 @@ class Connection {
 
   private put(bytes: Buffer) {
     this.pending.push(bytes);
+    this.pendingBytes += bytes.length;
   }
 
   private putHeaders(flags: number, id: number, block: Buffer) {
@@ -737,6 +769,7 @@ class Connection {
     }
     const start = slabAt;
     slabAt += bytes;
+    this.pendingBytes += bytes;
     const last = this.pending.at(-1);
     if (last !== undefined && last.buffer === slab.buffer && last.byteOffset + last.length === start) {
       this.pending[this.pending.length - 1] = slab.subarray(last.byteOffset, slabAt);
@@ -753,6 +786,7 @@ class Connection {
     const { pending } = this;
     if (pending.length === 0) return;
     this.pending = [];
+    this.pendingBytes = 0;
     if (socket.destroyed || socket.writableEnded) return;
     if (pending.length > 1) socket.cork();
     for (const bytes of pending) socket.write(bytes);
@@ -769,7 +803,9 @@ class Connection {
   }
 
   private readOn() {
-    if (this.mayRead() && this.socket.isPaused()) this.socket.resume();
+    if (!this.mayRead()) return;
+    if (this.holding) this.share.wait();
+    else if (this.socket.isPaused()) this.socket.resume();
   }
 
   private mayRead(): boolean {
@@ -850,6 +886,7 @@ class Connection {
 
   closed(): void {
     this.ended = true;
+    this.share.leave();
     for (const open of this.calls.values()) open.call?.abort();
     for (const { stream } of this.bidis.values()) stream.aborted();
     this.calls.clear();
