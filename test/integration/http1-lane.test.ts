@@ -232,15 +232,15 @@ describe("a client that sends without waiting for answers", () => {
     const { listener, counts } = await start();
     const socket = open(listener);
     socket.pause();
-    const calls = 400;
-    socket.write(post("/large", "100000").repeat(calls) + post("/hot", "x") + LAST);
+    const calls = 40;
+    socket.write(post("/large", "1000000").repeat(calls) + post("/hot", "x") + LAST);
     await untilTrue(() => counts.large > 0);
     let before = -1;
     while (before !== counts.large) {
       before = counts.large;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
-    expect(counts.large).toBeLessThan(calls);
+    expect(counts.large).toBeLessThan(calls / 2);
     expect(counts.hot).toBe(0);
     const answers = allFrom(socket);
     socket.resume();

@@ -634,17 +634,16 @@ describe("a client that sends without waiting for answers", () => {
   const MANY = 400;
   const ids = Array.from({ length: MANY }, (_, index) => 2 * index + 1);
 
-  test.each(["/hot/size", "/stock/echo"])("does not hold up another's call (%s)", async (path) => {
-    const { listener, counts, stock } = await start({ maxConcurrentStreams: MANY });
+  test("does not hold up another's call", async () => {
+    const { listener, counts } = await start();
     const [greedy, other] = [await open(listener), await open(listener)];
     other.write(call(1, "/hot/echo", "hello"));
     await answersOf(other, 1);
-    const served = () => counts.size + stock.calls;
-    greedy.write(...ids.map((id) => call(id, path, "1")));
-    await untilTrue(() => served() > 0);
+    greedy.write(...ids.map((id) => call(id, "/hot/size", "1")));
+    await untilTrue(() => counts.size > 0);
     other.write(call(3, "/hot/echo", "other"));
     await untilTrue(() => counts.echo === 2);
-    expect(served()).toBeLessThan(MANY / 2);
+    expect(counts.size).toBeLessThan(MANY / 2);
     await answersOf(greedy, ...ids);
   });
 
@@ -653,16 +652,17 @@ describe("a client that sends without waiting for answers", () => {
     const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10_000_000]] });
     client.grant(0, 1_000_000_000);
     client.socket.pause();
-    client.write(...ids.map((id) => call(id, "/hot/size", "100000")));
+    const large = ids.slice(0, 40);
+    client.write(...large.map((id) => call(id, "/hot/size", "1000000")));
     await untilTrue(() => counts.size > 0);
     let before = -1;
     while (before !== counts.size) {
       before = counts.size;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
-    expect(counts.size).toBeLessThan(MANY / 2);
+    expect(counts.size).toBeLessThan(large.length / 2);
     client.socket.resume();
-    for (const body of await answersOf(client, ...ids)) expect(body).toHaveLength(100_005);
+    for (const body of await answersOf(client, ...large)) expect(body).toHaveLength(1_000_005);
   });
 
   test("what it sent behind a whole turn's calls is kept to: a reset, an end, a fault", async () => {
