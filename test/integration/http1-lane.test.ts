@@ -21,6 +21,11 @@ interface Held {
  */
 async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Partial<ListenerLimits> } = {}) {
   const seen: string[] = [];
+  /** Called with the second request. */
+  const hooks = { second: () => {} };
+  const see = (request: string) => {
+    if (seen.push(request) === 2) hooks.second();
+  };
   const held: Held[] = [];
   const counts = { hot: 0, stock: 0, large: 0 };
   const hot: HotMethod[] = [
@@ -28,7 +33,7 @@ async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Pa
       path: "/hot",
       answer({ message, headers }) {
         counts.hot += 1;
-        seen.push(`/hot ${headers.authorization ?? ""} ${message}`);
+        see(`/hot ${headers.authorization ?? ""} ${message}`);
         return { message: Buffer.from(message) };
       },
     },
@@ -67,7 +72,7 @@ async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Pa
         return;
       }
       const body = Buffer.concat(chunks);
-      seen.push(`${request.url} ${request.headers.authorization ?? ""} ${body}`);
+      see(`${request.url} ${request.headers.authorization ?? ""} ${body}`);
       response.writeHead(200, {
         "cache-control": "no-store",
         "content-length": body.length,
@@ -77,7 +82,7 @@ async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Pa
     },
   });
   cleanUps.push(() => listener.close(0));
-  return { ...{ listener, seen, held, counts } };
+  return { ...{ listener, seen, held, counts, hooks } };
 }
 
 function open({ address }: Listener): Socket {
@@ -181,16 +186,15 @@ describe("requests on one connection", () => {
 
 describe("a client that sends without waiting for answers", () => {
   test.each(["/hot", "/stock"])("does not hold up another's call, and gets its own in order (%s)", async (path) => {
-    const { listener, seen } = await start();
+    const { listener, seen, hooks } = await start();
     const [greedy, other] = [open(listener), open(listener)];
     const answers = allFrom(greedy);
     const otherAnswers = allFrom(other);
     other.write(post("/hot", "hello"));
     await untilTrue(() => seen.length === 1);
+    hooks.second = () => void other.write(post("/hot", "other") + LAST);
     const calls = Array.from({ length: MANY }, (_, index) => `n${index}`);
     greedy.write(calls.map((body) => post(path, body)).join("") + LAST);
-    await untilTrue(() => seen.length > 1);
-    other.write(post("/hot", "other") + LAST);
     await otherAnswers;
     expect(seen.findIndex((call) => call.endsWith("other"))).toBeLessThan(MANY / 2);
     expect((await answers).match(/(?<=\n)n\d+(?=HTTP)/g)).toEqual(calls);
