@@ -86,6 +86,11 @@ export class StockConnection extends Duplex {
     return this;
   }
 
+  /** As a socket has it. */
+  destroySoon(): void {
+    this.end();
+  }
+
   override _read(): void {
     // Only what was pushed before anybody read is found here: the rest goes through at once.
     if (this.held.length > 0) process.nextTick(() => this.feed());
