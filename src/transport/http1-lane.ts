@@ -3,7 +3,7 @@ import type { Socket } from "node:net";
 import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
-import { MAX_UNWRITTEN_BYTES, Share, unitsOf } from "./turns.ts";
+import { Share, unitsOf } from "./turns.ts";
 import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
 import { EMPTY } from "./wire-format.ts";
 
@@ -90,7 +90,6 @@ class Connection {
   private partialSinceMs: number | undefined;
   private used = false;
   private out: Buffer[] = [];
-  private outBytes = 0;
   /** The client does not take what is written. */
   private outFull = false;
   private readonly onDrain = (): void => {
@@ -127,7 +126,7 @@ class Connection {
   private serve() {
     this.holding = false;
     while (this.rest.length > 0 && this.call === undefined && !this.ending && !this.socket.destroyed) {
-      this.holding = this.outFull || this.outBytes >= MAX_UNWRITTEN_BYTES || !this.share.hasLeft();
+      this.holding = this.outFull || !this.share.hasLeft();
       if (this.holding) return;
       const head = this.knownHead() ?? this.readHead();
       if (head === undefined && this.isPartOfHead()) return;
@@ -210,14 +209,13 @@ class Connection {
     response.write(text, "latin1");
     response.set(bytes, text.length);
     this.out.push(response);
-    this.outBytes += response.length;
+    this.share.spend(unitsOf(response.length));
   }
 
   private flush() {
     const { out, socket } = this;
     if (out.length > 0) {
       this.out = [];
-      this.outBytes = 0;
       socket.write(out.length === 1 ? out[0]! : Buffer.concat(out));
       // A client that does not read its answers is not read from.
       if (socket.writableNeedDrain && !this.outFull) {

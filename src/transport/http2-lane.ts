@@ -26,7 +26,7 @@ import { Output } from "./http2-output.ts";
 import { Sender, type StreamWindow, UNSWEPT } from "./http2-sender.ts";
 import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
-import { ASYNC_UNITS, MAX_UNWRITTEN_BYTES, Share, STOCK_UNITS, unitsOf } from "./turns.ts";
+import { ASYNC_UNITS, Share, STOCK_UNITS, unitsOf } from "./turns.ts";
 import { Call, type HotMethods, isPromise, messageIn, type Recognised, settle, toHeaders } from "./unary.ts";
 import { EMPTY } from "./wire-format.ts";
 
@@ -158,7 +158,7 @@ class Connection {
     this.read = createFrameReader(
       MAX_FRAME_BYTES,
       (received) => this.take(received),
-      () => this.mayTake(),
+      () => this.share.hasLeft(),
     );
     socket.on("data", (chunk: Buffer) => this.receive(chunk));
     socket.on("end", () => this.end());
@@ -186,6 +186,7 @@ class Connection {
   }
 
   private serve(frames: Buffer) {
+    if (!this.mayRead()) this.share.stop();
     this.output.collect();
     const outcome = this.read(frames);
     if (outcome === "too large") this.fail(Fault.FRAME_SIZE_ERROR);
@@ -197,10 +198,6 @@ class Connection {
       this.socket.pause();
       this.readOn();
     } else this.share.renew();
-  }
-
-  private mayTake(): boolean {
-    return this.share.hasLeft() && this.mayRead() && this.output.pendingBytes < MAX_UNWRITTEN_BYTES;
   }
 
   private afterPreface(chunk: Buffer): Buffer | undefined {
@@ -415,6 +412,7 @@ class Connection {
   }
 
   private write(open: OpenCall, answer: HotAnswer) {
+    if (answer.message !== undefined) this.share.spend(unitsOf(answer.message.length));
     writeAnswer(this.sender, this.output, open, open.recognised.format, answer);
   }
 
@@ -487,6 +485,7 @@ class Connection {
       },
       pause: () => {
         this.innerFull = true;
+        this.share.stop();
         this.socket.pause();
       },
       resume: () => {

@@ -17,7 +17,6 @@ export class Output {
   private readonly socket: Socket;
   private readonly parts: OutputParts;
   private pending: Buffer[] = [];
-  private bytes = 0;
   private isCollecting = false;
 
   constructor(socket: Socket, parts: OutputParts) {
@@ -25,13 +24,8 @@ export class Output {
     this.parts = parts;
   }
 
-  get pendingBytes(): number {
-    return this.bytes;
-  }
-
   put(bytes: Buffer): void {
     this.pending.push(bytes);
-    this.bytes += bytes.length;
   }
 
   putHeaders(flags: number, id: number, block: Buffer): void {
@@ -48,7 +42,6 @@ export class Output {
     }
     const start = slabAt;
     slabAt += bytes;
-    this.bytes += bytes;
     const last = this.pending.at(-1);
     if (last !== undefined && last.buffer === slab.buffer && last.byteOffset + last.length === start) {
       this.pending[this.pending.length - 1] = slab.subarray(last.byteOffset, slabAt);
@@ -67,7 +60,6 @@ export class Output {
     const { pending, socket } = this;
     if (pending.length === 0) return;
     this.pending = [];
-    this.bytes = 0;
     if (socket.destroyed || socket.writableEnded) return;
     if (pending.length > 1) socket.cork();
     for (const bytes of pending) socket.write(bytes);

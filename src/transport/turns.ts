@@ -6,8 +6,6 @@ const TURNS_A_ROUND = 4;
 export const STOCK_UNITS = 64;
 /** A call that has to look further than the memory. */
 export const ASYNC_UNITS = 16;
-/** Answers that may be heaped up before they are written, and it is seen whether the client takes them. */
-export const MAX_UNWRITTEN_BYTES = 64 * 1024;
 
 let round = 0;
 let isArmed = false;
@@ -42,6 +40,12 @@ export class Share {
     this.left -= units;
   }
 
+  /** No more in this round. */
+  stop(): void {
+    this.round = round;
+    this.left = 0;
+  }
+
   /** For who holds something. */
   wait(): void {
     waiting.add(this.goOn);
@@ -58,7 +62,10 @@ export class Share {
   }
 }
 
-/** What a message costs beyond its frame or request. */
+/**
+ * What a message costs beyond its frame or request, an answer too: so a turn ends, and it is seen whether the client takes
+ * its answers, at 32 KiB of them.
+ */
 export function unitsOf(bytes: number): number {
   return bytes >>> 8;
 }
