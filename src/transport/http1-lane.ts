@@ -3,7 +3,7 @@ import type { Socket } from "node:net";
 import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
-import { takeTurns } from "./turns.ts";
+import { Share, unitsOf } from "./turns.ts";
 import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
 import { EMPTY } from "./wire-format.ts";
 
@@ -71,8 +71,11 @@ class Connection {
   private readonly left: () => void;
   private readonly onData = (chunk: Buffer): void => this.receive(chunk);
   private readonly onClose = (): void => this.close();
+  private readonly share = new Share(() => this.goOn());
   /** What has come and is not answered. */
   private rest: Buffer = EMPTY;
+  /** There may be whole requests among it, which wait for the connection's turn, or for the client to take its answers. */
+  private holding = false;
   /** The last request's: most clients send the same with each. */
   private head: Head | undefined;
   private call: Call | undefined;
@@ -106,17 +109,25 @@ class Connection {
   private receive(chunk: Buffer) {
     if (this.ending) return;
     this.rest = this.rest.length === 0 ? chunk : Buffer.concat([this.rest, chunk]);
+    this.goOn();
+  }
+
+  private goOn() {
     this.serve();
     this.flush();
-    if (this.isOver) return;
+    if (this.isOver || this.ending) return;
     // What comes while a call is answered is read all the same, or nobody would see its client leave; but not for ever.
-    if (this.isFarAhead()) this.socket.pause();
-    else takeTurns(this.socket, chunk, () => this.mayRead());
+    if (this.holding || this.isFarAhead()) this.socket.pause();
+    else this.share.renew();
+    this.readOn();
   }
 
   /** Answers the requests that are whole, up to one that has to be waited for. */
   private serve() {
+    this.holding = false;
     while (this.rest.length > 0 && this.call === undefined && !this.ending && !this.socket.destroyed) {
+      this.holding = this.outFull || !this.share.hasLeft();
+      if (this.holding) return;
       const head = this.knownHead() ?? this.readHead();
       if (head === undefined && this.isPartOfHead()) return;
       if (head === undefined) return this.handOver(false);
@@ -131,6 +142,7 @@ class Connection {
       const answer = call && this.options.methods.answer(method, call);
       if (answer === undefined) return this.handOver(call !== undefined);
       this.rest = this.rest.subarray(end);
+      this.share.spend(UNITS_A_CALL + unitsOf(head.bodyBytes));
       this.used = true;
       this.partialSinceMs = undefined;
       if (isPromise(answer)) this.wait(answer, call!, head.recognised);
@@ -144,18 +156,14 @@ class Connection {
       this.call = undefined;
       if (this.socket.destroyed) return;
       this.write(late, recognised);
-      this.readOn();
-      this.serve();
-      this.flush();
+      this.goOn();
     });
   }
 
   private readOn() {
-    if (this.mayRead() && this.socket.isPaused()) this.socket.resume();
-  }
-
-  private mayRead(): boolean {
-    return !this.outFull && !this.isOver && !this.isFarAhead();
+    if (this.outFull || this.isOver || this.isFarAhead()) return;
+    if (this.holding) this.share.wait();
+    else if (this.socket.isPaused()) this.socket.resume();
   }
 
   private isFarAhead(): boolean {
@@ -201,6 +209,7 @@ class Connection {
     response.write(text, "latin1");
     response.set(bytes, text.length);
     this.out.push(response);
+    this.share.spend(unitsOf(response.length));
   }
 
   private flush() {
@@ -231,6 +240,7 @@ class Connection {
 
   private forget() {
     this.isOver = true;
+    this.share.leave();
     this.socket.off("data", this.onData);
     this.socket.off("close", this.onClose);
     this.socket.off("drain", this.onDrain);
@@ -267,11 +277,12 @@ class Connection {
     if (nowMs - this.idleSinceMs >= idleTimeoutMs) this.end();
     if (this.call !== undefined || this.rest.length === 0) return;
     this.partialSinceMs ??= nowMs;
-    if (nowMs - this.partialSinceMs >= requestTimeoutMs) this.end(TIMED_OUT);
+    if (nowMs - this.partialSinceMs >= requestTimeoutMs) this.end(this.holding ? "" : TIMED_OUT);
   }
 }
 
 const TIMED_OUT = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
+const UNITS_A_CALL = 2;
 /** Of requests that wait for a call's answer. */
 const MAX_AHEAD_BYTES = 64 * 1024;
 const HEAD_END = "\r\n\r\n";

@@ -6,6 +6,8 @@ export const FRAME_HEAD_BYTES = 9;
 /** What either end must take without having said anything, and all that is asked for here. */
 export const MAX_FRAME_BYTES = 16_384;
 export const DEFAULT_WINDOW_BYTES = 65_535;
+/** Credit for received bytes is given in portions. */
+export const CREDIT_BYTES = 8_192;
 /** Of a header table. */
 export const DEFAULT_TABLE_BYTES = 4_096;
 export const MAX_WINDOW_BYTES = 2 ** 31 - 1;
@@ -103,20 +105,27 @@ export function goawayFrame(lastId: number, fault: number): Buffer {
   return frame(Type.GOAWAY, 0, 0, Buffer.concat([number32(lastId), number32(fault)]));
 }
 
-/** Cuts a sequence of bytes into frames, whatever pieces it comes in. A frame of more than `maxBytes` ends it. */
+/**
+ * Cuts a sequence of bytes into frames, whatever pieces it comes in. A frame of more than `maxBytes` ends it. What `mayTake`
+ * does not let through is held: there is "more", for the next call.
+ */
 export function createFrameReader(
   maxBytes: number,
   take: (frame: Frame) => void,
-): (chunk: Buffer) => "ok" | "too large" {
+  mayTake: () => boolean = () => true,
+): (chunk: Buffer) => "ok" | "more" | "too large" {
   let rest: Buffer | undefined;
   return (chunk) => {
-    const bytes = rest === undefined ? chunk : Buffer.concat([rest, chunk]);
+    const bytes = rest === undefined ? chunk : chunk.length === 0 ? rest : Buffer.concat([rest, chunk]);
     let at = 0;
+    let more = false;
     while (bytes.length - at >= FRAME_HEAD_BYTES) {
       const length = (bytes[at]! << 16) | (bytes[at + 1]! << 8) | bytes[at + 2]!;
       if (length > maxBytes) return "too large";
       const start = at + FRAME_HEAD_BYTES;
       if (bytes.length - start < length) break;
+      more = !mayTake();
+      if (more) break;
       take({
         type: bytes[at + 3]!,
         flags: bytes[at + 4]!,
@@ -126,6 +135,6 @@ export function createFrameReader(
       at = start + length;
     }
     rest = at < bytes.length ? bytes.subarray(at) : undefined;
-    return "ok";
+    return more ? "more" : "ok";
   };
 }

@@ -1,6 +1,7 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
 import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
 import { serveBidiStreams } from "./bidi.ts";
@@ -13,6 +14,7 @@ import {
 } from "./forward-auth.ts";
 import type { HotMethod, HotStreamMethod, Peer } from "./hot-method.ts";
 import { createHttp1Lane } from "./http1-lane.ts";
+import { StockConnection } from "./http1-stock.ts";
 import { createHttp2Lane } from "./http2-lane.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { notePeer, peerOf, verifiedPeer } from "./peer.ts";
@@ -114,7 +116,7 @@ export async function listen({
   const sockets = new Set<Socket>();
   const undecided = new Set<Socket>();
   /** Answers under way, by HTTP/1.1 connection. */
-  const answers = new Map<Socket, Set<ServerResponse>>();
+  const answers = new Map<Duplex, Set<ServerResponse>>();
   const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
   const methods = createHotMethods(hot, maxMessageBytes);
@@ -123,7 +125,7 @@ export async function listen({
     const { socket } = response.req;
     const open = answers.get(socket);
     open?.delete(response);
-    if (closing !== undefined && open?.size === 0) socket.destroySoon();
+    if (closing !== undefined && open?.size === 0) socket.end();
   };
   const stockRequest: RequestListener = (request, response) => {
     response.once("close", () => answered(response));
@@ -132,11 +134,13 @@ export async function listen({
   const stock = forwardAuth === undefined ? stockRequest : forwardAuthRequests(forwardAuth, stockRequest, answered);
   const serveRequest = serveHotRequests({ methods, answered, stock });
   /** Connections whose next request is not to be asked about again. */
-  const asked = new WeakSet<Socket>();
+  const asked = new WeakSet<Duplex>();
   const takeRequest: RequestListener = (request, response) => {
-    answers.get(request.socket)?.add(response);
+    const connection: Duplex = request.socket;
+    if (connection instanceof StockConnection) connection.asked(response);
+    answers.get(connection)?.add(response);
     if (closing !== undefined) response.setHeader("connection", "close");
-    (asked.delete(request.socket) ? stock : serveRequest)(request, response);
+    (asked.delete(connection) ? stock : serveRequest)(request, response);
   };
   const http1 = createHttp1Server(
     {
@@ -199,10 +203,11 @@ export async function listen({
     ...limits,
     methods,
     handOver(socket, isAsked) {
-      if (isAsked) asked.add(socket);
-      answers.set(socket, new Set());
-      socket.once("close", () => answers.delete(socket));
-      http1.emit("connection", socket);
+      const connection = new StockConnection(socket);
+      if (isAsked) asked.add(connection);
+      answers.set(connection, new Set());
+      connection.once("close", () => answers.delete(connection));
+      http1.emit("connection", connection);
     },
   });
   const http2Lane = createHttp2Lane({
@@ -282,8 +287,8 @@ export async function listen({
     http2Lane.drain();
     http1Lane.drain();
     bidi.drain();
-    for (const [socket, open] of answers) {
-      if (open.size === 0) socket.destroySoon();
+    for (const [connection, open] of answers) {
+      if (open.size === 0) connection.end();
       for (const response of open) if (!response.headersSent) response.setHeader("connection", "close");
     }
   };

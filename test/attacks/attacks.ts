@@ -2,6 +2,7 @@ import { type EventEmitter, once } from "node:events";
 import type { ClientHttp2Session } from "node:http2";
 import type { Socket } from "node:net";
 import { setTimeout as sleep, setImmediate as turn } from "node:timers/promises";
+import { Worker } from "node:worker_threads";
 import { gzipSync } from "node:zlib";
 import { encodeFields } from "../../src/transport/hpack.ts";
 import {
@@ -13,6 +14,7 @@ import {
   settingsFrame,
   Type,
 } from "../../src/transport/http2-frames.ts";
+import { EMPTY } from "../../src/transport/wire-format.ts";
 import { VERIFY_PATH } from "../bench/messages.ts";
 import { badChecksum, unknownKey, wrongSecret } from "../bench/records.ts";
 import { userToken } from "../support/service.ts";
@@ -163,26 +165,59 @@ function slow(name: string, first: string | Buffer, more: string): Attack {
   };
 }
 
-/** Calls whose answers nobody takes. */
-const slowReader: Attack = {
-  name: "slow readers: calls without end, and not a byte of their answers read",
-  async run(world, { connections }, signal) {
-    let sent = 0;
-    const asking = Array.from({ length: Math.min(20, connections) }, async () => {
-      const socket = world.openSocket().pause();
-      const body = JSON.stringify({ key: world.good });
-      const call = `POST ${VERIFY_PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
-      const portion = call.repeat(50);
-      while (!signal.aborted && !socket.destroyed) {
-        sent += 50;
-        if (!socket.write(portion)) await Promise.race([happens([socket, "drain"], [socket, "close"]), sleep(250)]);
-        else await turn();
-      }
-    });
-    await Promise.all(asking);
-    return `${sent} calls`;
-  },
-};
+/** What is sent again and again; where its frames have their stream's number, if they are frames. */
+interface Repeated {
+  hello: Buffer;
+  call: Buffer;
+  ids: number[];
+}
+
+function http1(method: string, path: string, body = ""): Repeated {
+  const headers = `host: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n`;
+  const call = Buffer.from(`${method} ${path} HTTP/1.1\r\n${body === "" ? "host: x\r\n" : headers}\r\n${body}`);
+  return { hello: EMPTY, call, ids: [] };
+}
+
+const MAX_WINDOW = 2 ** 31 - 1;
+const wide = Buffer.concat([
+  PREFACE,
+  settingsFrame([[4, MAX_WINDOW]]),
+  frame(Type.WINDOW_UPDATE, 0, 0, number32(MAX_WINDOW - 65_535)),
+]);
+
+function http2(path: string, body: string): Repeated {
+  const json = [":method", "POST", ":scheme", "http", ":path", path, "content-type", "application/json"];
+  const head = headersFrames(0, 1, encodeFields(json));
+  return {
+    hello: wide,
+    call: Buffer.concat([head, frame(Type.DATA, Flag.END_STREAM, 1, Buffer.from(body))]),
+    ids: [5, head.length + 5],
+  };
+}
+
+const GREEDY = 20;
+
+/** Calls without end, on twenty connections. */
+function greedy(name: string, what: (world: World) => Repeated, reads = true): Attack {
+  return {
+    name,
+    async run(world, { connections }, signal) {
+      const [host, port] = world.address.split(":");
+      const workerData = {
+        ...{ host, port: Number(port), connections: Math.min(GREEDY, connections), calls: 50, reads },
+        ...what(world),
+      };
+      const worker = new Worker("./test/attacks/greedy.js", { workerData });
+      if (!signal.aborted) await once(signal, "abort");
+      worker.postMessage("end");
+      const [sent] = (await once(worker, "message")) as [number];
+      await worker.terminate();
+      return `${sent} calls`;
+    },
+  };
+}
+
+const verifyOf = ({ good }: World) => JSON.stringify({ key: good });
 
 /** Of headers that a server may wish to remember: all of them different, and as long as allowed. */
 const longHeaders: Attack = {
@@ -304,7 +339,28 @@ export const ATTACKS: readonly Attack[] = [
     ]),
     "",
   ),
-  slowReader,
+  greedy("greedy: Verify over HTTP/1.1 without end, on 20 connections", (world) =>
+    http1("POST", VERIFY_PATH, verifyOf(world)),
+  ),
+  greedy("greedy: Verify over HTTP/2 without end, on 20 connections", (world) => http2(VERIFY_PATH, verifyOf(world))),
+  greedy("greedy: Get over HTTP/1.1 without end, on 20 connections", () => http1("POST", GET_PATH, "{}")),
+  greedy("greedy: Get over HTTP/2 without end, on 20 connections", () => http2(GET_PATH, "{}")),
+  greedy("greedy: GET / over HTTP/1.1 without end, on 20 connections", () => http1("GET", "/")),
+  greedy(
+    "slow readers: Verify over HTTP/1.1 without end, and not a byte of the answers read",
+    (world) => http1("POST", VERIFY_PATH, verifyOf(world)),
+    false,
+  ),
+  greedy(
+    "slow readers: Verify over HTTP/2 without end, and not a byte of the answers read",
+    (world) => http2(VERIFY_PATH, verifyOf(world)),
+    false,
+  ),
+  greedy(
+    "slow readers: Get over HTTP/1.1 without end, and not a byte of the answers read",
+    () => http1("POST", GET_PATH, "{}"),
+    false,
+  ),
   longHeaders,
   oversized(
     "messages of 8 MB",

@@ -21,19 +21,30 @@ interface Held {
  */
 async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Partial<ListenerLimits> } = {}) {
   const seen: string[] = [];
+  /** Called with the second request. */
+  const hooks = { second: () => {} };
+  const see = (request: string) => {
+    if (seen.push(request) === 2) hooks.second();
+  };
   const held: Held[] = [];
-  const counts = { hot: 0, stock: 0 };
+  const counts = { hot: 0, stock: 0, large: 0 };
   const hot: HotMethod[] = [
     {
       path: "/hot",
       answer({ message, headers }) {
         counts.hot += 1;
-        seen.push(`/hot ${headers.authorization ?? ""} ${message}`);
+        see(`/hot ${headers.authorization ?? ""} ${message}`);
         return { message: Buffer.from(message) };
       },
     },
     { path: "/none", answer: () => undefined },
-    { path: "/large", answer: ({ message }) => ({ message: Buffer.alloc(Number(message), "x") }) },
+    {
+      path: "/large",
+      answer({ message }) {
+        counts.large += 1;
+        return { message: Buffer.alloc(Number(message), "x") };
+      },
+    },
     {
       path: "/soon",
       async answer({ message }) {
@@ -61,7 +72,7 @@ async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Pa
         return;
       }
       const body = Buffer.concat(chunks);
-      seen.push(`${request.url} ${request.headers.authorization ?? ""} ${body}`);
+      see(`${request.url} ${request.headers.authorization ?? ""} ${body}`);
       response.writeHead(200, {
         "cache-control": "no-store",
         "content-length": body.length,
@@ -71,7 +82,7 @@ async function start({ lane = true, limits = {} }: { lane?: boolean; limits?: Pa
     },
   });
   cleanUps.push(() => listener.close(0));
-  return { ...{ listener, seen, held, counts } };
+  return { ...{ listener, seen, held, counts, hooks } };
 }
 
 function open({ address }: Listener): Socket {
@@ -97,6 +108,9 @@ async function untilTrue(condition: () => boolean): Promise<void> {
 
 const post = (path: string, body: string, headers = "") =>
   `POST ${path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n${headers}Content-Length: ${body.length}\r\n\r\n${body}`;
+/** Calls that fit into one read of 64 KiB. */
+const MANY = 500;
+
 const FIRST = "GET /first HTTP/1.1\r\nHost: x\r\n\r\n";
 const LAST = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
@@ -109,10 +123,10 @@ describe("requests on one connection", () => {
     await untilTrue(() => counts.hot === 1);
     socket.write(post("/hot", "two", "Connection: Keep-Alive\r\n") + post("/hot", "three") + post("/soon", "four"));
     await untilTrue(() => counts.hot === 4);
-    expect(counts).toEqual({ hot: 4, stock: 0 });
+    expect(counts).toMatchObject({ hot: 4, stock: 0 });
     socket.write(LAST);
     expect((await answers).match(/one|two|three|four/g)).toEqual(["one", "two", "three", "four"]);
-    expect(counts).toEqual({ hot: 4, stock: 1 });
+    expect(counts).toMatchObject({ hot: 4, stock: 1 });
   });
 
   test("are served alike wherever the packets end, hot and others together", async () => {
@@ -167,6 +181,74 @@ describe("requests on one connection", () => {
     const text = await answers;
     expect(text.match(/(?<=\n)(first|n\d+)(?=HTTP)/g)).toEqual(["first", ...many.map((_, index) => `n${index}`)]);
     expect(counts.hot).toBe(3_000);
+  });
+});
+
+describe("a client that sends without waiting for answers", () => {
+  test.each(["/hot", "/stock"])("does not hold up another's call, and gets its own in order (%s)", async (path) => {
+    const { listener, seen, hooks } = await start();
+    const [greedy, other] = [open(listener), open(listener)];
+    const answers = allFrom(greedy);
+    const otherAnswers = allFrom(other);
+    other.write(post("/hot", "hello"));
+    await untilTrue(() => seen.length === 1);
+    hooks.second = () => void other.write(post("/hot", "other") + LAST);
+    const calls = Array.from({ length: MANY }, (_, index) => `n${index}`);
+    greedy.write(calls.map((body) => post(path, body)).join("") + LAST);
+    await otherAnswers;
+    expect(seen.findIndex((call) => call.endsWith("other"))).toBeLessThan(MANY / 2);
+    expect((await answers).match(/(?<=\n)n\d+(?=HTTP)/g)).toEqual(calls);
+  });
+
+  test("has so many requests of node:http's under way, and gets all answers in order", async () => {
+    let open = 0;
+    let most = 0;
+    const release: (() => void)[] = [];
+    const listener = await listen({
+      ...{ host: "127.0.0.1", port: 0 },
+      handler(request, answer) {
+        open += 1;
+        most = Math.max(most, open);
+        release.push(() => {
+          open -= 1;
+          (answer as ServerResponse).end(request.url);
+        });
+      },
+    });
+    cleanUps.push(() => listener.close(0));
+    const socket = connect({ host: "127.0.0.1", port: Number(listener.address.split(":")[1]) });
+    cleanUps.push(() => socket.destroy());
+    const answers = allFrom(socket);
+    const paths = Array.from({ length: 500 }, (_, index) => `/p${index}`);
+    socket.write(paths.map((path) => `GET ${path} HTTP/1.1\r\nHost: x\r\n\r\n`).join("") + LAST);
+    let released = 0;
+    while (released <= paths.length) {
+      await untilTrue(() => release.length > released);
+      // Not in the order in which they came.
+      for (const one of release.slice(released).reverse()) one();
+      released = release.length;
+    }
+    expect((await answers).match(/\/p\d+/g)).toEqual(paths);
+    expect(most).toBeLessThan(25);
+  });
+
+  test("and does not read them has little of it served, and the rest when it does", async () => {
+    const { listener, counts } = await start();
+    const socket = open(listener);
+    socket.pause();
+    const calls = 40;
+    socket.write(post("/large", "1000000").repeat(calls) + post("/hot", "x") + LAST);
+    await untilTrue(() => counts.large > 0);
+    let before = -1;
+    while (before !== counts.large) {
+      before = counts.large;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    expect(counts.large).toBeLessThan(calls / 2);
+    expect(counts.hot).toBe(0);
+    const answers = allFrom(socket);
+    socket.resume();
+    expect((await answers).match(/HTTP\/1.1 200/g)).toHaveLength(calls + 2);
   });
 });
 

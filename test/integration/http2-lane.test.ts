@@ -40,15 +40,32 @@ interface Held {
 /** A listener with hot methods of every kind; all else, and what they leave to it, gets its own body back as `stock:…`. */
 async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
   const held: Held[] = [];
+  const counts = { size: 0, echo: 0, beforeEcho: 0 };
+  /** Called with the first call of /hot/size. */
+  const hooks = { first: () => {} };
   const stock = { calls: 0, closed: 0 };
   const letterbox: ServerResponse[] = [];
   const hot: HotMethod[] = [
-    { path: "/hot/echo", answer: ({ message }) => ({ message: Buffer.from(message) }) },
+    {
+      path: "/hot/echo",
+      answer({ message }) {
+        counts.echo += 1;
+        counts.beforeEcho = counts.size;
+        return { message: Buffer.from(message) };
+      },
+    },
     {
       path: "/hot/roomy",
       answer: ({ message }) => ({ message: Buffer.concat([Buffer.alloc(5), message]), roomy: true }),
     },
-    { path: "/hot/size", answer: ({ message }) => ({ message: pattern(Number(message)) }) },
+    {
+      path: "/hot/size",
+      answer({ message }) {
+        counts.size += 1;
+        if (counts.size === 1) hooks.first();
+        return { message: pattern(Number(message)) };
+      },
+    },
     { path: "/hot/who", answer: ({ headers }) => ({ message: Buffer.from(String(headers.authorization)) }) },
     { path: "/hot/none", answer: () => undefined },
     {
@@ -91,7 +108,7 @@ async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
     },
   });
   cleanUps.push(() => listener.close(0));
-  return { ...{ listener, held, stock, letterbox }, ca: tls?.cert as string | undefined };
+  return { ...{ listener, held, stock, letterbox, counts, hooks }, ca: tls?.cert as string | undefined };
 }
 
 async function open(listener: Listener, options?: FrameClientOptions): Promise<FrameClient> {
@@ -616,6 +633,76 @@ describe("streams that end before their time", () => {
   });
 });
 
+describe("a client that sends without waiting for answers", () => {
+  /** Calls that fit into one read of 64 KiB. */
+  const MANY = 400;
+  const ids = Array.from({ length: MANY }, (_, index) => 2 * index + 1);
+
+  test("does not hold up another's call", async () => {
+    const { listener, counts, hooks } = await start();
+    const [greedy, other] = [await open(listener), await open(listener)];
+    other.write(call(1, "/hot/echo", "hello"));
+    await answersOf(other, 1);
+    hooks.first = () => other.write(call(3, "/hot/echo", "other"));
+    greedy.write(...ids.map((id) => call(id, "/hot/size", "1")));
+    await answersOf(other, 3);
+    expect(counts.beforeEcho).toBeLessThan(MANY / 2);
+    await answersOf(greedy, ...ids);
+  });
+
+  test("and does not read them has little of it served, and the rest when it does", async () => {
+    const { listener, counts } = await start();
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10_000_000]] });
+    client.grant(0, 1_000_000_000);
+    client.socket.pause();
+    const large = ids.slice(0, 40);
+    client.write(...large.map((id) => call(id, "/hot/size", "1000000")));
+    await untilTrue(() => counts.size > 0);
+    let before = -1;
+    while (before !== counts.size) {
+      before = counts.size;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    expect(counts.size).toBeLessThan(large.length / 2);
+    client.socket.resume();
+    for (const body of await answersOf(client, ...large)) expect(body).toHaveLength(1_000_005);
+  });
+
+  test("what it sent behind a whole turn's calls is kept to: a reset, an end, a fault", async () => {
+    const { listener, held, counts } = await start();
+    const client = await open(listener);
+    client.write(
+      ...ids.map((id) => call(id, "/hot/size", "1")),
+      call(1_001, "/hot/held"),
+      reset(1_001),
+      call(1_003, "/hot/size", "1"),
+      frame(Type.PUSH_PROMISE, 0, 1, Buffer.alloc(4)),
+      call(1_005, "/hot/size", "1"),
+    );
+    await client.until(() => client.goaway !== undefined);
+    await answersOf(client, ...ids, 1_003);
+    expect(held[0]!.signal.aborted).toBe(true);
+    expect(client.goaway).toEqual({ lastId: 1_003, fault: Fault.PROTOCOL_ERROR });
+    expect(counts.size).toBe(MANY + 1);
+  });
+
+  test("has what the server took served when it drains, and no more", async () => {
+    const { listener, counts, hooks } = await start();
+    const client = await open(listener);
+    const closing = new Promise<void>((resolve) => {
+      // Between two turns.
+      hooks.first = () => void setImmediate(() => resolve(listener.close(60_000)));
+    });
+    client.write(...ids.map((id) => call(id, "/hot/size", "1")));
+    await closing;
+    await client.until(() => client.goaway !== undefined);
+    const taken = ids.filter((id) => id <= client.goaway!.lastId);
+    await answersOf(client, ...taken);
+    expect(counts.size).toBe(taken.length);
+    expect(counts.size).toBeLessThan(MANY);
+  });
+});
+
 describe("a drain", () => {
   test("lets calls of both finish, those that are half sent too, tells the client, and ends", async () => {
     const { listener, held, letterbox } = await start();
@@ -689,17 +776,18 @@ describe("limits", () => {
     expect(client.stream(1).ended).toBe(true);
   });
 
-  test("one that is over, and does not read, is cut, whatever it had open", async () => {
-    const { listener, stock } = await start({ requestTimeoutMs: 100 });
-    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10_000_000]] });
+  test("one that is over, and does not read, is cut", async () => {
+    const { listener, stock, letterbox, counts } = await start({ requestTimeoutMs: 100 });
+    const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 50_000_000]] });
     client.grant(0, 100_000_000);
     client.write(stockCall(1, "/stock/held"));
     await untilTrue(() => stock.calls === 1);
     client.socket.pause();
-    client.write(...Array.from({ length: 20 }, (_, index) => call(2 * index + 3, "/hot/size", "2000000")));
-    client.write(frame(Type.PUSH_PROMISE, 0, 1, Buffer.alloc(4)));
-    await untilTrue(() => stock.closed === 1);
-    await listener.close(60_000);
+    client.write(call(3, "/hot/size", "40000000"));
+    await untilTrue(() => counts.size === 1);
+    const closing = listener.close(60_000);
+    letterbox[0]!.end();
+    await closing;
   });
 
   test("hot and stock streams count together", async () => {
