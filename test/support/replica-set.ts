@@ -24,13 +24,17 @@ export async function freePort(): Promise<number> {
 export interface Mongods {
   /** Resolves when it accepts connections: on a busy machine that takes longer than a client waits. */
   run(port: number, ...args: string[]): Promise<ChildProcess>;
+  /** The last one that was begun on each port, be it ready or not. */
+  readonly begun: ReadonlyMap<number, ChildProcess>;
   stop(): Promise<void>;
 }
 
 export function createMongods(): Mongods {
   const root = mkdtempSync(join(tmpdir(), "latchkey members "));
   const processes: ChildProcess[] = [];
+  const begun = new Map<number, ChildProcess>();
   return {
+    begun,
     async run(port, ...args) {
       const { cacheDir, path, mongodBinary: binary } = readConfig({ ...process.env, MONGODB_URI: "" });
       const dbpath = join(root, String(port));
@@ -39,6 +43,7 @@ export function createMongods(): Mongods {
       const place = ["--dbpath", dbpath, "--port", String(port), "--bind_ip", "127.0.0.1", "--nounixsocket"];
       const child = spawn(mongod, [...place, "--wiredTigerCacheSizeGB", "0.25", ...args], { stdio: "ignore" });
       processes.push(child);
+      begun.set(port, child);
       while (!(await accepts(port))) {
         if (child.exitCode !== null) throw new Error(`mongod exited with ${child.exitCode}`);
         await sleep(50);
@@ -114,8 +119,10 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   const peerOf = (port: number) => {
     const inode = inodeOf(port);
     if (inode === undefined) return CLIENTS;
-    const processes = [...members.map(({ name, process }) => [name, process.pid!] as const), ...named];
-    return processes.find(([, pid]) => hasSocket(pid, inode))?.[0] ?? CLIENTS;
+    // A member that is revived connects to the others before it accepts connections.
+    const pids = [...ports].map(([name, own]) => [name, mongods.begun.get(own)?.pid] as const);
+    const processes = [...pids, ...named];
+    return processes.find(([, pid]) => pid !== undefined && hasSocket(pid, inode))?.[0] ?? CLIENTS;
   };
   const common = [
     ...["--replSet", "faults", "--setParameter", "oplogNetworkTimeoutBufferSeconds=1"],
@@ -125,10 +132,10 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
     Array.from({ length: size }, async (_, index) => {
       const port = await freePort();
       const proxy = await startTcpProxy({ to: port, peerOf });
-      const process = await mongods.run(port, ...common);
-      const directUri = `mongodb://127.0.0.1:${port}/?directConnection=true`;
       const name = `member ${index}`;
       ports.set(name, port);
+      const process = await mongods.run(port, ...common);
+      const directUri = `mongodb://127.0.0.1:${port}/?directConnection=true`;
       members.push({ name, process, proxy, directUri });
     }),
   );
