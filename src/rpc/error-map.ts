@@ -20,6 +20,7 @@ export const CODES: Record<ErrorReason, Code> = {
   REQUEST_ID_REUSED: Code.AlreadyExists,
   REQUEST_ID_UNSUPPORTED: Code.FailedPrecondition,
   OVERLOADED: Code.ResourceExhausted,
+  KEY_SET_UNAVAILABLE: Code.Unavailable,
   DB_UNAVAILABLE: Code.Unavailable,
   DB_ERROR: Code.Internal,
   INTERNAL_ERROR: Code.Internal,

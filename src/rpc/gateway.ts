@@ -146,8 +146,9 @@ function denialOf(error: unknown, call: LoggedCall, calls: CallLog): Denial {
   const retryMs = (error instanceof KeyError && error.retryAfterMs) || 0;
   const retry = { "retry-after": String(Math.max(1, Math.ceil(retryMs / 1_000))) };
   if (reason === "OVERLOADED") return denial(429, { reason, message }, retry);
-  // A defect is nothing that an operator asked to let pass.
-  return { ...denial(503, { reason, message }, retry), outage: reason !== "INTERNAL_ERROR" };
+  // A defect is nothing that an operator asked to let pass, nor is a gateway that can't prove who it is.
+  const outage = reason !== "INTERNAL_ERROR" && reason !== "KEY_SET_UNAVAILABLE";
+  return { ...denial(503, { reason, message }, retry), outage };
 }
 
 const RETRY_SOON = { "retry-after": "1" };

@@ -27,9 +27,9 @@ export type VerifyAuth =
   | { kind: "mtls"; clients: readonly string[] };
 
 export interface Authenticator {
-  /** The user behind a management call. Throws UNAUTHENTICATED or API_KEY_NOT_ALLOWED. */
+  /** The user behind a management call. Throws UNAUTHENTICATED, API_KEY_NOT_ALLOWED or KEY_SET_UNAVAILABLE. */
   user(authorization: string | null): Promise<Caller>;
-  /** Admits a caller of Verify, or throws or rejects with UNAUTHENTICATED. No promise: admitted at once. */
+  /** Admits a caller of Verify, or throws or rejects as `user` does. No promise: admitted at once. */
   service(authorization: string | null | undefined, peer: Peer | undefined): Promise<void> | undefined;
 }
 
@@ -75,6 +75,7 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
       });
       return payload;
     } catch (error) {
+      if (error instanceof KeyError) throw error;
       throw unauthenticated(whyRefused(error), error);
     }
   }
@@ -126,9 +127,6 @@ function admitServiceToken(token: string, tokens: readonly { sha256: Uint8Array 
   if (!known) throw unauthenticated("The service token is not known here.");
 }
 
-/** Not for what a token says, but for what could not be fetched. */
-class KeySetFailure extends Error {}
-
 async function openKey(
   key: TokenKey,
   onKeySetFailed: TokenRules["onKeySetFailed"],
@@ -144,7 +142,13 @@ async function openKey(
       keySet(...token).catch((error: unknown) => {
         if (!couldNotBeFetched(error)) throw error;
         if (isTold()) onKeySetFailed?.(error);
-        throw new KeySetFailure("The key set could not be fetched.", { cause: error });
+        throw new KeyError(
+          "KEY_SET_UNAVAILABLE",
+          "The key set that tokens are checked with can't be fetched. Try again.",
+          {
+            ...{ retryAfterMs: 1_000, cause: error },
+          },
+        );
       });
     return { getKey, algorithms: ASYMMETRIC };
   }
@@ -187,8 +191,6 @@ function whyRefused(error: unknown): string {
     return `The token's ${error.claim} claim is missing or not accepted here.`;
   if (error instanceof errors.JOSEAlgNotAllowed)
     return "The token is signed with an algorithm that is not accepted here.";
-  if (error instanceof KeySetFailure)
-    return "The key set that tokens are checked with could not be fetched. Try again.";
   return "The token is not valid here.";
 }
 
