@@ -118,11 +118,11 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   const named = new Map<string, number>();
   const peerOf = (port: number) => {
     const inode = inodeOf(port);
-    if (inode === undefined) return CLIENTS;
+    if (inode === undefined) return undefined;
     // A member that is revived connects to the others before it accepts connections.
     const pids = [...ports].map(([name, own]) => [name, mongods.begun.get(own)?.pid] as const);
     const processes = [...pids, ...named];
-    return processes.find(([, pid]) => pid !== undefined && hasSocket(pid, inode))?.[0] ?? CLIENTS;
+    return processes.find(([, pid]) => pid !== undefined && hasSocket(pid, inode))?.[0];
   };
   const common = [
     ...["--replSet", "faults", "--setParameter", "oplogNetworkTimeoutBufferSeconds=1"],
@@ -131,7 +131,7 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   await Promise.all(
     Array.from({ length: size }, async (_, index) => {
       const port = await freePort();
-      const proxy = await startTcpProxy({ to: port, peerOf });
+      const proxy = await startTcpProxy({ to: port, peerOf, others: CLIENTS });
       const name = `member ${index}`;
       ports.set(name, port);
       const process = await mongods.run(port, ...common);

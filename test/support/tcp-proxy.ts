@@ -23,19 +23,38 @@ export interface TcpProxy {
 export interface TcpProxyOptions {
   /** Port of the server on 127.0.0.1. */
   to: number;
-  /** Names whoever connected from this port of 127.0.0.1. Default: all are one. */
-  peerOf?: (port: number) => string;
+  /** Names whoever connected from this port of 127.0.0.1; undefined: nobody who is known, or not yet. Default: nobody is. */
+  peerOf?: (port: number) => string | undefined;
+  /** The name of all who are not known. */
+  others?: string;
 }
+
+/** The system's table of sockets has gaps while it changes: whoever is not found in it is looked for again. */
+const LOOK_AGAIN_MS = [20, 100, 500];
 
 /** Bytes that wait in one direction; beyond, the sender is no longer read from, as TCP would have it. */
 const MAX_HELD_BYTES = 4 * 1024 * 1024;
 
+interface Link {
+  peer: string;
+  drop(): void;
+  changed(): void;
+}
+
 /** Stands between clients and a server on loopback, and can be told to fail. Begins open. */
-export async function startTcpProxy({ to, peerOf = () => "everyone" }: TcpProxyOptions): Promise<TcpProxy> {
-  const links = new Set<{ peer: string; drop: () => void; changed: () => void }>();
+export async function startTcpProxy({
+  to,
+  peerOf = () => undefined,
+  others = "others",
+}: TcpProxyOptions): Promise<TcpProxy> {
+  const links = new Set<Link>();
   const byPeer = new Map<string, Weather>();
   let everyone: Weather = {};
   const weatherOf = (peer: string) => byPeer.get(peer) ?? everyone;
+  const feel = (link: Link) => {
+    if (weatherOf(link.peer).cut) link.drop();
+    else link.changed();
+  };
 
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
     client.on("error", () => {});
@@ -44,16 +63,18 @@ export async function startTcpProxy({ to, peerOf = () => "everyone" }: TcpProxyO
       client.destroy();
       return;
     }
-    const peer = peerOf(client.remotePort);
+    const { remotePort } = client;
+    const known = peerOf(remotePort);
+    const peer = known ?? others;
     if (weatherOf(peer).cut) {
       client.resetAndDestroy();
       return;
     }
     const upstream = connect({ host: "127.0.0.1", port: to, allowHalfOpen: true, noDelay: true });
     upstream.on("error", () => {});
-    const there = pump(client, upstream, () => condition(weatherOf(peer), "toServer"));
-    const back = pump(upstream, client, () => condition(weatherOf(peer), "toClient"));
-    const link = {
+    const there = pump(client, upstream, () => condition(weatherOf(link.peer), "toServer"));
+    const back = pump(upstream, client, () => condition(weatherOf(link.peer), "toClient"));
+    const link: Link = {
       peer,
       drop: () => {
         client.resetAndDestroy();
@@ -65,8 +86,18 @@ export async function startTcpProxy({ to, peerOf = () => "everyone" }: TcpProxyO
       },
     };
     links.add(link);
+    const timers = (known === undefined ? LOOK_AGAIN_MS : []).map((ms) =>
+      setTimeout(() => {
+        const found = link.peer === others ? peerOf(remotePort) : undefined;
+        if (found === undefined) return;
+        link.peer = found;
+        feel(link);
+      }, ms),
+    );
     const gone = () => {
-      if (client.destroyed && upstream.destroyed) links.delete(link);
+      if (!client.destroyed || !upstream.destroyed) return;
+      links.delete(link);
+      for (const timer of timers) clearTimeout(timer);
     };
     client.once("close", gone);
     upstream.once("close", gone);
@@ -82,10 +113,7 @@ export async function startTcpProxy({ to, peerOf = () => "everyone" }: TcpProxyO
         everyone = weather;
         byPeer.clear();
       } else byPeer.set(peer, weather);
-      for (const link of links) {
-        if (weatherOf(link.peer).cut) link.drop();
-        else link.changed();
-      }
+      for (const link of links) feel(link);
     },
     connections: (peer) => [...links].filter((link) => peer === undefined || link.peer === peer).length,
     async close() {
