@@ -33,7 +33,9 @@ test("a full queue refuses with OVERLOADED and a time to come back", async () =>
   const runs = [gate.run(first.work, forEver), gate.run(async () => {}, forEver)];
   await expect(gate.run(async () => {}, forEver)).rejects.toMatchObject({
     reason: "OVERLOADED",
-    retryAfterMs: expect.any(Number),
+    message: expect.stringContaining("Too many keys are being hashed"),
+    // Of the two before it and its own, at the first guess of 30 ms each; never below 100 ms.
+    retryAfterMs: 100,
   });
   first.release();
   await Promise.all(runs);
@@ -141,4 +143,25 @@ test("the fingerprint is HMAC-SHA-256 of <id>_<secret>", async () => {
   const { fingerprint } = await keeper.digest("id", "secret", forEver);
   const { createHmac } = await import("node:crypto");
   expect(Buffer.from(fingerprint.mac)).toEqual(createHmac("sha256", Buffer.alloc(32, 1)).update("id_secret").digest());
+});
+
+test("what a run takes is learned from those before: the time to come back grows with it, and the pace with the places", async () => {
+  let nowMs = 0;
+  const gate = createHashGate({ concurrency: 2, queue: 1, clockMs: () => nowMs });
+  const passing = (ms: number) => async () => {
+    nowMs += ms;
+  };
+  // 30 + (830 - 30) / 8 = 130 ms on average.
+  await gate.run(passing(830), forEver);
+  expect(gate.runs).toBe(1);
+  await expect(gate.run(passing(0), nowMs + 129)).rejects.toMatchObject({ retryAfterMs: 130 });
+  await gate.run(passing(130), nowMs + 130);
+  const [first, second, third] = [held(), held(), held()];
+  const runs = [first, second, third].map(({ work }) => gate.run(work, forEver));
+  expect([gate.running, gate.waiting]).toEqual([2, 1]);
+  // Two rounds: of the two that run, and of the one that waits and this one.
+  await expect(gate.run(passing(0), forEver)).rejects.toMatchObject({ retryAfterMs: 260 });
+  for (const { release } of [first, second, third]) release();
+  await Promise.all(runs);
+  expect([gate.running, gate.waiting, gate.runs]).toEqual([0, 0, 5]);
 });

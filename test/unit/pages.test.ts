@@ -38,3 +38,13 @@ test("a page has 50 items unless 1 to 500 are asked for", () => {
   };
   expect([0, 1, 500, 501, -1].map(size)).toEqual([50, 1, 500, "page_size", "page_size"]);
 });
+
+test("complaints say what would be right", () => {
+  const violations: FieldViolation[] = [];
+  checkPageSize(501, violations);
+  readPageToken("$", {}, violations);
+  expect(violations.map(({ description }) => description)).toEqual([
+    "must be 0 to 500; 0 means 50",
+    "is not a token that this search gave; leave it out to begin anew",
+  ]);
+});
