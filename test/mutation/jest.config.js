@@ -6,6 +6,7 @@ const { globalSetup: _, globalTeardown: __, ...rest } = base;
 export default {
   ...rest,
   rootDir: "../..",
+  setupFiles: ["<rootDir>/test/mutation/setup.js"],
   testMatch: process.env.MUTATION_TESTS.split(",").map((name) => `<rootDir>/test/unit/${name}.test.ts`),
   maxWorkers: 1,
   testTimeout: 5_000,

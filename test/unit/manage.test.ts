@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { beforeEach, describe, expect, test } from "@jest/globals";
+import { KeyError } from "../../src/keys/errors.ts";
 import { parseKey } from "../../src/keys/format.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
 import { type Caller, createKeyManager, type KeyManager, type KeyManagerParts } from "../../src/keys/manage.ts";
@@ -142,6 +143,20 @@ describe("Create", () => {
 });
 
 describe("a request id", () => {
+  test("an old request of a key that ended is forgotten beside the changes of the current ones", async () => {
+    const old = await create({ requestId });
+    store.put({ ...old.record, state: "revoked" });
+    nowMs += 24 * HOUR;
+    held("active");
+    held("retiring", { state: "retiring", retiresAt: at(HOUR) });
+    await refresh({ requestId });
+    expect(store.changes.at(-1)!.update.map(({ id, state }) => [id, state])).toEqual([
+      [old.record.id, "revoked"],
+      ["retiring", "revoked"],
+      ["active", "revoked"],
+    ]);
+  });
+
   test("the same call again has the same key, and nothing is made", async () => {
     const first = await create({ requestId });
     const second = await create({ requestId });
@@ -183,11 +198,58 @@ describe("a request id", () => {
     expect(next.isRepeat).toBeUndefined();
     expect(next.record.id).not.toBe(old.record.id);
     expect(store.records.get(old.record.id)).toMatchObject({ state: "retiring", request: undefined, rev: 2 });
+    expect(store.changes.at(-1)!.update).toHaveLength(1);
     nowMs += 24 * HOUR;
     store.put({ ...next.record, state: "revoked" });
     const last = await create({ requestId });
     expect(store.changes.at(-1)!.update.map(({ id, request }) => [id, request])).toEqual([[next.record.id, undefined]]);
     expect(last.record.request).toMatchObject({ id: next.record.request!.id });
+  });
+
+  test("no earlier call is looked for where there can be none", async () => {
+    const looked: string[] = [];
+    store.findRequested = async (_, digest) => {
+      looked.push(digest);
+      return undefined;
+    };
+    await create();
+    await expect(create({ requestId: "short" })).rejects.toMatchObject({ violations: [{ field: "request_id" }] });
+    await expect(create({ requestId, userId: "" })).rejects.toMatchObject({ violations: [{ field: "user_id" }] });
+    keys = build({ requests: undefined });
+    await expect(create({ requestId })).rejects.toMatchObject({ reason: "REQUEST_ID_UNSUPPORTED" });
+    expect(looked).toEqual([]);
+  });
+
+  test("a Create and a Refresh are two calls, whatever else they have in common", async () => {
+    await create({ requestId });
+    await expect(refresh({ scopes, requestId })).rejects.toMatchObject({ reason: "REQUEST_ID_REUSED" });
+  });
+
+  test("calls of two users at once don't wait for each other", async () => {
+    const { digest } = secrets;
+    let release = () => {};
+    secrets.digest = (...args) =>
+      new Promise((resolve) => {
+        release = () => resolve(digest(...args));
+      });
+    const first = create({ requestId });
+    await new Promise(setImmediate);
+    secrets.digest = digest;
+    expect((await create({ requestId, userId: "bob" }, admin)).key).toBeDefined();
+    release();
+    expect((await first).key).toBeDefined();
+  });
+
+  test("a refusal for any other reason than a key that exists is passed on", async () => {
+    await create({ requestId: "q".repeat(22) });
+    store.records.clear();
+    const made = await create({ requestId });
+    store.records.clear();
+    changesBefore(() => {
+      store.put(made.record);
+      throw new KeyError("DB_UNAVAILABLE", "away");
+    });
+    await expect(create({ requestId })).rejects.toMatchObject({ reason: "DB_UNAVAILABLE" });
   });
 
   test("equal calls at once cost one hash, and all get the same key", async () => {
@@ -208,7 +270,9 @@ describe("a request id", () => {
         other = record;
         store.put(record);
       });
+      const before = store.changes.length;
       expect(await call()).toMatchObject({ isRepeat: true, record: { id: other!.id } });
+      expect(store.changes).toHaveLength(before);
     },
   );
 
