@@ -10,6 +10,7 @@ const VERSION = "9.6.1";
 const HOME = ".latchkey/mutation";
 const STRYKER = `${HOME}/tool/node_modules/@stryker-mutator/core/bin/stryker.js`;
 const DOC = "docs/trust.md";
+const TYPES_ONLY = "key-store";
 
 /** A file is judged by the tests of its name, and by these. Others would find a little more, and take much longer. */
 const ALSO = {
@@ -66,7 +67,9 @@ function table() {
     "| file | mutants | killed | survived | not covered | killed of all |",
     "| --- | --- | --- | --- | --- | --- |",
   ];
-  const text = [...head, ...rows.map(line), line({ name: "all", numbers: sum })].join("\n");
+  const missing = known.filter((name) => name !== TYPES_ONLY && !existsSync(`${HOME}/${name}.json`));
+  const note = missing.length === 0 ? [] : ["", `Not run yet: ${missing.map((name) => `\`${name}.ts\``).join(", ")}.`];
+  const text = [...head, ...rows.map(line), line({ name: "together", numbers: sum }), ...note].join("\n");
   const doc = readFileSync(DOC, "utf8");
   writeFileSync(
     DOC,
@@ -76,6 +79,6 @@ function table() {
 
 if (!process.argv.includes("--table")) {
   install();
-  for (const name of named.length > 0 ? named : known.filter((name) => testsOf(name).length > 0)) mutate(name);
+  for (const name of named.length > 0 ? named : known.filter((name) => name !== TYPES_ONLY)) mutate(name);
 }
 table();

@@ -41,9 +41,10 @@ export function memoryStore(clock: () => Date): MemoryStore {
     async change<T>(userId: string, _deadlineMs: number, decide: Decide<T>, digest?: string) {
       store.before();
       const change = decide({ ...currentOf(userId), requested: requestedBy(userId, digest) }, clock());
-      if (change.update.length > 0 || change.insert !== undefined) changes.push(change);
-      for (const record of change.update) records.set(record.id, { ...record, rev: record.rev + 1 });
-      if (change.insert !== undefined) records.set(change.insert.id, change.insert);
+      const { update, insert, audit } = change;
+      if (update.length > 0 || insert !== undefined || audit !== undefined) changes.push(change);
+      for (const record of update) records.set(record.id, { ...record, rev: record.rev + 1 });
+      if (insert !== undefined) records.set(insert.id, insert);
       return change.answer;
     },
     findById: async (id) => records.get(id),
