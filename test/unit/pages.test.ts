@@ -13,6 +13,8 @@ test("a page's token leads on after its last item, and the last page has none", 
   expect(page.items).toEqual(items.slice(0, 2));
   expect(read(page.nextToken!, { userId: "u" })).toEqual({ last: "b2", fields: [] });
   expect(pageOf(items, 3, {}).nextToken).toBeUndefined();
+  expect(read(pageOf(items, 1, {}).nextToken!, {})).toEqual({ last: "a1", fields: [] });
+  expect(read("", {})).toEqual({ last: undefined, fields: [] });
 });
 
 test("a token of another search, or one that was altered, is refused", () => {
