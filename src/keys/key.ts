@@ -69,7 +69,7 @@ export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, no
   if (record.state === "revoked") {
     return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
   }
-  if (record.state === "expired" || isPast(record.expiresAt, now)) return { state: "expired" };
+  if (isPast(record.expiresAt, now)) return { state: "expired" };
   if (record.state === "retiring" && isPast(record.retiresAt, now)) {
     return { state: "revoked", revokedAt: record.retiresAt, revocationReason: SUPERSEDED };
   }

@@ -127,7 +127,9 @@ test("watchers are bounded, and a drain ends them all", async () => {
   const changes = following({ maxWatchers: 2 });
   const watches = [open(changes), open(changes)];
   for (const watch of watches) await watch.next();
-  await expect(open(changes).next()).rejects.toMatchObject({ reason: "OVERLOADED", retryAfterMs: 1_000 });
+  await expect(open(changes).next()).rejects.toMatchObject({
+    ...{ reason: "OVERLOADED", retryAfterMs: 1_000, message: expect.stringContaining("Too many watches") },
+  });
   const ends = watches.map((watch) => watch.next());
   changes.drain();
   expect((await Promise.all(ends)).map(shown)).toEqual(["end", "end"]);

@@ -52,6 +52,17 @@ describe("the key grammar", () => {
     expect(parseKey(key, ["acme"])).toBeUndefined();
   });
 
+  test("a key's prefix has 1 to 32 characters", () => {
+    const keyOf = (length: number) =>
+      formatKey({ prefix: "x".repeat(length), id: "0".repeat(16), secret: "z".repeat(43) });
+    expect([0, 1, 32, 33].map((length) => parseAnyKey(keyOf(length))?.prefix.length)).toEqual([
+      undefined,
+      1,
+      32,
+      undefined,
+    ]);
+  });
+
   test("the README's test vectors are well-formed", () => {
     const readme = readFileSync("README.md", "utf8");
     const vectors = /Test vectors[^`]*```\n([\s\S]*?)```/.exec(readme)![1]!.trim().split("\n");

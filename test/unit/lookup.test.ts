@@ -62,7 +62,12 @@ const hold = (record: KeyRecord) => {
 const allDown = () => {
   down = new Set<Kind>(["readRecent", "readProven", "readFromSecondary"]);
 };
-const unavailable = { name: "KeyError", reason: "DB_UNAVAILABLE", retryAfterMs: expect.any(Number) };
+const unavailable = {
+  name: "KeyError",
+  reason: "DB_UNAVAILABLE",
+  retryAfterMs: 1_000,
+  message: expect.stringContaining("can't be reached"),
+};
 const found = (rev: number, asOfMs: number) => ({ entry: { rev }, asOfMs });
 async function settled(): Promise<void> {
   for (let turns = 0; turns < 10; turns += 1) await turn();

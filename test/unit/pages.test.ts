@@ -13,6 +13,8 @@ test("a page's token leads on after its last item, and the last page has none", 
   expect(page.items).toEqual(items.slice(0, 2));
   expect(read(page.nextToken!, { userId: "u" })).toEqual({ last: "b2", fields: [] });
   expect(pageOf(items, 3, {}).nextToken).toBeUndefined();
+  expect(read(pageOf(items, 1, {}).nextToken!, {})).toEqual({ last: "a1", fields: [] });
+  expect(read("", {})).toEqual({ last: undefined, fields: [] });
 });
 
 test("a token of another search, or one that was altered, is refused", () => {
@@ -37,4 +39,14 @@ test("a page has 50 items unless 1 to 500 are asked for", () => {
     return violations.length > 0 ? violations[0]!.field : found;
   };
   expect([0, 1, 500, 501, -1].map(size)).toEqual([50, 1, 500, "page_size", "page_size"]);
+});
+
+test("complaints say what would be right", () => {
+  const violations: FieldViolation[] = [];
+  checkPageSize(501, violations);
+  readPageToken("$", {}, violations);
+  expect(violations.map(({ description }) => description)).toEqual([
+    "must be 0 to 500; 0 means 50",
+    "is not a token that this search gave; leave it out to begin anew",
+  ]);
 });

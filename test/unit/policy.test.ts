@@ -6,10 +6,13 @@ import {
   checkLifetime,
   checkName,
   checkReason,
+  checkRequestId,
   checkRequiredScopes,
   checkScopes,
   checkUserId,
+  isRequestId,
   parseScopePatterns,
+  scopesMissing,
   type TimeSpan,
 } from "../../src/keys/policy.ts";
 
@@ -217,4 +220,67 @@ test("a malformed pattern is not taken, and only ! patterns leave all others", (
     expect(parseScopePatterns(["a", bad])).toBeUndefined();
   const others = parseScopePatterns(["!admin:*"])!;
   expect(["read", "admin", "admin:a:b"].map((one) => others.matches(one))).toEqual([true, true, false]);
+});
+
+test("each complaint says what would be right", () => {
+  const bounded = { ...policy, scopes: parseScopePatterns(["read"])!, maxTtlMs: 10_000, maxGraceMs: 5_000 };
+  const { violations } = seen((all) => {
+    checkUserId("😀".repeat(257), all);
+    checkRequestId("r".repeat(21), all);
+    for (const name of ["", "😀".repeat(129), "a\u0000", "\ud800"]) checkName(name, all);
+    checkScopes(["write", "-a", ...Array(63).fill("read")], bounded, all);
+    scopesMissing(all);
+    for (const reason of ["x".repeat(513), "\ud800", " superseded"]) checkReason(reason, all);
+    for (const seconds of [0n, 11n, 253_402_300_800n]) {
+      checkLifetime({ case: "ttl", value: { seconds, nanos: 0 } }, bounded, NOW, all);
+    }
+    for (const seconds of [0n, 253_402_300_800n]) {
+      checkLifetime({ case: "expiresAt", value: { seconds, nanos: 0 } }, bounded, NOW, all);
+    }
+    checkLifetime({ case: "ttl", value: { seconds: 1n, nanos: -1 } }, bounded, NOW, all);
+    for (const seconds of [-1n, 6n]) checkGracePeriod({ seconds, nanos: 0 }, bounded, all);
+    checkGracePeriod({ seconds: 0n, nanos: 1_000_000_000 }, bounded, all);
+  });
+  expect(violations.map(({ field, description }) => `${field}: ${description}`)).toEqual([
+    "user_id: must have 1 to 256 characters, and has 257",
+    "request_id: must have 22 to 64 of the characters 0-9 A-Z a-z _ -, drawn at random for each call, for example a UUID",
+    "name: must not be blank; leave it out for a key without a name",
+    "name: must have at most 128 characters, and has 129",
+    "name: must not contain control characters",
+    "name: must be well-formed Unicode",
+    "scopes: must hold at most 64 scopes, and holds 65",
+    "scopes[1]: must have 1 to 128 of the characters a-z 0-9 . _ : / - and begin with a letter or digit",
+    'scopes[0]: "write" is not a scope of this service',
+    "scopes: must name at least one scope",
+    "reason: must have at most 512 characters, and has 513",
+    "reason: must be well-formed Unicode",
+    'reason: "superseded" is reserved for keys that Refresh replaced',
+    "ttl: must be at least 1 s",
+    "ttl: must not be more than 10 s away, the longest lifetime allowed here",
+    "ttl: must not lie after the year 9999",
+    "expires_at: must be at least 1 s in the future",
+    "expires_at: must not lie after the year 9999",
+    "ttl: is not a valid time",
+    "grace_period: must not be negative",
+    "grace_period: must be at most 5 s, the longest grace period allowed here",
+    "grace_period: is not a valid duration",
+  ]);
+});
+
+test("lifetimes and grace periods are taken up to their bounds", () => {
+  const bounded = { ...policy, maxTtlMs: 10_000, maxGraceMs: 5_000 };
+  const { fields } = seen((all) => {
+    for (const seconds of [1n, 10n]) checkLifetime({ case: "ttl", value: { seconds, nanos: 0 } }, bounded, NOW, all);
+    checkLifetime({ case: "expiresAt", value: { seconds: 253_402_300_799n, nanos: 999_999_999 } }, policy, NOW, all);
+    checkGracePeriod({ seconds: 5n, nanos: 0 }, bounded, all);
+  });
+  expect(fields).toEqual([]);
+});
+
+test("a request id has 22 to 64 letters, digits, _ and -", () => {
+  for (const good of ["r".repeat(22), "aZ09_-".repeat(4), "r".repeat(64)]) expect(isRequestId(good)).toBe(true);
+  for (const bad of ["r".repeat(21), "r".repeat(65), `${"r".repeat(22)}.`, `.${"r".repeat(22)}`]) {
+    expect(isRequestId(bad)).toBe(false);
+  }
+  expect(seen((all) => checkRequestId(undefined, all)).fields).toEqual([]);
 });

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, expect, test } from "@jest/globals";
+import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
 import { createUsage, type Usage } from "../../src/keys/usage.ts";
 import { createView, type Entry } from "../../src/keys/view.ts";
 import { deferred, recordOf } from "../support/records.ts";
@@ -94,4 +94,20 @@ test("while the database does not answer, no more than 5,000 uses wait; those be
 test("many uses are written as soon as there are 5,000 of them, without waiting for the next round", () => {
   for (let n = 0; n < 5_000; n += 1) usage.note(entryOf(`id ${n}`), MINUTE);
   expect(writes.map((used) => used.size)).toEqual([5_000]);
+});
+
+test("every five seconds what was noted is written, until the stop", async () => {
+  jest.useFakeTimers();
+  try {
+    const timed = createUsage({ write: async (used) => void writes.push(new Map(used)), onFailed: () => {} });
+    timed.note(entryOf("a"), MINUTE);
+    jest.advanceTimersByTime(4_999);
+    expect(writes).toEqual([]);
+    jest.advanceTimersByTime(1);
+    expect(writtenOf("a")).toEqual([MINUTE]);
+    await timed.stop();
+    expect(jest.getTimerCount()).toBe(0);
+  } finally {
+    jest.useRealTimers();
+  }
 });

@@ -31,6 +31,8 @@ let record: KeyRecord;
 let reads: string[];
 let used: string[];
 let renewed: Fingerprint[];
+/** What each renewal waits for. */
+let storing: Promise<void> | undefined;
 let proofs: number;
 /** Secrets that were refuted without a record to compare them with. */
 let decoys: number;
@@ -58,7 +60,7 @@ function build(peppers: Pepper[], change?: (keeper: SecretKeeper) => SecretKeepe
   nowMs = 1_000_000;
   fresh = true;
   record = recordOf(ID, 1, { ...digests });
-  [reads, used, renewed, proofs, decoys] = [[], [], [], 0, 0];
+  [reads, used, renewed, proofs, decoys, storing] = [[], [], [], 0, 0, undefined];
   const read = (kind: string) => async (ids: readonly string[]) => {
     reads.push(kind);
     return ids.includes(ID) ? [record] : [];
@@ -84,8 +86,10 @@ function build(peppers: Pepper[], change?: (keeper: SecretKeeper) => SecretKeepe
       },
     }),
     store: {
-      setFingerprint: async (_, fingerprint) => {
+      setFingerprint: async (_, fingerprint, deadlineMs) => {
+        expect(deadlineMs).toBeGreaterThan(performance.now());
         renewed.push(fingerprint);
+        await storing;
       },
     },
     secrets: change?.(secrets) ?? secrets,
@@ -108,9 +112,9 @@ test("a key is read once; from then on it is answered from memory, at once, with
   expect(await ask(KEY)).toMatchObject({ outcome: "valid", asOfMs: 999_000, entry: { id: ID } });
   const again = ask(KEY);
   expect(again).not.toBeInstanceOf(Promise);
-  expect(again).toMatchObject({ outcome: "valid", asOfMs: 999_000 });
-  expect({ reads, proofs, argon2Runs, used }).toEqual({
-    ...{ reads: ["recent"], proofs: 1, argon2Runs: 0, used: [ID, ID] },
+  expect(again).toMatchObject({ outcome: "valid", asOfMs: 999_000, missingScopes: [] });
+  expect({ reads, proofs, argon2Runs, used, renewed }).toEqual({
+    ...{ reads: ["recent"], proofs: 1, argon2Runs: 0, used: [ID, ID], renewed: [] },
   });
 });
 
@@ -282,6 +286,47 @@ test("a revocation seen while an argon2 ran decides", async () => {
   stored({ state: "revoked", revokedAt: new Date(0) });
   slow.resolve(true);
   expect((await answer).outcome).toBe("revoked");
+});
+
+test("a key whose record was removed while an argon2 ran is not found", async () => {
+  const slow = deferred<boolean>();
+  const started = jest.fn();
+  build([newest], (keeper) => ({
+    ...keeper,
+    prove: () => {
+      started();
+      return slow.promise.then((proven) => ({ proven }));
+    },
+  }));
+  const answer = ask(KEY) as Promise<{ outcome: string }>;
+  while (started.mock.calls.length === 0) await new Promise(setImmediate);
+  record = { ...record, id: "gone".repeat(4) };
+  view.changed(ID, Number.POSITIVE_INFINITY);
+  slow.resolve(true);
+  expect((await answer).outcome).toBe("not_found");
+});
+
+test("64 fingerprints are renewed at once; a key that comes then is answered, and renewed at a later use", async () => {
+  const written = deferred<void>();
+  build([newest], (keeper) => ({
+    ...keeper,
+    prove: (_id, _secret, digests) =>
+      digests === undefined
+        ? { proven: false }
+        : { proven: true, newFingerprint: { pepper: "p2", mac: Buffer.alloc(32) } },
+  }));
+  storing = written.promise;
+  const ids = Array.from({ length: 66 }, (_, index) => String(index).padStart(16, "0"));
+  const use = (id: string) => outcomeOf(formatKey({ prefix: "lk", id, secret: SECRET }));
+  const window = view.open();
+  for (const id of ids) window.keep(recordOf(id, 1, { ...digests }));
+  window.close();
+  for (const id of ids) expect(await use(id)).toBe("valid");
+  expect(renewed).toHaveLength(64);
+  written.resolve();
+  await new Promise(setImmediate);
+  for (const id of ids) expect(await use(id)).toBe("valid");
+  expect(renewed).toHaveLength(66);
 });
 
 test("an outage is an error, never a bad key", async () => {
