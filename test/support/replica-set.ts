@@ -121,7 +121,7 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
     if (inode === undefined) return undefined;
     // A member that is revived connects to the others before it accepts connections.
     const pids = [...ports].map(([name, own]) => [name, mongods.begun.get(own)?.pid] as const);
-    const processes = [...pids, ...named];
+    const processes = [...pids, ...named, [CLIENTS, process.pid] as const];
     return processes.find(([, pid]) => pid !== undefined && hasSocket(pid, inode))?.[0];
   };
   const common = [

@@ -1,5 +1,6 @@
 import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 
 /** What the network does to a connection. Nothing said: it is open, and no slower than it is. */
 export interface Weather {
@@ -29,24 +30,20 @@ export interface TcpProxyOptions {
   others?: string;
 }
 
-/** The system's table of sockets has gaps while it changes: whoever is not found in it is looked for again. */
-const LOOK_AGAIN_MS = [20, 100, 500];
+/** The system's table of sockets has gaps while it changes: who is not found in it is looked for again before anything is let through. */
+const LOOK_AGAIN_MS = [0, 5, 20, 50, 100];
 
 /** Bytes that wait in one direction; beyond, the sender is no longer read from, as TCP would have it. */
 const MAX_HELD_BYTES = 4 * 1024 * 1024;
 
 interface Link {
-  peer: string;
+  readonly peer: string;
   drop(): void;
   changed(): void;
 }
 
 /** Stands between clients and a server on loopback, and can be told to fail. Begins open. */
-export async function startTcpProxy({
-  to,
-  peerOf = () => undefined,
-  others = "others",
-}: TcpProxyOptions): Promise<TcpProxy> {
+export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyOptions): Promise<TcpProxy> {
   const links = new Set<Link>();
   const byPeer = new Map<string, Weather>();
   let everyone: Weather = {};
@@ -56,24 +53,27 @@ export async function startTcpProxy({
     else link.changed();
   };
 
-  const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
-    client.on("error", () => {});
-    // Reset before it was accepted: it has no peer any more.
-    if (client.remotePort === undefined) {
-      client.destroy();
-      return;
+  const whoIs = async (client: Socket): Promise<string> => {
+    for (const ms of peerOf === undefined ? [] : LOOK_AGAIN_MS) {
+      if (ms > 0) await sleep(ms);
+      // Reset already: it has no peer any more.
+      const known = client.remotePort === undefined ? others : peerOf?.(client.remotePort);
+      if (known !== undefined) return known;
     }
-    const { remotePort } = client;
-    const known = peerOf(remotePort);
-    const peer = known ?? others;
-    if (weatherOf(peer).cut) {
+    return others;
+  };
+
+  const server = createServer({ allowHalfOpen: true, noDelay: true }, async (client) => {
+    client.on("error", () => {});
+    const peer = await whoIs(client);
+    if (client.destroyed || weatherOf(peer).cut) {
       client.resetAndDestroy();
       return;
     }
     const upstream = connect({ host: "127.0.0.1", port: to, allowHalfOpen: true, noDelay: true });
     upstream.on("error", () => {});
-    const there = pump(client, upstream, () => condition(weatherOf(link.peer), "toServer"));
-    const back = pump(upstream, client, () => condition(weatherOf(link.peer), "toClient"));
+    const there = pump(client, upstream, () => condition(weatherOf(peer), "toServer"));
+    const back = pump(upstream, client, () => condition(weatherOf(peer), "toClient"));
     const link: Link = {
       peer,
       drop: () => {
@@ -86,18 +86,8 @@ export async function startTcpProxy({
       },
     };
     links.add(link);
-    const timers = (known === undefined ? LOOK_AGAIN_MS : []).map((ms) =>
-      setTimeout(() => {
-        const found = link.peer === others ? peerOf(remotePort) : undefined;
-        if (found === undefined) return;
-        link.peer = found;
-        feel(link);
-      }, ms),
-    );
     const gone = () => {
-      if (!client.destroyed || !upstream.destroyed) return;
-      links.delete(link);
-      for (const timer of timers) clearTimeout(timer);
+      if (client.destroyed && upstream.destroyed) links.delete(link);
     };
     client.once("close", gone);
     upstream.once("close", gone);
