@@ -116,8 +116,8 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   const members: { -readonly [Field in keyof Member]: Member[Field] }[] = [];
   const ports = new Map<string, number>();
   const named = new Map<string, number>();
-  const peerOf = (port: number) => {
-    const inode = inodeOf(port);
+  const peerOf = (port: number, proxyPort: number) => {
+    const inode = inodeOf(port, proxyPort);
     if (inode === undefined) return undefined;
     // A member that is revived connects to the others before it accepts connections.
     const pids = [...ports].map(([name, own]) => [name, mongods.begun.get(own)?.pid] as const);
@@ -221,12 +221,16 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   return set;
 }
 
-/** The inode of the socket that is bound to this port of 127.0.0.1 at the connecting end. */
-function inodeOf(port: number): string | undefined {
-  const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+/**
+ * The inode of the socket at the connecting end of a connection on 127.0.0.1. Its own port alone does not tell: several
+ * connections may share it, if they go to different ports.
+ */
+function inodeOf(port: number, to: number): string | undefined {
+  const hex = (number: number) => `0100007F:${number.toString(16).toUpperCase().padStart(4, "0")}`;
+  const [local, remote] = [hex(port), hex(to)];
   for (const line of readFileSync("/proc/net/tcp", "utf8").split("\n")) {
     const fields = line.trim().split(/\s+/);
-    if (fields[1] === local) return fields[9];
+    if (fields[1] === local && fields[2] === remote) return fields[9];
   }
   return undefined;
 }

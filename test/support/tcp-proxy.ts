@@ -24,8 +24,8 @@ export interface TcpProxy {
 export interface TcpProxyOptions {
   /** Port of the server on 127.0.0.1. */
   to: number;
-  /** Names whoever connected from this port of 127.0.0.1; undefined: nobody who is known, or not yet. Default: nobody is. */
-  peerOf?: (port: number) => string | undefined;
+  /** Names whoever connected from this port of 127.0.0.1 to the proxy's; undefined: nobody who is known, or not yet. Default: nobody is. */
+  peerOf?: (port: number, proxyPort: number) => string | undefined;
   /** The name of all who are not known. */
   others?: string;
 }
@@ -57,7 +57,7 @@ export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyO
     for (const ms of peerOf === undefined ? [] : LOOK_AGAIN_MS) {
       if (ms > 0) await sleep(ms);
       // Reset already: it has no peer any more.
-      const known = client.remotePort === undefined ? others : peerOf?.(client.remotePort);
+      const known = client.remotePort === undefined ? others : peerOf?.(client.remotePort, port);
       if (known !== undefined) return known;
     }
     return others;
