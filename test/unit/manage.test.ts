@@ -1,417 +1,564 @@
-import { randomBytes } from "node:crypto";
-import { beforeEach, describe, expect, test } from "@jest/globals";
+import { createHash } from "node:crypto";
+import { beforeEach, expect, test } from "@jest/globals";
+import type { AuditEntry } from "../../src/keys/audit.ts";
 import { KeyError } from "../../src/keys/errors.ts";
 import { parseKey } from "../../src/keys/format.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
-import { type Caller, createKeyManager, type KeyManager, type KeyManagerParts } from "../../src/keys/manage.ts";
-import { parseScopePatterns } from "../../src/keys/policy.ts";
-import { createRequestSecrets } from "../../src/keys/request-id.ts";
-import { type MemoryStore, memoryStore, plainSecrets } from "../support/memory-store.ts";
-import { recordOf } from "../support/records.ts";
+import type { Change, Decide, KeyStore } from "../../src/keys/key-store.ts";
+import { type Caller, createKeyManager, type KeyManager, type RefreshInput } from "../../src/keys/manage.ts";
+import { type Lifetime, type Policy, parseScopePatterns } from "../../src/keys/policy.ts";
+import { createRequestSecrets, REQUEST_REMEMBERED_MS, type RequestKey } from "../../src/keys/request-id.ts";
+import type { SecretKeeper } from "../../src/keys/secret.ts";
+import { deferred, recordOf } from "../support/records.ts";
 
-const DEADLINE = Number.POSITIVE_INFINITY;
-const HOUR = 3_600_000;
-const requestId = "r".repeat(22);
-const origin = { peer: "192.0.2.1", userAgent: "test", requestId: "x" };
+const START_MS = Date.UTC(2026, 10, 25);
+/** A change happens that much later than the call came. */
+const LATER_MS = 250;
+const DEADLINE_MS = 5_000;
+const MINUTE_MS = 60_000;
+const HOUR_MS = 3_600_000;
+const ID = "r".repeat(22);
+const origin = { peer: "127.0.0.1", userAgent: "test", requestId: "x" };
 const alice: Caller = { userId: "alice", admin: false, origin };
-const admin: Caller = { userId: "root", admin: true };
-const requestKey = (id: string, fill = 1) => ({ id, secret: Buffer.alloc(32, fill) });
+const bob: Caller = { userId: "bob", admin: false };
+const root: Caller = { userId: "root", admin: true };
+const ring: RequestKey[] = [
+  { id: "r2", secret: Buffer.alloc(32, 2) },
+  { id: "r1", secret: Buffer.alloc(32, 1) },
+];
+const policy: Policy = {
+  scopes: parseScopePatterns(["!nowhere"])!,
+  memberScopes: parseScopePatterns(["!admin", "!admin:*"])!,
+  maxGraceMs: HOUR_MS,
+};
 
 let nowMs: number;
-let store: MemoryStore;
-let secrets: ReturnType<typeof plainSecrets>;
+let records: Map<string, KeyRecord>;
+let trail: AuditEntry[];
+/** Calls of the store, by method. */
+let asks: string[];
+let hashes: number;
+/** Run once, before the store's next call of that name. */
+let meanwhile: Map<string, () => unknown>;
 let keys: KeyManager;
 
-const build = (parts: Partial<KeyManagerParts> = {}) =>
-  createKeyManager({
-    ...{ store, secrets, prefix: "lk", clock: () => new Date(nowMs), randomBytes },
-    requests: createRequestSecrets([requestKey("k1")]),
-    policy: {
-      ...{ scopes: parseScopePatterns(["*"])!, memberScopes: parseScopePatterns(["!admin:*"])! },
-      ...{ maxTtlMs: undefined, maxGraceMs: 24 * HOUR },
-    },
-    ...parts,
-  });
-
 beforeEach(() => {
-  nowMs = 1_000 * HOUR;
-  store = memoryStore(() => new Date(nowMs));
-  secrets = plainSecrets();
-  keys = build();
+  [nowMs, records, trail, asks, hashes, meanwhile] = [START_MS, new Map(), [], [], 0, new Map()];
+  keys = managerOf();
 });
 
-const at = (ms: number) => new Date(nowMs + ms);
-const span = (ms: number) => ({ seconds: BigInt(Math.floor(ms / 1_000)), nanos: (ms % 1_000) * 1_000_000 });
-const ttl = (ms: number) => ({ case: "ttl" as const, value: span(ms) });
-const held = (id: string, fields: Partial<KeyRecord> = {}) => {
-  const record = recordOf(id, 1, { userId: "alice", createdAt: at(-HOUR), ...fields });
-  store.put(record);
-  return record;
-};
-const scopes = ["read"];
-const create = (input = {}, caller = alice) => keys.create(caller, { scopes, ...input }, DEADLINE);
-const refresh = (input = {}, caller = alice) => keys.refresh(caller, { scopes: [], ...input }, DEADLINE);
-const changesBefore = (change: () => void) => {
-  store.before = () => {
-    store.before = () => {};
-    change();
-  };
-};
-const policyOf = (maxTtlMs: number) => ({
-  ...{ scopes: parseScopePatterns(["*"])!, memberScopes: parseScopePatterns(["*"])! },
-  ...{ maxTtlMs, maxGraceMs: HOUR },
-});
+interface Differing extends Partial<Policy> {
+  requestKeys?: RequestKey[] | undefined;
+}
 
-describe("Create", () => {
-  test("stores an active record of what was asked for, and answers the key of it", async () => {
-    const { record, key, ...rest } = await create({ name: " ci ", scopes: ["write", "read"] });
-    const parsed = parseKey(key!, ["lk"])!;
-    expect(rest).toEqual({});
-    expect(record).toEqual({
-      ...{ id: parsed.id, userId: "alice", prefix: "lk", name: "ci", scopes: ["read", "write"], state: "active" },
-      ...{ secretHash: `plain ${parsed.secret}`, fingerprint: { pepper: "p", mac: new Uint8Array(32) }, rev: 1 },
-      ...{ createdAt: at(0), expiresAt: undefined },
-    });
-    expect(store.records.get(parsed.id)).toBe(record);
-    expect(store.lastAudit()).toEqual({
-      ...{ at: at(0), action: "Create", result: "changed", actor: "alice", actorIsAdmin: false, userId: "alice" },
-      ...{ keyIds: [parsed.id], origin },
-    });
-  });
-
-  test("a live key is KEY_EXISTS before anything is hashed, and also when it came while the new one was hashed", async () => {
-    const exists = { reason: "KEY_EXISTS", message: expect.stringContaining("already exists") };
-    changesBefore(() => held("meanwhile"));
-    await expect(create()).rejects.toMatchObject(exists);
-    expect([secrets.digested.length, store.changes.length]).toEqual([1, 0]);
-    await expect(create()).rejects.toMatchObject(exists);
-    expect(secrets.digested).toHaveLength(1);
-    await expect(create({ requestId })).rejects.toMatchObject(exists);
-  });
-
-  test("a key that has run out makes room, and is written down as expired", async () => {
-    held("old", { expiresAt: at(0) });
-    const { record } = await create();
-    expect(store.records.get("old")).toMatchObject({ state: "expired", rev: 2 });
-    expect(store.lastAudit()?.keyIds).toEqual([record.id, "old"]);
-  });
-
-  test("all bad fields are told at once, before rights to scopes", async () => {
-    const bad = { name: " ", scopes: [], lifetime: ttl(0), requestId: "short", userId: "" };
-    await expect(create(bad)).rejects.toMatchObject({
-      reason: "INVALID_ARGUMENT",
-      violations: ["user_id", "request_id", "name", "scopes", "ttl"].map((field) => ({ field })),
-    });
-    await expect(create({ scopes: ["admin:x"], name: " " })).rejects.toMatchObject({ reason: "INVALID_ARGUMENT" });
-  });
-
-  test("only an admin manages another's keys, or grants what members may not", async () => {
-    await expect(create({ userId: "bob" })).rejects.toMatchObject({
-      ...{ reason: "ADMIN_REQUIRED", message: expect.stringContaining("Only an admin") },
-    });
-    expect((await create({ userId: "alice" })).record.userId).toBe("alice");
-    await expect(create({ scopes: ["admin:x", "read", "admin:y"] })).rejects.toMatchObject({
-      ...{ reason: "SCOPE_FORBIDDEN", metadata: { scopes: "admin:x,admin:y" } },
-      message: "You may not grant these scopes: admin:x, admin:y. Ask an admin to.",
-    });
-    const { record } = await create({ userId: "bob", scopes: ["admin:x"] }, admin);
-    expect(record).toMatchObject({ userId: "bob", scopes: ["admin:x"] });
-    expect(store.lastAudit()).toMatchObject({ actor: "root", actorIsAdmin: true, userId: "bob" });
-  });
-
-  test("a ttl counts from the creation, expires_at is kept, and the longest lifetime bounds those without an end", async () => {
-    changesBefore(() => {
-      nowMs += 5;
-    });
-    expect((await create({ lifetime: ttl(2_000) })).record.expiresAt).toEqual(at(2_000));
-    const end = nowMs + 3_000;
-    changesBefore(() => {
-      nowMs += 5;
-    });
-    const lifetime = { case: "expiresAt" as const, value: span(end) };
-    expect((await create({ lifetime, userId: "bob" }, admin)).record.expiresAt?.getTime()).toBe(end);
-    keys = build({ policy: policyOf(HOUR) });
-    expect((await create({ userId: "carol" }, admin)).record.expiresAt).toEqual(at(HOUR));
-  });
-
-  test("without request keys a request id is refused", async () => {
-    keys = build({ requests: undefined });
-    await expect(create({ requestId })).rejects.toMatchObject({
-      ...{ reason: "REQUEST_ID_UNSUPPORTED", message: expect.stringContaining("request_id") },
-    });
-  });
-});
-
-describe("a request id", () => {
-  test("an old request of a key that ended is forgotten beside the changes of the current ones", async () => {
-    const old = await create({ requestId });
-    store.put({ ...old.record, state: "revoked" });
-    nowMs += 24 * HOUR;
-    held("active");
-    held("retiring", { state: "retiring", retiresAt: at(HOUR) });
-    await refresh({ requestId });
-    expect(store.changes.at(-1)!.update.map(({ id, state }) => [id, state])).toEqual([
-      [old.record.id, "revoked"],
-      ["retiring", "revoked"],
-      ["active", "revoked"],
-    ]);
-  });
-
-  test("the same call again has the same key, and nothing is made", async () => {
-    const first = await create({ requestId });
-    const second = await create({ requestId });
-    expect(first.isRepeat).toBeUndefined();
-    expect(second).toEqual({ ...first, previous: undefined, previousKeyRevoked: false, isRepeat: true });
-    expect(first.record.request).toMatchObject({ ringId: "k1" });
-    expect([secrets.digested.length, store.changes.length]).toEqual([1, 1]);
-  });
-
-  test("another call with it is REQUEST_ID_REUSED, and tells the key that was made", async () => {
-    const { record } = await create({ requestId });
-    await expect(create({ requestId, scopes: ["write"] })).rejects.toMatchObject({
-      ...{ reason: "REQUEST_ID_REUSED", metadata: { key_id: record.id } },
-      message: expect.stringContaining("something else"),
-    });
-  });
-
-  test("the key is withheld once it ended, or where its request key is gone or another one", async () => {
-    await create({ requestId });
-    keys = build({ requests: createRequestSecrets([requestKey("k2")]) });
-    const gone = await create({ requestId });
-    keys = build({ requests: createRequestSecrets([requestKey("k1", 9)]) });
-    const changed = await create({ requestId });
-    for (const answer of [gone, changed]) {
-      expect(answer).toMatchObject({ withheld: "request_key_gone", isRepeat: true });
-      expect(answer.key).toBeUndefined();
-    }
-    keys = build();
-    await keys.revoke(alice, undefined, "", DEADLINE);
-    const ended = await create({ requestId });
-    expect(ended).toMatchObject({ withheld: "ended", record: { state: "revoked" } });
-    expect(ended.key).toBeUndefined();
-  });
-
-  test("after 24 hours it is forgotten with the new key, be the old one current or not", async () => {
-    const old = await refresh({ scopes, requestId });
-    nowMs += 24 * HOUR;
-    const next = await refresh({ scopes, requestId, gracePeriod: span(1_000) });
-    expect(next.isRepeat).toBeUndefined();
-    expect(next.record.id).not.toBe(old.record.id);
-    expect(store.records.get(old.record.id)).toMatchObject({ state: "retiring", request: undefined, rev: 2 });
-    expect(store.changes.at(-1)!.update).toHaveLength(1);
-    nowMs += 24 * HOUR;
-    store.put({ ...next.record, state: "revoked" });
-    const last = await create({ requestId });
-    expect(store.changes.at(-1)!.update.map(({ id, request }) => [id, request])).toEqual([[next.record.id, undefined]]);
-    expect(last.record.request).toMatchObject({ id: next.record.request!.id });
-  });
-
-  test("no earlier call is looked for where there can be none", async () => {
-    const looked: string[] = [];
-    store.findRequested = async (_, digest) => {
-      looked.push(digest);
-      return undefined;
-    };
-    await create();
-    await expect(create({ requestId: "short" })).rejects.toMatchObject({ violations: [{ field: "request_id" }] });
-    await expect(create({ requestId, userId: "" })).rejects.toMatchObject({ violations: [{ field: "user_id" }] });
-    keys = build({ requests: undefined });
-    await expect(create({ requestId })).rejects.toMatchObject({ reason: "REQUEST_ID_UNSUPPORTED" });
-    expect(looked).toEqual([]);
-  });
-
-  test("a Create and a Refresh are two calls, whatever else they have in common", async () => {
-    await create({ requestId });
-    await expect(refresh({ scopes, requestId })).rejects.toMatchObject({ reason: "REQUEST_ID_REUSED" });
-  });
-
-  test("calls of two users at once don't wait for each other", async () => {
-    const { digest } = secrets;
-    let release = () => {};
-    secrets.digest = (...args) =>
-      new Promise((resolve) => {
-        release = () => resolve(digest(...args));
-      });
-    const first = create({ requestId });
-    await new Promise(setImmediate);
-    secrets.digest = digest;
-    expect((await create({ requestId, userId: "bob" }, admin)).key).toBeDefined();
-    release();
-    expect((await first).key).toBeDefined();
-  });
-
-  test("a refusal for any other reason than a key that exists is passed on", async () => {
-    await create({ requestId: "q".repeat(22) });
-    store.records.clear();
-    const made = await create({ requestId });
-    store.records.clear();
-    changesBefore(() => {
-      store.put(made.record);
-      throw new KeyError("DB_UNAVAILABLE", "away");
-    });
-    await expect(create({ requestId })).rejects.toMatchObject({ reason: "DB_UNAVAILABLE" });
-  });
-
-  test("equal calls at once cost one hash, and all get the same key", async () => {
-    const answers = await Promise.all([create({ requestId }), create({ requestId }), create({ requestId })]);
-    expect(new Set(answers.map(({ key }) => key)).size).toBe(1);
-    expect(answers.map(({ isRepeat }) => isRepeat === true)).toEqual([false, true, true]);
-    expect(secrets.digested).toHaveLength(1);
-  });
-
-  test.each(["create", "refresh"] as const)(
-    "%s: what another process made meanwhile by the same call is answered",
-    async (method) => {
-      const call = () => keys[method](alice, { scopes, requestId }, DEADLINE);
-      let other: KeyRecord | undefined;
-      const { record } = await call();
-      store.records.clear();
-      changesBefore(() => {
-        other = record;
-        store.put(record);
-      });
-      const before = store.changes.length;
-      expect(await call()).toMatchObject({ isRepeat: true, record: { id: other!.id } });
-      expect(store.changes).toHaveLength(before);
+function managerOf({ requestKeys = ring, ...rules }: Differing = {}): KeyManager {
+  let byte = 0;
+  return createKeyManager({
+    ...{ store: fakeStore(), secrets: fakeSecrets() },
+    requests: requestKeys.length > 0 ? createRequestSecrets(requestKeys) : undefined,
+    policy: { ...policy, ...rules },
+    prefix: "acme",
+    clock: () => new Date(nowMs),
+    randomBytes: (size) => {
+      byte += 1;
+      return Buffer.alloc(size, byte + records.size);
     },
+  });
+}
+
+const sha256 = (text: string) => createHash("sha256").update(text).digest();
+
+function fakeSecrets(): SecretKeeper {
+  return {
+    digest: async (id, secret) => {
+      hashes += 1;
+      return { secretHash: "$argon2id$", fingerprint: { pepper: "p", mac: sha256(id + secret) } };
+    },
+    // No secret at all is a defect to the real one too.
+    prove: (id, secret, digests) => ({
+      proven: secret.length === 43 && sha256(id + secret).equals(digests!.fingerprint!.mac),
+    }),
+  };
+}
+
+/** What the interface says: the indexes hold after each write, `decide` may be asked twice, and records are its reader's to copy. */
+function fakeStore(): KeyStore {
+  const asked = async (name: string) => {
+    asks.push(name);
+    const other = meanwhile.get(name);
+    meanwhile.delete(name);
+    await other?.();
+  };
+  const current = (userId: string) => ({
+    active: of(userId, ({ state }) => state === "active"),
+    retiring: of(userId, ({ state }) => state === "retiring"),
+  });
+  const put = (record: KeyRecord) => {
+    records.set(record.id, Object.freeze(record));
+    const rivals = [...records.values()].filter(({ id, userId }) => userId === record.userId && id !== record.id);
+    for (const { state, request } of rivals) {
+      if (/active|retiring/.test(state) && state === record.state) throw new Error(`two ${state} keys`);
+      if (request && request.id === record.request?.id) throw new Error("two keys of one request id");
+    }
+  };
+  return {
+    findCurrent: async (userId) => {
+      await asked("findCurrent");
+      return current(userId);
+    },
+    findRequested: async (userId, digest) => {
+      await asked("findRequested");
+      const record = of(userId, ({ request }) => request?.id === digest);
+      return record && { record, previous: records.get(record.request?.previousId ?? "") };
+    },
+    change: async <T>(userId: string, _deadlineMs: number, decide: Decide<T>, digest?: string) => {
+      await asked("change");
+      const requested = digest === undefined ? undefined : of(userId, ({ request }) => request?.id === digest);
+      const stored = Object.freeze({ ...current(userId), requested });
+      decide(stored, new Date(nowMs));
+      const { update, insert, answer, audit }: Change<T> = decide(stored, new Date(nowMs + LATER_MS));
+      for (const record of update) {
+        expect(record.rev).toBe(records.get(record.id)!.rev);
+        put({ ...record, rev: record.rev + 1 });
+      }
+      if (insert) put({ ...insert });
+      if (audit) trail.push(audit);
+      return answer;
+    },
+  } as Partial<KeyStore> as KeyStore;
+}
+
+function of(userId: string, fits: (record: KeyRecord) => boolean): KeyRecord | undefined {
+  return [...records.values()].find((record) => record.userId === userId && fits(record));
+}
+
+/** A key of alice's that is stored; its id says which. */
+function stored(id: string, fields: Partial<KeyRecord> = {}): KeyRecord {
+  const record = recordOf(id, 5, { userId: "alice", createdAt: new Date(START_MS - MINUTE_MS), ...fields });
+  records.set(id, Object.freeze(record));
+  return record;
+}
+
+const at = (ms: number) => new Date(START_MS + ms);
+const ttl = (seconds: number): Lifetime => ({ case: "ttl", value: { seconds: BigInt(seconds), nanos: 0 } });
+const until = (ms: number): Lifetime => ({
+  case: "expiresAt",
+  value: { seconds: BigInt(Math.floor((START_MS + ms) / 1_000)), nanos: (ms % 1_000) * 1_000_000 },
+});
+const grace = (seconds: number) => ({ seconds: BigInt(seconds), nanos: 0 });
+const create = (input: Partial<RefreshInput> = {}, caller = alice, manager = keys) =>
+  manager.create(caller, { scopes: ["read"], ...input }, DEADLINE_MS);
+const refresh = (input: Partial<RefreshInput> = {}, caller = alice, manager = keys) =>
+  manager.refresh(caller, { scopes: [], ...input }, DEADLINE_MS);
+const calls = { create, refresh };
+const states = () => Object.fromEntries([...records.values()].map(({ id, state }) => [id, state]));
+
+async function refusalOf(call: Promise<unknown>): Promise<Partial<KeyError> & { fields?: string[] }> {
+  const error = await call.then(
+    (answer) => expect(answer).toBe("refused"),
+    (thrown: unknown) => thrown,
   );
+  if (!(error instanceof KeyError)) throw error;
+  const { reason, message, metadata, violations, retryAfterMs } = error;
+  return { reason, message, metadata, retryAfterMs, fields: violations.map(({ field }) => field) };
+}
 
-  test("what another process made before the look at the user's keys is answered too", async () => {
-    const { record } = await create({ requestId });
-    store.records.clear();
-    const { findCurrent } = store;
-    store.findCurrent = (...args) => {
-      store.put(record);
-      return findCurrent(...args);
-    };
-    expect(await create({ requestId })).toMatchObject({ isRepeat: true, record: { id: record.id } });
-  });
+const KEY_EXISTS = {
+  reason: "KEY_EXISTS",
+  message: "An active API key already exists. Revoke it first or use refresh.",
+};
+const NO_KEY = { reason: "NO_KEY", message: "There is no active API key." };
 
-  test("what another made and is gone again is CONFLICT, to be tried again", async () => {
-    const { record } = await create({ requestId });
-    store.findRequested = async () => undefined;
-    store.put(record);
-    store.findCurrent = async () => ({});
-    await expect(create({ requestId })).rejects.toMatchObject({
-      reason: "CONFLICT",
-      retryAfterMs: 100,
-      message: "Try again.",
-    });
+test("Create makes the key that was asked for, writes down who did so, and keeps nothing of the secret", async () => {
+  const { record, key, ...rest } = await create({ name: " laptop ", scopes: ["write", "read", "write"] });
+  const { id, secret } = parseKey(key!, ["acme"])!;
+  expect(rest).toEqual({});
+  expect(record).toStrictEqual({
+    ...{ id, userId: "alice", prefix: "acme", name: "laptop", scopes: ["read", "write"], state: "active", rev: 1 },
+    ...{ secretHash: "$argon2id$", fingerprint: { pepper: "p", mac: sha256(id + secret) } },
+    ...{ createdAt: at(LATER_MS), expiresAt: undefined },
   });
-
-  test("a call that fails leaves nothing behind: the next is made", async () => {
-    const { digest } = secrets;
-    secrets.digest = () => Promise.reject(new Error("no hash"));
-    const failing = [create({ requestId }), create({ requestId })];
-    for (const call of failing) await expect(call).rejects.toThrow("no hash");
-    secrets.digest = digest;
-    expect((await create({ requestId })).key).toBeDefined();
-  });
+  expect(records.get(id)).toEqual(record);
+  expect(trail).toEqual([
+    {
+      ...{ at: at(LATER_MS), action: "Create", result: "changed", actor: "alice", actorIsAdmin: false, origin },
+      ...{ userId: "alice", keyIds: [id] },
+    },
+  ]);
 });
 
-describe("Get", () => {
-  test("the active key while it is live; else NO_KEY", async () => {
-    const noKey = { reason: "NO_KEY", message: "There is no active API key." };
-    await expect(keys.get(alice, undefined, DEADLINE)).rejects.toMatchObject(noKey);
-    const record = held("a", { expiresAt: at(1) });
-    expect(await keys.get(admin, "alice", DEADLINE)).toBe(record);
-    nowMs += 1;
-    await expect(keys.get(alice, undefined, DEADLINE)).rejects.toMatchObject(noKey);
-    await expect(keys.get(alice, "bob", DEADLINE)).rejects.toMatchObject({ reason: "ADMIN_REQUIRED" });
-    await expect(keys.get(alice, "", DEADLINE)).rejects.toMatchObject({ violations: [{ field: "user_id" }] });
-  });
+const everywhere = { name: " ", scopes: ["A"], lifetime: ttl(0), gracePeriod: grace(-1), requestId: "short" };
+const fields = ["request_id", "name", "scopes[0]", "ttl", "grace_period"];
+const ofAnother = { reason: "ADMIN_REQUIRED", message: "Only an admin may manage another user's key." };
+const noScope = { reason: "INVALID_ARGUMENT", message: "scopes: must name at least one scope" };
+const forbidden = {
+  reason: "SCOPE_FORBIDDEN",
+  message: "You may not grant these scopes: admin, admin:all. Ask an admin to.",
+  metadata: { scopes: "admin,admin:all" },
+};
+const unsupported = {
+  reason: "REQUEST_ID_UNSUPPORTED",
+  message: "This service has no request keys: leave request_id out.",
+};
+const tooMuch = ["admin:all", "read", "admin"];
+interface Refused {
+  what: string;
+  caller?: Caller;
+  input: Partial<RefreshInput>;
+  expected: object;
+  differing?: Differing;
+}
+const withoutRequestKeys = { requestKeys: [] };
+test.each<Refused>([
+  { what: "another's key, before all fields", input: { ...everywhere, userId: "bob" }, expected: ofAnother },
+  { what: "every bad field at once", input: everywhere, expected: { reason: "INVALID_ARGUMENT", fields } },
+  {
+    what: "nobody's key, as a bad field",
+    ...{ input: { ...everywhere, userId: "" }, expected: { fields: ["user_id", ...fields] } },
+  },
+  {
+    what: "a bad user_id under a good request id",
+    ...{ caller: root, input: { userId: "\ud800", requestId: ID }, expected: { fields: ["user_id"] } },
+  },
+  {
+    what: "a scope that does not exist, to an admin too",
+    ...{ caller: root, input: { scopes: ["nowhere"] }, expected: { fields: ["scopes[0]"] } },
+  },
+  {
+    what: "bad fields, before forbidden scopes",
+    ...{ input: { scopes: ["admin"], name: "" }, expected: { fields: ["name"] } },
+  },
+  { what: "scopes that are not a member's to grant", input: { scopes: tooMuch }, expected: forbidden },
+  {
+    what: "forbidden scopes, before an id that can't be used",
+    ...{ input: { scopes: tooMuch, requestId: ID }, expected: forbidden, differing: withoutRequestKeys },
+  },
+  {
+    what: "a request id without request keys",
+    ...{ input: { scopes: ["read"], requestId: ID }, expected: unsupported, differing: withoutRequestKeys },
+  },
+])("Create and Refresh refuse $what, and neither read nor hash for it", async (row) => {
+  const { caller = alice, input, expected, differing } = row;
+  for (const call of [create, refresh]) {
+    expect(await refusalOf(call(input, caller, managerOf(differing)))).toMatchObject(expected);
+  }
+  expect({ asks, hashes }).toEqual({ asks: [], hashes: 0 });
 });
 
-describe("Refresh", () => {
-  test("without a grace period the old key is revoked, and what was not said is as it was", async () => {
-    held("old", { name: "ci", scopes: ["read", "write"], expiresAt: at(HOUR) });
-    const { record, previous, previousKeyRevoked, key } = await refresh({ requestId });
-    expect(parseKey(key!, ["lk"])?.id).toBe(record.id);
-    expect(record).toMatchObject({ name: "ci", scopes: ["read", "write"], expiresAt: at(2 * HOUR), createdAt: at(0) });
-    expect(record.request).toMatchObject({ previousId: "old", previousRevoked: true });
-    expect([previous, previousKeyRevoked]).toMatchObject([
-      { id: "old", state: "revoked", revokedAt: at(0), revocationReason: "superseded" },
-      true,
-    ]);
-    expect(store.lastAudit()).toMatchObject({ action: "Refresh", userId: "alice", keyIds: [record.id, "old"] });
-    expect(await refresh({ requestId })).toMatchObject({ previous: { id: "old" }, previousKeyRevoked: true, key });
-  });
-
-  test("what is said replaces what was", async () => {
-    held("old", { name: "ci", scopes: ["read", "write"] });
-    const { record } = await refresh({ name: "new", scopes: ["other"], lifetime: ttl(9_000) });
-    expect(record).toMatchObject({ name: "new", scopes: ["other"], expiresAt: at(9_000) });
-    expect((await refresh()).record.expiresAt).toEqual(at(9_000));
-  });
-
-  test("with a grace period the old key retires, no later than it expires, and an older retiring one ends first", async () => {
-    held("older", { state: "retiring", retiresAt: at(HOUR) });
-    held("old");
-    const { previous, previousKeyRevoked } = await refresh({ gracePeriod: span(5_000) });
-    expect([previous, previousKeyRevoked]).toMatchObject([{ state: "retiring", retiresAt: at(5_000) }, false]);
-    expect(store.changes[0]!.update).toMatchObject([
-      { id: "older", state: "revoked", revokedAt: at(0), revocationReason: "superseded" },
-      { id: "old", state: "retiring" },
-    ]);
-    held("short", { userId: "bob", expiresAt: at(1_000) });
-    const bob = await refresh({ userId: "bob", gracePeriod: span(5_000) }, admin);
-    expect(bob.previous).toMatchObject({ state: "retiring", retiresAt: at(1_000) });
-  });
-
-  test("without an active key it needs scopes, and replaces nothing", async () => {
-    await expect(refresh()).rejects.toMatchObject({ reason: "INVALID_ARGUMENT", violations: [{ field: "scopes" }] });
-    const { record, previous, previousKeyRevoked } = await refresh({ scopes, requestId });
-    expect([previous, previousKeyRevoked, record.expiresAt]).toEqual([undefined, false, undefined]);
-    expect(record.request).not.toHaveProperty("previousId");
-    expect(store.changes[0]!.update).toEqual([]);
-  });
-
-  test("a key that has run out is written down as expired, not as revoked", async () => {
-    held("old", { expiresAt: at(0) });
-    const { previous, previousKeyRevoked } = await refresh();
-    expect([previous?.state, previousKeyRevoked]).toEqual(["expired", false]);
-  });
-
-  test("the lifetime that it inherits is bounded by the longest allowed", async () => {
-    held("old", { expiresAt: at(5 * HOUR) });
-    keys = build({ policy: policyOf(HOUR) });
-    expect((await refresh()).record.expiresAt).toEqual(at(HOUR));
-  });
-
-  test("another's key is an admin's, and a grace period is checked", async () => {
-    await expect(refresh({ userId: "bob" })).rejects.toMatchObject({ reason: "ADMIN_REQUIRED" });
-    await expect(refresh({ gracePeriod: span(25 * HOUR) })).rejects.toMatchObject({
-      violations: [{ field: "grace_period" }],
-    });
-  });
+test("Get and Revoke refuse another's key, then nobody's and a bad reason", async () => {
+  stored("current");
+  for (const call of [keys.get(alice, "bob", 0), keys.revoke(alice, "bob", "x".repeat(513), 0)]) {
+    expect(await refusalOf(call)).toMatchObject(ofAnother);
+  }
+  expect(await refusalOf(keys.get(alice, "", 0))).toMatchObject({ fields: ["user_id"] });
+  expect(await refusalOf(keys.revoke(alice, "", "superseded", 0))).toMatchObject({ fields: ["user_id", "reason"] });
+  expect(asks).toEqual([]);
 });
 
-describe("Revoke", () => {
-  test("ends the active key and the retiring one, with the reason", async () => {
-    held("a");
-    held("r", { state: "retiring", retiresAt: at(HOUR) });
-    const { active, retiring } = await keys.revoke(admin, "alice", "leaked", DEADLINE);
-    const ended = { state: "revoked", revokedAt: at(0), revocationReason: "leaked" };
-    expect([active, retiring]).toMatchObject([
-      { id: "a", ...ended },
-      { id: "r", ...ended },
-    ]);
-    expect(store.lastAudit()).toMatchObject({ action: "Revoke", userId: "alice", actor: "root", keyIds: ["a", "r"] });
-  });
+test("an admin manages another's key and grants any scope, and the trail tells the two apart", async () => {
+  const { record } = await create({ userId: "alice", scopes: ["admin:all"] }, root);
+  expect(record).toMatchObject({ userId: "alice", scopes: ["admin:all"] });
+  expect(await keys.get(root, "alice", 0)).toEqual(record);
+  expect(await keys.get(alice, "alice", 0)).toEqual(record);
+  await refresh({ userId: "alice" }, root);
+  await keys.revoke(root, "alice", "", 0);
+  expect(trail.map(({ action, actor, actorIsAdmin, userId }) => [action, actor, actorIsAdmin, userId])).toEqual(
+    ["Create", "Refresh", "Revoke"].map((action) => [action, "root", true, "alice"]),
+  );
+  expect(await refusalOf(keys.get(root, undefined, 0))).toMatchObject(NO_KEY);
+});
 
-  test("what has run out is left alone, and NO_KEY when nothing is left", async () => {
-    held("a", { expiresAt: at(0) });
-    held("r", { state: "retiring", retiresAt: at(1) });
-    const { active, retiring } = await keys.revoke(alice, undefined, "", DEADLINE);
-    expect([active, retiring?.revocationReason]).toEqual([undefined, undefined]);
-    expect(store.lastAudit()?.keyIds).toEqual(["r"]);
-    await expect(keys.revoke(alice, undefined, "", DEADLINE)).rejects.toMatchObject({ reason: "NO_KEY" });
-  });
+test("Create without scopes, and Refresh without scopes and key, ask for at least one", async () => {
+  expect(await refusalOf(create({ scopes: [] }))).toMatchObject(noScope);
+  expect(await refusalOf(refresh())).toMatchObject(noScope);
+  expect(records.size).toBe(0);
+});
 
-  test("the owner and the reason are checked", async () => {
-    await expect(keys.revoke(alice, "bob", "", DEADLINE)).rejects.toMatchObject({ reason: "ADMIN_REQUIRED" });
-    await expect(keys.revoke(alice, "", "superseded", DEADLINE)).rejects.toMatchObject({
-      violations: [{ field: "user_id" }, { field: "reason" }],
+test.each<["create" | "refresh", number | undefined, Lifetime | undefined, number | undefined, number | undefined]>([
+  ["create", undefined, undefined, undefined, undefined],
+  ["create", undefined, ttl(60), undefined, LATER_MS + MINUTE_MS],
+  ["create", undefined, until(90_001), undefined, 90_001],
+  ["create", undefined, undefined, HOUR_MS, LATER_MS + HOUR_MS],
+  ["create", undefined, ttl(60), HOUR_MS, LATER_MS + MINUTE_MS],
+  ["create", undefined, until(HOUR_MS), HOUR_MS, HOUR_MS],
+  ["refresh", undefined, undefined, undefined, undefined],
+  ["refresh", 2 * HOUR_MS, undefined, undefined, LATER_MS + 2 * HOUR_MS],
+  ["refresh", 2 * HOUR_MS, ttl(60), undefined, LATER_MS + MINUTE_MS],
+  ["refresh", 2 * HOUR_MS, until(90_001), undefined, 90_001],
+  ["refresh", 2 * HOUR_MS, undefined, HOUR_MS, LATER_MS + HOUR_MS],
+  ["refresh", undefined, undefined, HOUR_MS, LATER_MS + HOUR_MS],
+])(
+  "%s, over a lifetime of %s ms, asked for %o, at most %s ms: the key ends after %s ms",
+  async (method, inheritedMs, lifetime, maxTtlMs, endsMs) => {
+    const createdAt = at(-MINUTE_MS);
+    const expiresAt = inheritedMs === undefined ? undefined : new Date(createdAt.getTime() + inheritedMs);
+    if (method === "refresh") stored("current", { createdAt, expiresAt });
+    const { record } = await calls[method]({ lifetime }, alice, managerOf({ maxTtlMs }));
+    expect(record.expiresAt).toEqual(endsMs === undefined ? undefined : at(endsMs));
+  },
+);
+
+test("an explicit end beyond the longest lifetime, or a longer grace period than allowed, is refused", async () => {
+  const manager = managerOf({ maxTtlMs: MINUTE_MS });
+  expect(await refusalOf(create({ lifetime: ttl(61) }, alice, manager))).toMatchObject({ fields: ["ttl"] });
+  expect(await refusalOf(refresh({ gracePeriod: grace(3_601) }))).toMatchObject({ fields: ["grace_period"] });
+});
+
+const overdue = { expiresAt: at(0) };
+const retiring = { state: "retiring", retiresAt: at(HOUR_MS) } as const;
+const runOut = { state: "retiring", retiresAt: at(-1) } as const;
+
+test("an active key refuses Create before the hash, and one that came meanwhile refuses it after", async () => {
+  stored("current");
+  expect(await refusalOf(create())).toMatchObject(KEY_EXISTS);
+  expect([hashes, asks]).toEqual([0, ["findCurrent"]]);
+  records.clear();
+  meanwhile.set("change", () => stored("current"));
+  expect(await refusalOf(create())).toMatchObject(KEY_EXISTS);
+  expect([hashes, states(), trail]).toEqual([1, { current: "active" }, []]);
+});
+
+test("a key that has expired, or retires, does not count: Get finds none, and Create marks it expired or leaves it", async () => {
+  expect(await refusalOf(keys.get(alice, undefined, 0))).toMatchObject(NO_KEY);
+  stored("overdue", overdue);
+  const retires = stored("retires", retiring);
+  expect(await refusalOf(keys.get(alice, undefined, 0))).toMatchObject(NO_KEY);
+  const { record } = await create();
+  expect(states()).toEqual({ overdue: "expired", retires: "retiring", [record.id]: "active" });
+  expect(records.get("retires")).toEqual(retires);
+  expect(trail[0]!.keyIds).toEqual([record.id, "overdue"]);
+  expect(await keys.get(alice, undefined, 0)).toEqual(record);
+});
+
+const ended = { state: "revoked", revokedAt: at(LATER_MS), revocationReason: "superseded" };
+test.each<[string, Partial<KeyRecord>, number, object, boolean]>([
+  ["at once, without a grace period", {}, 0, ended, true],
+  ["at once, though it had an end", { expiresAt: at(HOUR_MS) }, 0, ended, true],
+  ["after its grace period", {}, 60, { state: "retiring", retiresAt: at(LATER_MS + MINUTE_MS) }, false],
+  [
+    ...(["after its grace period, where its end is later", { expiresAt: at(HOUR_MS) }, 60] as const),
+    ...([{ state: "retiring", retiresAt: at(LATER_MS + MINUTE_MS), expiresAt: at(HOUR_MS) }, false] as const),
+  ],
+  [
+    ...(["at its own end, where the grace period is longer", { expiresAt: at(30_000) }, 60] as const),
+    ...([{ state: "retiring", retiresAt: at(30_000), expiresAt: at(30_000) }, false] as const),
+  ],
+  ["at the end that it has passed", overdue, 60, { state: "expired", ...overdue }, false],
+])("Refresh ends the key it replaces %s", async (_, before, graceS, after, previousKeyRevoked) => {
+  const current = stored("current", { name: "n", scopes: ["old:scope", "admin"], ...before });
+  const answer = await refresh({ gracePeriod: grace(graceS) });
+  expect(answer).toMatchObject({ previousKeyRevoked, record: { name: "n", scopes: ["old:scope", "admin"] } });
+  expect(answer.previous).toEqual({ ...current, ...after });
+  expect(records.get("current")).toEqual({ ...current, ...after, rev: 6 });
+  expect(records.get(answer.record.id)).toEqual(answer.record);
+  expect(answer.key).toContain(`acme_${answer.record.id}_`);
+  expect(trail.map(({ action, keyIds }) => [action, keyIds])).toEqual([["Refresh", [answer.record.id, "current"]]]);
+});
+
+test.each<[string, Partial<KeyRecord>, object]>([
+  ["that lives is revoked at once", retiring, ended],
+  ["that has run out is written down as it ended", runOut, { ...ended, revokedAt: runOut.retiresAt }],
+])("Refresh leaves one retiring key: an earlier one %s", async (_, before, after) => {
+  stored("earlier", before);
+  stored("current");
+  const { record } = await refresh({ gracePeriod: grace(60) });
+  expect(records.get("earlier")).toMatchObject(after);
+  expect(records.get("current")).toMatchObject({ state: "retiring" });
+  expect(trail[0]!.keyIds).toEqual([record.id, "earlier", "current"]);
+});
+
+test("Refresh without a key makes one, ends a retiring one, and takes what it is given before what it would inherit", async () => {
+  stored("retires", retiring);
+  const first = await refresh({ scopes: ["read"] });
+  expect(first).toEqual({ record: first.record, key: first.key, previous: undefined, previousKeyRevoked: false });
+  expect(first.record).toMatchObject({ name: undefined, scopes: ["read"], expiresAt: undefined });
+  expect(records.get("retires")).toMatchObject(ended);
+  const second = await refresh({ scopes: ["write"], name: " n " });
+  expect(second.record).toMatchObject({ name: "n", scopes: ["write"] });
+});
+
+const revokedNow = { state: "revoked", revokedAt: at(LATER_MS), revocationReason: "lost" };
+test.each<[string, Partial<KeyRecord> | undefined, Partial<KeyRecord> | undefined, string[]]>([
+  ["the active key", {}, undefined, ["active"]],
+  ["the active and the retiring key", {}, retiring, ["active", "retiring"]],
+  ["the retiring key, if it is the only one", undefined, retiring, ["retiring"]],
+  ["the retiring key, if the active one has expired", overdue, retiring, ["retiring"]],
+  ["the active key, if the retiring one has run out", {}, runOut, ["active"]],
+  ["nothing, if there is none", undefined, undefined, []],
+  ["nothing, if all have ended", overdue, runOut, []],
+])("Revoke ends %s, and tells which", async (_, active, retires, expected) => {
+  if (active) stored("active", active);
+  if (retires) stored("retiring", retires);
+  const before = new Map(records);
+  const call = keys.revoke(alice, undefined, "lost", 0);
+  if (expected.length === 0) {
+    expect(await refusalOf(call)).toMatchObject(NO_KEY);
+  } else {
+    const answer = await call;
+    expect(Object.values(answer).flatMap((record) => record ?? [])).toEqual(
+      expected.map((id) => ({ ...before.get(id), ...revokedNow })),
+    );
+    expect([answer.active?.id, answer.retiring?.id]).toEqual(
+      ["active", "retiring"].map((id) => (expected.includes(id) ? id : undefined)),
+    );
+    expect(trail).toMatchObject([{ action: "Revoke", keyIds: expected }]);
+  }
+  for (const [id, record] of before) {
+    expect(records.get(id)).toEqual(expected.includes(id) ? { ...record, ...revokedNow, rev: 6 } : record);
+  }
+});
+
+test("after Revoke without a reason the key has none, and Create makes another", async () => {
+  stored("current");
+  expect((await keys.revoke(alice, undefined, "", 0)).active!.revocationReason).toBeUndefined();
+  expect((await create()).record.state).toBe("active");
+});
+
+test("a repeat has the same key, costs no hash, writes nothing, and does not ask whether its fields are still good", async () => {
+  const input = { scopes: ["read"], requestId: ID, lifetime: ttl(600) };
+  const first = await create(input);
+  expect(first.isRepeat).toBeUndefined();
+  expect(first.record.request).toMatchObject({ id: sha256(ID).toString("base64url"), ringId: "r2" });
+  expect(JSON.stringify([...records.values()])).not.toContain(ID);
+  const before = new Map(records);
+  for (const manager of [keys, managerOf({ maxTtlMs: MINUTE_MS }), managerOf({ requestKeys: ring.toReversed() })]) {
+    expect(await create(input, alice, manager)).toEqual({ ...first, previousKeyRevoked: false, isRepeat: true });
+  }
+  expect([records, hashes, trail.length]).toEqual([before, 1, 1]);
+  expect((await create({ ...input, userId: "alice" }, root)).key).toBe(first.key);
+  expect((await create(input, bob)).key).not.toBe(first.key);
+});
+
+test.each([0, 60])("a repeated Refresh with %s s of grace tells of the key that it replaced", async (seconds) => {
+  stored("current");
+  const input = { requestId: ID, gracePeriod: grace(seconds) };
+  const first = await refresh(input);
+  expect(first.previousKeyRevoked).toBe(seconds === 0);
+  const previous = { ...first.previous!, rev: 6 };
+  expect(await refresh(input)).toEqual({ ...first, previous, isRepeat: true });
+  expect(records.size).toBe(2);
+});
+
+test("an id that was used for something else is REQUEST_ID_REUSED, with the key that it made", async () => {
+  const { record } = await create({ requestId: ID });
+  for (const call of [create({ requestId: ID, scopes: ["write"] }), refresh({ requestId: ID, scopes: ["read"] })]) {
+    expect(await refusalOf(call)).toMatchObject({
+      reason: "REQUEST_ID_REUSED",
+      message: "This request_id was used within 24 hours for a call that asked for something else.",
+      metadata: { key_id: record.id },
     });
+  }
+  expect(records.size).toBe(1);
+});
+
+test("a repeat is without the key once that has ended, or its request key has gone or become another", async () => {
+  const { record } = await create({ requestId: ID });
+  const [gone, another] = [[ring[1]!], [{ ...ring[0]!, secret: Buffer.alloc(32, 9) }]];
+  const told = { record, previous: undefined, previousKeyRevoked: false, isRepeat: true };
+  for (const requestKeys of [gone, another]) {
+    const repeat = await create({ requestId: ID }, alice, managerOf({ requestKeys }));
+    expect(repeat).toEqual({ ...told, withheld: "request_key_gone" });
+  }
+  const { active } = await keys.revoke(alice, undefined, "lost", 0);
+  const repeat = await create({ requestId: ID });
+  expect(repeat).toEqual({ ...told, record: { ...active, rev: 2 }, withheld: "ended" });
+});
+
+test("an id stands for its key for 24 hours; then it makes another, and the old key carries it no more", async () => {
+  const first = await create({ requestId: ID });
+  nowMs = START_MS + LATER_MS + REQUEST_REMEMBERED_MS - 1;
+  expect((await create({ requestId: ID })).key).toBe(first.key);
+  nowMs += 1;
+  expect(await refusalOf(create({ requestId: ID }))).toMatchObject(KEY_EXISTS);
+  const input = { requestId: ID, gracePeriod: grace(3_600) };
+  // The old request is the active key's, then a retiring one's, then that of one that has ended.
+  const second = await refresh(input);
+  expect(second).toMatchObject({ previous: { id: first.record.id, state: "retiring" }, previousKeyRevoked: false });
+  const { request, ...rest } = records.get(second.record.id)!;
+  stored(second.record.id, rest);
+  stored(first.record.id, { ...records.get(first.record.id)!, request });
+  const third = await refresh({ ...input, gracePeriod: grace(60) });
+  expect(states()).toEqual({
+    [first.record.id]: "revoked",
+    [second.record.id]: "retiring",
+    [third.record.id]: "active",
   });
+  await keys.revoke(alice, undefined, "", 0);
+  nowMs += LATER_MS + REQUEST_REMEMBERED_MS;
+  const fourth = await create({ requestId: ID });
+  expect(trail.at(-1)!.keyIds).toEqual([fourth.record.id, third.record.id]);
+  expect([...records.values()].filter((record) => record.request).map(({ id }) => id)).toEqual([fourth.record.id]);
+  expect(new Set([first.key, second.key, third.key, fourth.key]).size).toBe(4);
+});
+
+test("of equal calls at once one hashes and the others have its key, while another user's goes on by itself", async () => {
+  const held = deferred<void>();
+  meanwhile.set("change", () => held.promise);
+  const equal = [create({ requestId: ID }), create({ requestId: ID }), create({ requestId: ID })];
+  const other = await create({ requestId: ID }, bob);
+  expect(other.isRepeat).toBeUndefined();
+  expect(hashes).toBe(2);
+  held.resolve();
+  const [first, ...repeats] = await Promise.all(equal);
+  for (const repeat of repeats) expect(repeat).toMatchObject({ key: first!.key, isRepeat: true });
+  expect([first!.isRepeat, hashes, records.size]).toEqual([undefined, 2, 2]);
+});
+
+test("a call that fails fails alone: an equal one that waited for it makes the key", async () => {
+  const lost = new KeyError("DB_UNAVAILABLE", "gone");
+  meanwhile.set("change", () => Promise.reject(lost));
+  const [failed, made] = await Promise.allSettled([create({ requestId: ID }), create({ requestId: ID })]);
+  expect(failed).toEqual({ status: "rejected", reason: lost });
+  expect(made).toMatchObject({ status: "fulfilled", value: { record: { userId: "alice" } } });
+  expect(hashes).toBe(2);
+});
+
+test.each<["create" | "refresh", string]>([
+  ["create", "findCurrent"],
+  ["create", "change"],
+  ["refresh", "change"],
+])("%s has the key that the same call made in another process, before its %s", async (method, moment) => {
+  const input = { requestId: ID, scopes: ["read"] };
+  const elsewhere = managerOf();
+  let first: { key?: string | undefined } | undefined;
+  meanwhile.set(moment, async () => {
+    first = await calls[method](input, alice, elsewhere);
+  });
+  expect(await calls[method](input)).toMatchObject({ key: first!.key, isRepeat: true });
+  expect([records.size, trail.length]).toEqual([1, 1]);
+});
+
+test.each(["create", "refresh"] as const)(
+  "%s whose key was made by another, and can't be found then, is to be tried again",
+  async (method) => {
+    const input = { requestId: ID, scopes: ["read"] };
+    meanwhile.set("change", async () => {
+      await calls[method](input, alice, managerOf());
+      meanwhile.set("findRequested", () => records.clear());
+    });
+    expect(await refusalOf(calls[method](input))).toMatchObject({
+      ...{ reason: "CONFLICT", message: "Try again.", retryAfterMs: 100 },
+    });
+  },
+);
+
+test("a failure that says nothing of another key is passed on as it is, whatever it is", async () => {
+  for (const error of [new KeyError("DB_UNAVAILABLE", "gone"), new TypeError("a defect")]) {
+    meanwhile.set("change", () => Promise.reject(error));
+    await expect(create({ requestId: ID })).rejects.toBe(error);
+  }
+  expect(asks.filter((name) => name === "findRequested")).toHaveLength(2);
+});
+
+test("without request keys, keys are made by calls without a request id", async () => {
+  expect((await create({}, alice, managerOf(withoutRequestKeys))).key).toMatch(/^acme_/);
+});
+
+test("an old id is taken from the ended key that carries it, though another key is marked expired at the same time", async () => {
+  const first = await create({ requestId: ID });
+  await keys.revoke(alice, undefined, "", 0);
+  nowMs += LATER_MS + REQUEST_REMEMBERED_MS;
+  stored("overdue", overdue);
+  const { record } = await create({ requestId: ID });
+  expect(trail.at(-1)!.keyIds).toEqual([record.id, first.record.id, "overdue"]);
 });
