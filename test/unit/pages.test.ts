@@ -5,16 +5,31 @@ import { checkPageSize, pageOf, readPageToken } from "../../src/keys/pages.ts";
 const items = [{ id: "a1" }, { id: "b2" }, { id: "c3" }];
 const read = (token: string, search: object) => {
   const violations: FieldViolation[] = [];
-  return { last: readPageToken(token, search, violations), fields: violations.map(({ field }) => field) };
+  const last = readPageToken(token, search, violations);
+  return { last, said: violations.map(({ field, description }) => `${field} ${description}`) };
+};
+const REFUSED = {
+  last: undefined,
+  said: ["page_token is not a token that this search gave; leave it out to begin anew"],
 };
 
 test("a page's token leads on after its last item, and the last page has none", () => {
   const page = pageOf(items, 2, { userId: "u" });
   expect(page.items).toEqual(items.slice(0, 2));
-  expect(read(page.nextToken!, { userId: "u" })).toEqual({ last: "b2", fields: [] });
+  expect(read(page.nextToken!, { userId: "u" })).toEqual({ last: "b2", said: [] });
+  expect(read(pageOf(items, 1, {}).nextToken!, {})).toEqual({ last: "a1", said: [] });
   expect(pageOf(items, 3, {}).nextToken).toBeUndefined();
-  expect(read(pageOf(items, 1, {}).nextToken!, {})).toEqual({ last: "a1", fields: [] });
-  expect(read("", {})).toEqual({ last: undefined, fields: [] });
+});
+
+test("no token asks for the first page", () => {
+  expect(read("", {})).toEqual({ last: undefined, said: [] });
+});
+
+test("a token whose id could be no item's is refused, though anybody can make one", () => {
+  for (const id of ["a".repeat(64), "a".repeat(65), "$a", "a$", "é", ""]) {
+    const { nextToken } = pageOf([{ id }, { id }], 1, {});
+    expect(read(nextToken!, {})).toEqual(id.length === 64 ? { last: id, said: [] } : REFUSED);
+  }
 });
 
 test("a token of another search, or one that was altered, is refused", () => {
@@ -28,7 +43,7 @@ test("a token of another search, or one that was altered, is refused", () => {
     [`${token}==`, { userId: "u" }],
     ["$", { userId: "u" }],
   ] as const) {
-    expect(read(given, search)).toEqual({ last: undefined, fields: ["page_token"] });
+    expect(read(given, search)).toEqual(REFUSED);
   }
 });
 
@@ -36,17 +51,8 @@ test("a page has 50 items unless 1 to 500 are asked for", () => {
   const size = (asked: number) => {
     const violations: FieldViolation[] = [];
     const found = checkPageSize(asked, violations);
-    return violations.length > 0 ? violations[0]!.field : found;
+    return violations.length > 0 ? violations : found;
   };
-  expect([0, 1, 500, 501, -1].map(size)).toEqual([50, 1, 500, "page_size", "page_size"]);
-});
-
-test("complaints say what would be right", () => {
-  const violations: FieldViolation[] = [];
-  checkPageSize(501, violations);
-  readPageToken("$", {}, violations);
-  expect(violations.map(({ description }) => description)).toEqual([
-    "must be 0 to 500; 0 means 50",
-    "is not a token that this search gave; leave it out to begin anew",
-  ]);
+  const refused = [{ field: "page_size", description: "must be 0 to 500; 0 means 50" }];
+  expect([0, 1, 500, 501, -1].map(size)).toEqual([50, 1, 500, refused, refused]);
 });
