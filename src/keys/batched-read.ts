@@ -66,6 +66,9 @@ interface Batch {
  * reflects all that was acknowledged before the call.
  */
 export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: BatchedReadOptions): BatchedRead {
+  // One for all: the driver keeps the error of a read for as long as the connection that was opened for it, and the stack of
+  // an error keeps what it was made in.
+  const noAnswer = new ReadTimeout(`no answer within ${timeoutMs} ms`);
   const queue: Batch[] = [];
   let running = 0;
   let late = 0;
@@ -88,7 +91,7 @@ export function createBatchedRead({ view, read, lateMs, timeoutMs, wallMs }: Bat
 
   const openBatch = (): Batch => {
     const abort = new AbortController();
-    const giveUp = () => abort.abort(new ReadTimeout(`no answer within ${timeoutMs} ms`));
+    const giveUp = () => abort.abort(noAnswer);
     // Timers come first in a turn of the loop: after a turn that took long, the answer may be there and not yet read.
     const timer = setTimeout(() => setImmediate(giveUp), timeoutMs);
     const batch: Batch = { calls: new Map(), timer, abort };
