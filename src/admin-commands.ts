@@ -125,13 +125,13 @@ export function addAdminCommands(program: Command): void {
     .action(async ({ actor, user, key = "", action = "", result, since, until, ...options }: AuditOptions) => {
       const { pageSize = 0, pageToken = "" } = options;
       const narrowed = {
-        ...{
-          keyId: key,
-          action,
-          ...(actor !== undefined && { actorId: actor }),
-          ...(user !== undefined && { userId: user }),
-        },
-        ...{ ...(result && { result: RESULTS[result] }), ...(since && { since }), ...(until && { until }) },
+        keyId: key,
+        action,
+        ...(actor !== undefined && { actorId: actor }),
+        ...(user !== undefined && { userId: user }),
+        ...(result && { result: RESULTS[result] }),
+        ...(since && { since }),
+        ...(until && { until }),
       };
       const answer = await (await clientOf(options)).listAudit({ ...narrowed, pageSize, pageToken });
       show(ListAuditResponseSchema, answer, options, answer.entries.map(entryLine).join("\n"));

@@ -17,7 +17,7 @@ export const ID_FROM_END = TAIL_LENGTH - 1;
 /** What `LATCHKEY_KEY_PREFIX` may be: 1 to 32 letters, digits and `_`, with no `_` at either end. */
 export const KEY_PREFIX_PATTERN = /^(?=.{1,32}$)[0-9A-Za-z]+(?:_+[0-9A-Za-z]+)*$/;
 
-const KEY_ID = /^[0-9A-Za-z]{16}$/;
+const KEY_ID = new RegExp(`^[0-9A-Za-z]{${ID_LENGTH}}$`);
 
 export interface ParsedKey {
   prefix: string;

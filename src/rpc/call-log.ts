@@ -158,13 +158,8 @@ function rationed(aSecond: number): () => number | undefined {
 
 /** True when it was not true within the last second. */
 export function onceASecond(): () => boolean {
-  let lastMs = Number.NEGATIVE_INFINITY;
-  return () => {
-    const nowMs = performance.now();
-    if (nowMs - lastMs < 1_000) return false;
-    lastMs = nowMs;
-    return true;
-  };
+  const next = rationed(1);
+  return () => next() !== undefined;
 }
 
 /** Nothing that the caller did: the cause belongs in the log. */

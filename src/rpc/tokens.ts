@@ -142,13 +142,8 @@ async function openKey(
       keySet(...token).catch((error: unknown) => {
         if (!couldNotBeFetched(error)) throw error;
         if (isTold()) onKeySetFailed?.(error);
-        throw new KeyError(
-          "KEY_SET_UNAVAILABLE",
-          "The key set that tokens are checked with can't be fetched. Try again.",
-          {
-            ...{ retryAfterMs: 1_000, cause: error },
-          },
-        );
+        const message = "The key set that tokens are checked with can't be fetched. Try again.";
+        throw new KeyError("KEY_SET_UNAVAILABLE", message, { retryAfterMs: 1_000, cause: error });
       });
     return { getKey, algorithms: ASYMMETRIC };
   }

@@ -1,8 +1,8 @@
-import { setTimeout } from "node:timers/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { ClientSession, Collection, Filter, MongoClient } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
-import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/key-store.ts";
+import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/key-store.ts";
 import { USE_EVERY_MS } from "../keys/usage.ts";
 import type { View } from "../keys/view.ts";
 import { type AuditDocument, toAuditDocument } from "./audit.ts";
@@ -89,27 +89,19 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
           const change = decideOrRefuse(current, now, decide);
           if (change instanceof KeyError) return { refused: change };
           const written = change.update.map((record) => ({ ...record, rev: record.rev + 1 }));
-          if (change.insert !== undefined) written.push(change.insert);
-          try {
-            // First, so that an attempt that comes to nothing is the proof that its entry does too.
-            if (change.audit !== undefined) await audit.insertOne(toAuditDocument(change.audit), { session });
-            for (const record of change.update) {
-              const { matchedCount } = await keys.updateOne(
-                { _id: record.id, userId, rev: record.rev },
-                { ...assignments(record), $inc: { rev: 1 } },
-                { session, maxTimeMS: remainingMs(deadlineMs) },
-              );
-              if (matchedCount === 0) return abandon(session, "again");
-            }
-            if (change.insert !== undefined) {
-              tried.inserted = { id: change.insert.id, answer: change.answer, written };
-              await keys.insertOne(toDocument(change.insert), { session });
-            }
-          } catch (error) {
-            // Left to the driver, the next attempt would wait for up to half a second, whatever the deadline.
+          if (change.insert !== undefined) {
+            written.push(change.insert);
+            tried.inserted = { id: change.insert.id, answer: change.answer, written };
+          }
+          const isWritten = await write(userId, change, session, deadlineMs).catch((error: unknown) => {
             if (!isConflict(error)) throw error;
             tried.conflict = error;
-            return abandon(session, "again");
+            return false;
+          });
+          if (!isWritten) {
+            // Left to the driver, the next attempt would wait for up to half a second, whatever the deadline.
+            await session.abortTransaction();
+            return "again";
           }
           // The last moment at which nothing is written yet.
           if (performance.now() >= deadlineMs) throw deadlineExceeded();
@@ -127,11 +119,32 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
     });
   }
 
+  /** False: another change was faster. */
+  async function write(
+    userId: string,
+    { update, insert, audit: entry }: Change<unknown>,
+    session: ClientSession,
+    deadlineMs: number,
+  ): Promise<boolean> {
+    // First, so that an attempt that comes to nothing is the proof that its entry does too.
+    if (entry !== undefined) await audit.insertOne(toAuditDocument(entry), { session });
+    for (const record of update) {
+      const { matchedCount } = await keys.updateOne(
+        { _id: record.id, userId, rev: record.rev },
+        { ...assignments(record), $inc: { rev: 1 } },
+        { session, maxTimeMS: remainingMs(deadlineMs) },
+      );
+      if (matchedCount === 0) return false;
+    }
+    if (insert !== undefined) await keys.insertOne(toDocument(insert), { session });
+    return true;
+  }
+
   /** Runs a write, and has the view show what it wrote before the caller learns of it. */
-  async function seen<T>(userId: string, write: () => Promise<Done<T>>): Promise<T> {
+  async function seen<T>(userId: string, make: () => Promise<Done<T>>): Promise<T> {
     const window = view.open();
     try {
-      const { answer, written } = await write();
+      const { answer, written } = await make();
       for (const record of written) window.keep(record);
       return answer;
     } catch (error) {
@@ -184,13 +197,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
           seen(userId, async () => {
             const tried: Tried<T> = { retryUntilMs };
             for (let attempts = 1; ; attempts += 1) {
-              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(
-                (error: unknown) => {
-                  if (!isConflict(error)) throw error;
-                  tried.conflict = error;
-                  return "again" as const;
-                },
-              );
+              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest);
               if (outcome !== "again" && "done" in outcome) return outcome.done;
               if (outcome !== "again") {
                 // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
@@ -198,7 +205,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
                 const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
                 if (confirmed instanceof KeyError) throw confirmed;
               }
-              await setTimeout(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
+              await sleep(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
               if (performance.now() >= retryUntilMs) throw conflict(tried.conflict);
             }
           }),
@@ -247,11 +254,6 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
       await keys.bulkWrite(updates, { ordered: false, writeConcern: { w: 1 } });
     },
   };
-}
-
-async function abandon<T>(session: ClientSession, answer: T): Promise<T> {
-  await session.abortTransaction();
-  return answer;
 }
 
 function decideOrRefuse<T>(

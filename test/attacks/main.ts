@@ -1,7 +1,8 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { table, writeBetweenMarkers } from "../support/trust-page.ts";
 import { ATTACKS } from "./attacks.ts";
 import { type Measured, measure } from "./measure.ts";
 import { measureTiming, type TimingRow } from "./timing.ts";
@@ -16,7 +17,6 @@ const USAGE = `npm run attacks -- [options]
   --write       put the tables into docs/trust.md
 `;
 
-const DOCUMENT = "docs/trust.md";
 const MiB = 1024 * 1024;
 
 async function run(): Promise<number> {
@@ -54,7 +54,7 @@ async function run(): Promise<number> {
     const timing = await measureTiming(world, Number(values.rounds));
     const text = toMarkdown(alone.perSecond, found, timing, forMs);
     process.stdout.write(`${text}\n`);
-    if (values.write && values.only === "") writeBetweenMarkers(text);
+    if (values.write && values.only === "") writeBetweenMarkers("attacks", text);
     return found.some(({ fault, good }) => fault !== undefined || good.failed > 0) ? 1 : 0;
   } finally {
     world.endConnections();
@@ -96,20 +96,6 @@ function toMarkdown(alone: number, found: Measured[], timing: TimingRow[], forMs
     timing.map(({ label, aUs, bUs, t }) => [label, `${aUs.toFixed(1)} µs`, `${bUs.toFixed(1)} µs`, t.toFixed(1)]),
   );
   return `${machine}\n\n${attacks}\n\n${times}`;
-}
-
-function table(head: string[], rows: string[][]): string {
-  const line = (cells: string[]) => `| ${cells.join(" | ")} |`;
-  return [line(head), `|${"---|".repeat(head.length)}`, ...rows.map(line)].join("\n");
-}
-
-function writeBetweenMarkers(text: string): void {
-  const [start, end] = ["<!-- attacks -->", "<!-- /attacks -->"];
-  const document = readFileSync(DOCUMENT, "utf8");
-  const from = document.indexOf(start);
-  const to = document.indexOf(end);
-  if (from < 0 || to < from) throw new Error(`${DOCUMENT} has no markers for the attacks`);
-  writeFileSync(DOCUMENT, `${document.slice(0, from + start.length)}\n${text}\n${document.slice(to)}`);
 }
 
 try {

@@ -1,5 +1,6 @@
 import { unknownKey, wrongSecret } from "../bench/records.ts";
 import { median } from "../bench/statistics.ts";
+import { createRandom } from "../faults/random.ts";
 import { ask, type World } from "./world.ts";
 
 // Whether a stranger can tell by the clock what Verify does not tell: that an id exists, or was revoked.
@@ -46,56 +47,52 @@ const KEYS_A_KIND = 16;
 /** One call at a time, of every kind once a round, in an order of chance. */
 export async function measureTiming(world: World, rounds: number): Promise<TimingRow[]> {
   const session = world.openSession();
+  const random = createRandom(Date.now());
   const several = (make: () => string) => Array.from({ length: KEYS_A_KIND }, make);
-  const unknown = several(unknownKey);
-  const kinds = [
-    { name: "an unknown id", keys: unknown },
-    { name: "the same once more (nothing to tell)", keys: unknown },
-    { name: "a wrong secret", keys: several(() => wrongSecret(world.other)) },
-    { name: "a wrong secret of a key in use", keys: several(() => wrongSecret(world.good)) },
-    { name: "a wrong secret of a revoked key", keys: several(() => wrongSecret(world.revoked)) },
-  ];
-  const samples = kinds.map(() => new Float64Array(rounds));
+  const kind = (name: string, keys: string[]) => ({ name, keys, tookUs: new Float64Array(rounds) });
+  const keys = several(unknownKey);
+  const unknown = kind("an unknown id", keys);
+  const again = kind("the same once more (nothing to tell)", keys);
+  const wrong = kind(
+    "a wrong secret",
+    several(() => wrongSecret(world.other)),
+  );
+  const inUse = kind(
+    "a wrong secret of a key in use",
+    several(() => wrongSecret(world.good)),
+  );
+  const revoked = kind(
+    "a wrong secret of a revoked key",
+    several(() => wrongSecret(world.revoked)),
+  );
   await ask(session, world.good);
   for (let round = -200; round < rounds; round += 1) {
-    for (const kind of shuffled(kinds.length)) {
-      const { keys } = kinds[kind]!;
+    for (const { keys, tookUs } of random.shuffled([unknown, again, wrong, inUse, revoked])) {
       const key = keys[Math.abs(round) % keys.length]!;
       const startedMs = performance.now();
       await ask(session, key);
-      if (round >= 0) samples[kind]![round] = (performance.now() - startedMs) * 1_000;
+      if (round >= 0) tookUs[round] = (performance.now() - startedMs) * 1_000;
     }
   }
   session.destroy();
-  const compare = (label: string, a: Float64Array, b: Float64Array): TimingRow => {
-    const [cutA, cutB] = trimmed([a, b]);
-    return { label, aUs: median([...a]), bUs: median([...b]), t: welch(cutA!, cutB!) };
+  const extraUs = median([...unknown.tookUs]) * PLANTED;
+  const planted = {
+    name: `${again.name}, and ${PLANTED * 100} % more (planted: must be told apart)`,
+    tookUs: again.tookUs.map((us) => us + extraUs),
   };
-  const [base, ...others] = samples;
-  const medianUs = median([...base!]);
   return [
-    ...others.map((other, index) => compare(`${kinds[0]!.name} / ${kinds[index + 1]!.name}`, base!, other)),
-    compare(
-      kinds
-        .slice(2, 4)
-        .map(({ name }) => name)
-        .join(" / "),
-      samples[2]!,
-      samples[3]!,
-    ),
-    compare(
-      `${kinds[0]!.name} / ${kinds[1]!.name}, and ${PLANTED * 100} % more (planted: must be told apart)`,
-      base!,
-      samples[1]!.map((us) => us + medianUs * PLANTED),
-    ),
+    ...[again, wrong, inUse, revoked].map((other) => compare(unknown, other)),
+    compare(wrong, inUse),
+    compare(unknown, planted),
   ];
 }
 
-function shuffled(length: number): number[] {
-  const order = Array.from({ length }, (_, index) => index);
-  for (let last = length - 1; last > 0; last -= 1) {
-    const other = Math.floor(Math.random() * (last + 1));
-    [order[last], order[other]] = [order[other]!, order[last]!];
-  }
-  return order;
+type Kind = { name: string; tookUs: Float64Array };
+
+function compare(a: Kind, b: Kind): TimingRow {
+  const [cutA, cutB] = trimmed([a.tookUs, b.tookUs]);
+  return {
+    ...{ label: `${a.name} / ${b.name}`, aUs: median([...a.tookUs]), bUs: median([...b.tookUs]) },
+    t: welch(cutA!, cutB!),
+  };
 }

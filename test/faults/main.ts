@@ -3,12 +3,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stopProcesses } from "../support/process.ts";
 import { startReplicaSet } from "../support/replica-set.ts";
+import { table, writeBetweenMarkers } from "../support/trust-page.ts";
 import { DEFECTIVE_GRACES_MS, DEFECTS, plant } from "./defects.ts";
 import { FAULTS, type Fault } from "./fault.ts";
 import { buildChecker, type Decide } from "./linearizable.ts";
 import { type Options, readOptions, USAGE } from "./options.ts";
 import { createRandom } from "./random.ts";
-import { faultTable, rowsOf, table, writeBetweenMarkers } from "./report.ts";
+import { faultTable, rowsOf } from "./report.ts";
 import { faultsInOrder, makeSteady, NOBODY, playRound, type Round, type Steady } from "./round.ts";
 import { openStage, type Stage } from "./stage.ts";
 

@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { table } from "../support/trust-page.ts";
 import type { Figures, Round } from "./round.ts";
 
 /** What all rounds of one fault came to. */
@@ -52,20 +52,4 @@ export function faultTable(rows: readonly Row[]): string {
       ...[seconds(worst.writePauseMs), seconds(worst.recoveryMs)],
     ]),
   );
-}
-
-export function table(head: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
-  return [head, head.map(() => "---"), ...rows].map((cells) => `| ${cells.join(" | ")} |`).join("\n");
-}
-
-const TRUST = "docs/trust.md";
-
-/** Replaces what stands between the markers of this name. */
-export function writeBetweenMarkers(name: string, text: string): void {
-  const [begin, end] = [`<!-- ${name} -->`, `<!-- /${name} -->`];
-  const page = readFileSync(TRUST, "utf8");
-  const [before, rest] = page.split(begin);
-  const after = rest?.split(end)[1];
-  if (after === undefined) throw new Error(`${TRUST} has no ${begin} … ${end}.`);
-  writeFileSync(TRUST, `${before}${begin}\n${text}\n${end}${after}`);
 }

@@ -1,6 +1,6 @@
 import { parseArgs } from "node:util";
-import { table, writeBetweenMarkers } from "../faults/report.ts";
 import { stopProcesses } from "../support/process.ts";
+import { table, writeBetweenMarkers } from "../support/trust-page.ts";
 import { type Census, takeCensus } from "./census.ts";
 import { grown, leastOf } from "./growth.ts";
 import { createLoad } from "./load.ts";

@@ -48,11 +48,6 @@ export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyO
   const byPeer = new Map<string, Weather>();
   let everyone: Weather = {};
   const weatherOf = (peer: string) => byPeer.get(peer) ?? everyone;
-  const feel = (link: Link) => {
-    if (weatherOf(link.peer).cut) link.drop();
-    else link.changed();
-  };
-
   const whoIs = async (client: Socket): Promise<string> => {
     for (const ms of peerOf === undefined ? [] : LOOK_AGAIN_MS) {
       if (ms > 0) await sleep(ms);
@@ -103,7 +98,10 @@ export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyO
         everyone = weather;
         byPeer.clear();
       } else byPeer.set(peer, weather);
-      for (const link of links) feel(link);
+      for (const link of links) {
+        if (weatherOf(link.peer).cut) link.drop();
+        else link.changed();
+      }
     },
     connections: (peer) => [...links].filter((link) => peer === undefined || link.peer === peer).length,
     async close() {

@@ -249,6 +249,7 @@ test("a refusal for overload is passed on, and is no outage", async () => {
       readFromSecondary: () => Promise.reject(overloaded),
     },
   });
+  clock.pass(1);
   await expect(refusing.find("a")).rejects.toBe(overloaded);
   await expect(refusing.findStrong("a")).rejects.toBe(overloaded);
   expect(refusing.outage).toBe(false);

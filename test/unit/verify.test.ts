@@ -271,7 +271,8 @@ test("after all peppers were lost, one argon2 proves the key and gives it a new 
   expect(renewed[0]!.pepper).toBe("p9");
 });
 
-test("a revocation seen while an argon2 ran decides", async () => {
+/** Of the right key, when `meanwhile` happens while an argon2 runs for it. */
+async function outcomeOfSlow(meanwhile: () => void): Promise<string> {
   const slow = deferred<boolean>();
   const started = jest.fn();
   build([newest], (keeper) => ({
@@ -281,29 +282,24 @@ test("a revocation seen while an argon2 ran decides", async () => {
       return slow.promise.then((proven) => ({ proven }));
     },
   }));
-  const answer = ask(KEY) as Promise<{ outcome: string }>;
+  const outcome = outcomeOf(KEY);
   while (started.mock.calls.length === 0) await new Promise(setImmediate);
-  stored({ state: "revoked", revokedAt: new Date(0) });
+  meanwhile();
   slow.resolve(true);
-  expect((await answer).outcome).toBe("revoked");
+  return outcome;
+}
+
+test("a revocation seen while an argon2 ran decides", async () => {
+  const outcome = await outcomeOfSlow(() => stored({ state: "revoked", revokedAt: new Date(0) }));
+  expect(outcome).toBe("revoked");
 });
 
 test("a key whose record was removed while an argon2 ran is not found", async () => {
-  const slow = deferred<boolean>();
-  const started = jest.fn();
-  build([newest], (keeper) => ({
-    ...keeper,
-    prove: () => {
-      started();
-      return slow.promise.then((proven) => ({ proven }));
-    },
-  }));
-  const answer = ask(KEY) as Promise<{ outcome: string }>;
-  while (started.mock.calls.length === 0) await new Promise(setImmediate);
-  record = { ...record, id: "gone".repeat(4) };
-  view.changed(ID, Number.POSITIVE_INFINITY);
-  slow.resolve(true);
-  expect((await answer).outcome).toBe("not_found");
+  const outcome = await outcomeOfSlow(() => {
+    record = { ...record, id: "gone".repeat(4) };
+    view.changed(ID, Number.POSITIVE_INFINITY);
+  });
+  expect(outcome).toBe("not_found");
 });
 
 test("64 fingerprints are renewed at once; a key that comes then is answered, and renewed at a later use", async () => {
