@@ -59,8 +59,8 @@ export interface AuditStore {
 }
 
 const MAX_USER_AGENT = 256;
-/** What looks like a key or a token: people paste them into anything. */
-const SECRETS = /[0-9A-Za-z]+_[0-9A-Za-z]{16}_[0-9A-Za-z]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]*/g;
+/** What looks like a key or a token, or the beginning of one that was cut: people paste them into anything. */
+const SECRETS = /[0-9A-Za-z]+_[0-9A-Za-z]{16}_[0-9A-Za-z]+|eyJ[\w-]+\.[\w-]+\.[\w-]*/g;
 
 export function cleanUserAgent(text: string): string {
   return text

@@ -252,3 +252,69 @@ test("a read is told to be late by its own beginning: what a call waited for its
     jest.useRealTimers();
   }
 });
+
+test("late reads let others begin, sixteen of them at once; as each ends its share is there again", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const read = batched(10_000, 100);
+    // The reads ignore that they are told to give up: the second round finds all places free only if the first gave them back.
+    for (const round of ["first", "second"]) {
+      const before = reads.length;
+      for (let n = 0; n < 18; n += 1) {
+        void read(`${round} ${n}`).catch(() => {});
+        await settled();
+        jest.advanceTimersByTime(100);
+        await settled();
+        expect(reads.length - before).toBe(n + 1);
+      }
+      void read(`${round} waits`).catch(() => {});
+      await settled();
+      jest.advanceTimersByTime(100);
+      await settled();
+      expect(reads.length - before).toBe(18);
+      jest.advanceTimersByTime(10_000);
+      await settled();
+    }
+  } finally {
+    jest.useRealTimers();
+  }
+});
+
+test("what waited for its turn too long is not read any more", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const read = batched(1_000, 10_000);
+    for (const id of ["a", "b"]) {
+      void read(id).catch(() => {});
+      await settled();
+    }
+    const waits = expect(read("c")).rejects.toMatchObject({ name: "ReadTimeout" });
+    jest.advanceTimersByTime(1_000);
+    await waits;
+    await settled();
+    const next = read("d");
+    await settled();
+    expect(reads.map(({ ids }) => ids)).toEqual([["a"], ["b"], ["d"]]);
+    reads[2]!.answer(recordOf("d"));
+    expect((await next).entry?.id).toBe("d");
+  } finally {
+    jest.useRealTimers();
+  }
+});
+
+test("a call whose read was answered is not failed when its time is up, and the read is not told to give up", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const late: string[] = [];
+    const read = batched(1_000, 100);
+    const call = read("a", () => late.push("a"));
+    await until(() => reads.length === 1);
+    reads[0]!.answer(recordOf("a"));
+    await call;
+    jest.advanceTimersByTime(2_000);
+    await settled();
+    expect([late, reads[0]!.signal.aborted, jest.getTimerCount()]).toEqual([[], false, 0]);
+  } finally {
+    jest.useRealTimers();
+  }
+});

@@ -1,3 +1,4 @@
+import { getEventListeners } from "node:events";
 import { expect, test } from "@jest/globals";
 import { array, assert, asyncProperty, constantFrom, integer, oneof, record } from "fast-check";
 import { type Changes, createChanges, type Told } from "../../src/keys/changes.ts";
@@ -102,6 +103,50 @@ test("who asks for more than is held, or sends an unknown token, is told to star
   const resumed = open(changes, 21n);
   expect([shown(await resumed.next()), shown(await resumed.next())]).toEqual(["heartbeat 1000", "b"]);
   expect(changes.restarts).toBe(3);
+});
+
+test("a token that this process can't read is a restart even where nothing has happened yet", async () => {
+  expect(shown(await open(following(), "unknown").next())).toBe("restart 1000");
+});
+
+test("who resumes from the very moment that changes are followed from has missed nothing", async () => {
+  const changes = following();
+  changes.changed(change("a", 12n));
+  const resumed = open(changes, 10n);
+  expect([shown(await resumed.next()), shown(await resumed.next())]).toEqual(["heartbeat 1000", "a"]);
+});
+
+test("a heartbeat's position is the proof's, and never before what the watcher was told by another process", async () => {
+  const changes = following();
+  expect((await open(changes).next())?.position).toBe(11n);
+  const behind = open(changes, 10n);
+  expect((await behind.next())?.position).toBe(11n);
+  const ahead = open(changes, 40n);
+  expect((await ahead.next())?.position).toBe(40n);
+  changes.proven(2_000, 30n);
+  expect((await ahead.next())?.position).toBe(40n);
+  expect((await behind.next())?.position).toBe(30n);
+});
+
+test("a restart's position is the last moment heard of", async () => {
+  const changes = following();
+  changes.restarted(20n);
+  expect((await open(changes, 9n).next())?.position).toBe(20n);
+  changes.changed(change("a", 21n));
+  expect((await open(changes, 9n).next())?.position).toBe(21n);
+  changes.proven(2_000, 22n);
+  expect((await open(changes, 9n).next())?.position).toBe(22n);
+});
+
+test("a watch that ended leaves nothing at its caller's signal", async () => {
+  const controller = new AbortController();
+  const stream = following().watch(undefined, controller.signal);
+  await stream.next();
+  const waiting = stream.next();
+  expect(getEventListeners(controller.signal, "abort")).toHaveLength(1);
+  controller.abort();
+  expect((await waiting).done).toBe(true);
+  expect(getEventListeners(controller.signal, "abort")).toHaveLength(0);
 });
 
 test("who falls behind by more than is held is told so, and then follows again", async () => {

@@ -1,8 +1,17 @@
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { crc32 } from "node:zlib";
 import { describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
-import { base62, formatKey, KEY_PREFIX_PATTERN, parseAnyKey, parseKey, randomBase62 } from "../../src/keys/format.ts";
+import {
+  base62,
+  formatKey,
+  isKeyId,
+  KEY_PREFIX_PATTERN,
+  parseAnyKey,
+  parseKey,
+  randomBase62,
+} from "../../src/keys/format.ts";
 
 const base62Text = (length: number) => fc.stringMatching(new RegExp(`^[0-9A-Za-z]{${length}}$`));
 const prefix = fc.stringMatching(/^[0-9A-Za-z]{1,8}(_[0-9A-Za-z]{1,8}){0,2}$/);
@@ -52,6 +61,38 @@ describe("the key grammar", () => {
     expect(parseKey(key, ["acme"])).toBeUndefined();
   });
 
+  test("a right checksum does not make a key of what breaks the grammar", () => {
+    const sealed = (prefix: string, id = "0".repeat(16), secret = "z".repeat(43), separators = "__") => {
+      const body = `${prefix}${separators[0]}${id}${separators[1]}${secret}`;
+      return body + base62(crc32(Buffer.from(body, "latin1")), 6);
+    };
+    expect(parseAnyKey(sealed("lk"))).toEqual({ prefix: "lk", id: "0".repeat(16), secret: "z".repeat(43) });
+    for (const bad of ["-", "_", " ", "/", ":", "@", "[", "`", "{", "\u007f", "\u0080", "é"]) {
+      for (const at of [0, 15])
+        expect(parseAnyKey(sealed("lk", "0".repeat(at) + bad + "0".repeat(15 - at)))).toBeUndefined();
+      for (const at of [0, 42])
+        expect(parseAnyKey(sealed("lk", undefined, "z".repeat(at) + bad + "z".repeat(42 - at)))).toBeUndefined();
+    }
+    for (const separators of ["-_", "_-", "0_", "_0"])
+      expect(parseAnyKey(sealed("lk", undefined, undefined, separators))).toBeUndefined();
+    for (const prefix of ["_lk", "lk_", "l-k", "é"]) expect(parseAnyKey(sealed(prefix))).toBeUndefined();
+  });
+
+  test("a checksum is written in one way: a digit of less than nothing after a greater one is not taken", () => {
+    const keys = Array.from({ length: 1_000 }, (_, n) =>
+      formatKey({ prefix: "lk", id: base62(n, 16), secret: "z".repeat(43) }),
+    );
+    const key = keys.find((one) => /[0-8]z$/.test(one))!;
+    expect(parseAnyKey(key)).toBeDefined();
+    expect(parseAnyKey(`${key.slice(0, -2)}${Number(key.at(-2)) + 1}_`)).toBeUndefined();
+  });
+
+  test("a key's id has 16 letters and digits", () => {
+    expect(isKeyId("0123456789ABCxyz")).toBe(true);
+    for (const bad of ["", "0".repeat(15), "0".repeat(17), `${"0".repeat(15)}_`, `${"0".repeat(16)}\n`, "é".repeat(16)])
+      expect(isKeyId(bad)).toBe(false);
+  });
+
   test("a key's prefix has 1 to 32 characters", () => {
     const keyOf = (length: number) =>
       formatKey({ prefix: "x".repeat(length), id: "0".repeat(16), secret: "z".repeat(43) });
@@ -71,8 +112,10 @@ describe("the key grammar", () => {
   });
 
   test("a prefix has no _ at either end, and at most 32 characters", () => {
-    for (const good of ["lk", "acme_live", "A1", "x".repeat(32)]) expect(good).toMatch(KEY_PREFIX_PATTERN);
-    for (const bad of ["", "_", "lk_", "_lk", "l k", "é", "x".repeat(33)]) expect(bad).not.toMatch(KEY_PREFIX_PATTERN);
+    for (const good of ["lk", "acme_live", "acme__live_eu", "A1", "0", "x".repeat(32)])
+      expect(good).toMatch(KEY_PREFIX_PATTERN);
+    for (const bad of ["", "_", "lk_", "_lk", "l k", "lk\n", "é", "x".repeat(33)])
+      expect(bad).not.toMatch(KEY_PREFIX_PATTERN);
   });
 
   test("base62 puts the most significant digit first and pads with 0", () => {
@@ -87,7 +130,12 @@ describe("the key grammar", () => {
 
 test("random characters are drawn without modulo bias: bytes from 248 up are drawn again", () => {
   const source = [[255, 248, 0, 61], [62, 247, 250], [5]].map((bytes) => Uint8Array.from(bytes));
-  expect(randomBase62(5, () => source.shift()!)).toBe("0z0z5");
+  const sizes: number[] = [];
+  const draw = (size: number) => {
+    sizes.push(size);
+    return source.shift()!;
+  };
+  expect([randomBase62(5, draw), sizes]).toEqual(["0z0z5", [5, 3, 1]]);
 });
 
 test("random characters are uniform over the alphabet", () => {

@@ -1,5 +1,5 @@
 import { setImmediate as turn } from "node:timers/promises";
-import { beforeEach, expect, test } from "@jest/globals";
+import { beforeEach, expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
 import { createFreshness, type Freshness } from "../../src/keys/freshness.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
@@ -270,4 +270,67 @@ test("a database that is only slow: memory answers in its stead, and what is not
   slow.resolve();
   expect(await absent).toMatchObject(found(7, wall(1_001)));
   expect(lookup.outage).toBe(false);
+});
+
+test("in an outage nobody waits for the primary: memory answers at once, and for what is not in it a secondary", async () => {
+  hold(recordOf("held", 1));
+  store(recordOf("absent", 7));
+  prove(0);
+  clock.pass(1);
+  allDown();
+  await lookup.find("held");
+  await settled();
+  down.delete("readFromSecondary");
+  const stuck = deferred<void>();
+  hinder = () => stuck.promise;
+  expect(await lookup.find("held")).toMatchObject(found(1, wall(0)));
+  expect(await lookup.find("absent")).toMatchObject(found(7, wall(0)));
+  stuck.resolve();
+  await settled();
+});
+
+test("what fails for overload is told so rather than that the database is away, and else the primary's failure is the cause", async () => {
+  const overloaded = new KeyError("OVERLOADED", "no");
+  const failing = (failures: Record<Kind, Error>) =>
+    createLookup({
+      ...{ view, freshness, readTimeoutMs: 60_000, clockMs: clock.nowMs, wallMs: Date.now },
+      source: {
+        readRecent: () => Promise.reject(failures.readRecent),
+        readProven: () => Promise.reject(failures.readProven),
+        readFromSecondary: () => Promise.reject(failures.readFromSecondary),
+      },
+    });
+  prove(999);
+  const [one, two, three] = [new Error("one"), new Error("two"), new Error("three")];
+  const busy = failing({ readRecent: one, readProven: two, readFromSecondary: overloaded });
+  await expect(busy.find("a")).rejects.toBe(overloaded);
+  const away = failing({ readRecent: one, readProven: two, readFromSecondary: three });
+  await expect(away.find("a")).rejects.toMatchObject({ ...unavailable, cause: one });
+  await expect(away.find("a")).rejects.toMatchObject({ ...unavailable, cause: two });
+});
+
+test.each([
+  [20, 2_000],
+  [5_000, 5_000],
+])("with a read timeout of %i ms a call that nothing can answer waits for %i ms", async (readTimeoutMs, waitMs) => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    build({ readTimeoutMs });
+    prove(999);
+    hinder = () => new Promise(() => {});
+    down.add("readFromSecondary");
+    let refused: unknown;
+    lookup.find("a").catch((error: unknown) => {
+      refused = error;
+    });
+    await settled();
+    jest.advanceTimersByTime(waitMs - 1);
+    await settled();
+    expect([lookup.outage, refused]).toEqual([readTimeoutMs < waitMs, undefined]);
+    jest.advanceTimersByTime(1);
+    await settled();
+    expect(refused).toMatchObject(unavailable);
+  } finally {
+    jest.useRealTimers();
+  }
 });

@@ -1,7 +1,7 @@
 import { beforeEach, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import type { KeyRecord } from "../../src/keys/key.ts";
-import { createView, type View, type ViewWindow } from "../../src/keys/view.ts";
+import { createView, stateAt, type View, type ViewWindow } from "../../src/keys/view.ts";
 import { recordOf } from "../support/records.ts";
 
 let view: View;
@@ -180,6 +180,67 @@ test("it is known from the record when time alone will change its state", () => 
   expect(changesAtMs({ expiresAt: later })).toBe(2_000);
   expect(changesAtMs({ state: "retiring", expiresAt: later, retiresAt: sooner })).toBe(1_000);
   expect(changesAtMs({ state: "revoked", expiresAt: later })).toBeUndefined();
+});
+
+test("the state that holds is the stored one until the moment that time alone changes it", () => {
+  const stateOf = (fields: Partial<KeyRecord>) => {
+    const entry = createView({ maxKeys: 1 })
+      .open()
+      .keep(recordOf("a", 1, fields))!;
+    return [999, 1_000].map((nowMs) => stateAt(entry, nowMs));
+  };
+  const [end, never] = [new Date(1_000), undefined];
+  expect(stateOf({ expiresAt: never })).toEqual(["active", "active"]);
+  expect(stateOf({ expiresAt: end })).toEqual(["active", "expired"]);
+  expect(stateOf({ state: "retiring", retiresAt: end })).toEqual(["retiring", "revoked"]);
+  expect(stateOf({ state: "retiring", retiresAt: end, expiresAt: new Date(2_000) })).toEqual(["retiring", "revoked"]);
+  expect(stateOf({ state: "revoked", expiresAt: end })).toEqual(["revoked", "revoked"]);
+  expect(stateOf({ state: "expired", expiresAt: end })).toEqual(["expired", "expired"]);
+});
+
+test("an entry is its record, with times as Unix milliseconds, and what proves the secret set apart", () => {
+  const fingerprint = { pepper: "p1", mac: new Uint8Array(32) };
+  const told = { id: "a", userId: "alice", name: "laptop", prefix: "acme_live", scopes: ["read", "write"], rev: 7 };
+  const end = { state: "revoked", revocationReason: "leaked" } as const;
+  const times = { createdAt: 1, expiresAt: 2, retiresAt: 3, revokedAt: 4, lastUsedAt: 5_999 };
+  const dates = Object.fromEntries(Object.entries(times).map(([name, ms]) => [name, new Date(ms)]));
+  const keep = (record: KeyRecord) => view.open().keep(record);
+  expect(keep({ ...told, ...end, ...(dates as { createdAt: Date }), secretHash: "$argon2id$", fingerprint })).toEqual({
+    ...{ ...told, ...end, ...times, usedS: 5, digests: { secretHash: "$argon2id$", fingerprint } },
+  });
+  expect(keep(recordOf("b"))).toMatchObject({ usedS: 0, lastUsedAt: undefined, revokedAt: undefined });
+});
+
+test("equal scopes are held once, and others are not taken for them", () => {
+  const scopes = [["a", "bc"], ["a", "bc"], ["ab", "c"], []];
+  for (const [index, list] of scopes.entries()) fill(recordOf(`id ${index}`, 1, { scopes: list }));
+  const held = scopes.map((_, index) => view.get(`id ${index}`)!.scopes);
+  expect(held).toEqual(scopes);
+  expect(held[1]).toBe(held[0]);
+});
+
+test("who finds nothing is believed though nothing is kept: before events are followed, and after a restart", () => {
+  const window = createView({ maxKeys: 1 }).open();
+  expect(window.keepUnknown("a")).toBe(true);
+  fill(recordOf("b"));
+  const late = view.open();
+  view.dropUser("alice");
+  expect([late.keepUnknown("b"), view.isUnknown("b"), revOf("b")]).toEqual([true, false, 1]);
+  expect(view.open().keepUnknown("c")).toBe(true);
+});
+
+test("a closed window is let go: it hears of no more events", () => {
+  const [closed, open] = [view.open(), view.open()];
+  closed.close();
+  view.changed("a", 2);
+  expect([closed.keepUnknown("a"), open.keepUnknown("a")]).toEqual([true, false]);
+});
+
+test("of two events about one record under a read, the later one counts, in whichever order they come", () => {
+  const window = view.open();
+  view.changed("a", 3);
+  view.changed("a", 2);
+  expect(window.keep(recordOf("a", 2))).toBeUndefined();
 });
 
 /**
