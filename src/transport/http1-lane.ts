@@ -82,7 +82,6 @@ class Connection {
   private draining = false;
   /** Nothing more is served: the last answer says so. */
   private ending = false;
-  private endingMs: number | undefined;
   /** The connection is closed, or another's. */
   private isOver = false;
   private idleSinceMs = performance.now();
@@ -266,12 +265,7 @@ class Connection {
 
   sweep(nowMs: number): void {
     const { requestTimeoutMs, idleTimeoutMs } = this.options;
-    if (this.ending) {
-      // One that does not take what it was sent last would stay.
-      this.endingMs ??= nowMs;
-      if (nowMs - this.endingMs >= requestTimeoutMs) this.socket.destroy();
-      return;
-    }
+    if (this.ending) return;
     if (this.used || this.call !== undefined || this.rest.length > 0) this.idleSinceMs = nowMs;
     this.used = false;
     if (nowMs - this.idleSinceMs >= idleTimeoutMs) this.end();

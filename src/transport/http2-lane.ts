@@ -112,7 +112,6 @@ class Connection {
   private preface: Buffer | undefined = EMPTY;
   private sawSettings = false;
   private ended = false;
-  private endedMs: number | undefined;
   private draining = false;
   private lastId = 0;
   private refused = 0;
@@ -581,12 +580,7 @@ class Connection {
 
   sweep(nowMs: number): void {
     const { requestTimeoutMs, idleTimeoutMs } = this.options;
-    if (this.ended) {
-      // One that does not take what it was sent last would stay.
-      this.endedMs ??= nowMs;
-      if (nowMs - this.endedMs >= requestTimeoutMs) this.socket.destroy();
-      return;
-    }
+    if (this.ended) return;
     for (const open of this.calls.values()) {
       if (open.call !== undefined) continue;
       if (open.sinceMs === UNSWEPT) open.sinceMs = nowMs;

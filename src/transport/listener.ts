@@ -21,6 +21,7 @@ import { notePeer, peerOf, verifiedPeer } from "./peer.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
 import { createHotMethods, type RequestListener, serveHotRequests } from "./unary.ts";
+import { cutUntaken } from "./untaken.ts";
 
 export interface ListenerOptions {
   host: string;
@@ -64,7 +65,10 @@ export interface ListenerLimits {
   firstBytesTimeoutMs: number;
   /** Time for the headers of an HTTP/1.1 request. */
   headersTimeoutMs: number;
-  /** Time for a whole request; over HTTP/2 also for the client to take an answer that has ended. An answer itself may take for ever. */
+  /**
+   * Time for a whole request; for a client to take some of what it was sent; over HTTP/2 also for it to take all of an answer
+   * that has ended. An answer itself may take for ever.
+   */
   requestTimeoutMs: number;
   /** Time without a request (HTTP/1.1) or an open stream (HTTP/2) after which a connection is closed. */
   idleTimeoutMs: number;
@@ -222,6 +226,12 @@ export async function listen({
     },
   });
 
+  const untaken = cutUntaken(limits);
+  const serve = (socket: Socket, isHttp2: boolean) => {
+    untaken.watch(socket);
+    (isHttp2 ? http2Lane : http1Lane).serve(socket);
+  };
+
   /** Connections in their handshake, by the peer's address: Node does not tell which of them a secure socket was. */
   const shaking = new Map<string, Socket>();
   const track = (socket: Socket) => {
@@ -240,7 +250,7 @@ export async function listen({
       track(socket);
       sniff(socket, limits.firstBytesTimeoutMs, (isHttp2) => {
         undecided.delete(socket);
-        (isHttp2 ? http2Lane : http1Lane).serve(socket);
+        serve(socket, isHttp2);
       });
     });
   const createSecure = (identity: TlsIdentity) =>
@@ -262,13 +272,14 @@ export async function listen({
         if (raw !== undefined) undecided.delete(raw);
         socket.on("error", () => socket.destroy());
         notePeer(socket, verifiedPeer(socket));
-        (socket.alpnProtocol === "h2" ? http2Lane : http1Lane).serve(socket);
+        serve(socket, socket.alpnProtocol === "h2");
       });
   const server = tls === undefined ? createCleartext() : createSecure(tls);
   server.maxConnections = limits.maxConnections;
 
   const release = () => {
     sessions.stop();
+    untaken.stop();
     http2Lane.stop();
     http1Lane.stop();
     http1.close();

@@ -432,6 +432,16 @@ describe("a connection", () => {
     held[0]!.resolve({ message: Buffer.from("too late") });
   });
 
+  test("whose client does not read what node:http answers is cut", async () => {
+    const { listener, counts } = await start({ limits: { requestTimeoutMs: 100 } });
+    const socket = open(listener);
+    socket.pause();
+    // Not the plain case: it has another method.
+    socket.write(post("/echo", "x".repeat(30_000_000)).replace("POST", "PUT"));
+    await untilTrue(() => counts.stock === 1);
+    await listener.close(60_000);
+  });
+
   test("whose client does not read its answers is not read from, and cut in the end", async () => {
     const { listener, counts } = await start({ limits: { idleTimeoutMs: 200, requestTimeoutMs: 200 } });
     const socket = open(listener);

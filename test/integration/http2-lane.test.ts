@@ -790,6 +790,28 @@ describe("limits", () => {
     await closing;
   });
 
+  test.each([
+    ["in cleartext", false],
+    ["over TLS", true],
+  ])("one that does not read what is streamed to it is cut, %s", async (_, secure) => {
+    const { listener, stock, letterbox, ca } = await start({ requestTimeoutMs: 100 }, secure);
+    const client = await open(listener, { ca, settings: [[Setting.INITIAL_WINDOW_SIZE, 1_000_000_000]] });
+    client.grant(0, 1_000_000_000);
+    client.write(stockCall(1, "/stock/held"));
+    await untilTrue(() => letterbox.length === 1);
+    client.socket.pause();
+    const response = letterbox[0]!;
+    const fill = () => {
+      while (!response.destroyed && response.write(pattern(100_000)));
+    };
+    response.on("drain", fill);
+    fill();
+    // As heartbeats would: what it is sent grows though it takes nothing.
+    const beat = setInterval(() => response.write("x"), 10);
+    cleanUps.push(() => clearInterval(beat));
+    await untilTrue(() => stock.closed === 1);
+  });
+
   test("hot and stock streams count together", async () => {
     const { listener, held, letterbox } = await start({ maxConcurrentStreams: 2 });
     const client = await open(listener);

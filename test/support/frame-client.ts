@@ -52,7 +52,7 @@ export interface FrameClientOptions {
   /** Whether what was received is granted again; default true. */
   grants?: boolean;
   /** Certificate of a TLS server. */
-  ca?: string;
+  ca?: string | undefined;
 }
 
 /** An HTTP/2 client that sends the frames it is told to, and holds the server to its windows. */
