@@ -19,7 +19,9 @@ const BATCH = 500;
 export function startPurge({ db, purgeAfterMs, clock, onPurged, onFailed }: PurgeOptions): () => Promise<void> {
   let stopped = false;
   const run = async () => {
-    const cutoff = new Date(clock().getTime() - purgeAfterMs);
+    // By the earlier of both clocks: what one that is far ahead takes for ended may still be used.
+    const { localTime } = await db.command({ hello: 1 });
+    const cutoff = new Date(Math.min(clock().getTime(), localTime.getTime()) - purgeAfterMs);
     for (let removed = BATCH; removed === BATCH && !stopped; ) {
       removed = await purgeSome(db.collection(KEYS), cutoff);
       if (removed > 0) onPurged(removed);
