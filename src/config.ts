@@ -194,7 +194,10 @@ export const VARIABLES = {
     .describe("public key of user tokens, PEM (SPKI)"),
   LATCHKEY_JWKS_URL: url.optional().describe("key set of user tokens"),
   LATCHKEY_JWT_ISSUER: z.string().optional().describe("`iss` that user tokens must carry"),
-  LATCHKEY_JWT_AUDIENCE: z.string().optional().describe("`aud` that user tokens must carry"),
+  LATCHKEY_JWT_AUDIENCE: z
+    .string()
+    .optional()
+    .describe("`aud` that user tokens must carry; unset: any but `LATCHKEY_VERIFY_AUDIENCE`"),
   LATCHKEY_ADMIN_CLAIM: adminClaim
     .prefault("role=admin")
     .describe("claim and value that mark an admin; the claim may be a string or an array holding the value"),
@@ -300,7 +303,9 @@ export const VARIABLES = {
   LATCHKEY_HEADERS_TIMEOUT: timeout.prefault("10s").describe("time for the headers of an HTTP/1.1 request"),
   LATCHKEY_REQUEST_TIMEOUT: timeout
     .prefault("30s")
-    .describe("time for a whole request, and over HTTP/2 for taking its answer"),
+    .describe(
+      "time for a whole request, and for its client to take what it is sent: over HTTP/2 a whole answer, on any connection some of it",
+    ),
   LATCHKEY_IDLE_TIMEOUT: timeout
     .prefault("2m")
     .describe("time without a request or an open stream after which a connection is closed"),

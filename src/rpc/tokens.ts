@@ -88,6 +88,9 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
         throw new KeyError("API_KEY_NOT_ALLOWED", "API keys can't manage API keys. Send a user token.");
       }
       const payload = await claims(token, rules.audience);
+      // Where no audience is asked of users, a service's token from the same issuer would manage keys in the service's name.
+      if (rules.audience === undefined && verifyAuth.kind === "jwt" && holds(payload.aud, verifyAuth.audience))
+        throw unauthenticated("The token is for callers of Verify, and no user's.");
       if (typeof payload.sub !== "string" || !isUserId(payload.sub))
         throw unauthenticated("The token's sub must have 1 to 256 characters.");
       return { userId: payload.sub, admin: holds(payload[rules.adminClaim.name], rules.adminClaim.value) };

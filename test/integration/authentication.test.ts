@@ -146,6 +146,14 @@ test("with JWTs for services, Verify needs the configured audience: a user's tok
   );
 });
 
+test("a service's token is no user's, even where users' tokens need no audience", async () => {
+  const guarded = await start({ LATCHKEY_VERIFY_AUTH: "jwt", LATCHKEY_VERIFY_AUDIENCE: "verify" });
+  const ask = async (aud: unknown) =>
+    refusalOf(withBearer(guarded, `Bearer ${await userToken("svc", { claims: { aud } })}`).get({}));
+  for (const aud of ["verify", ["users", "verify"]]) expect(await ask(aud)).toMatchObject(unauthenticated);
+  for (const aud of [undefined, "users"]) expect(await ask(aud)).toMatchObject({ reason: "NO_KEY" });
+});
+
 test("tokens are checked against a public key, and a token signed with that key's text as a secret is refused", async () => {
   const { publicKey, privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
   const pem = publicKey.export({ type: "spki", format: "pem" }).toString();
