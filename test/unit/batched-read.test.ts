@@ -280,6 +280,73 @@ test("late reads let others begin, sixteen of them at once; as each ends its sha
   }
 });
 
+test("of many calls at once, no more than two reads begin", async () => {
+  const read = batched();
+  const calls = Array.from({ length: 600 }, (_, n) => read(`id ${n}`));
+  await settled();
+  expect(reads.map(({ ids }) => ids.length)).toEqual([256, 256]);
+  reads[0]!.answer();
+  await settled();
+  // Whatever was looked up in vain is waited for.
+  await until(() => reads.length === 3);
+  for (const { answer } of reads) answer();
+  await Promise.all(calls);
+});
+
+test("ids that were found hold up nobody, and those that were not add up over reads", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const read = batched();
+    const ask = async (name: string) => {
+      const calls = Array.from({ length: 100 }, (_, n) => read(`${name} ${n}`));
+      await settled();
+      return Promise.all(calls);
+    };
+    const found = ask("somebody");
+    await until(() => reads.length === 1);
+    reads[0]!.answer(...reads[0]!.ids.map((id) => recordOf(id)));
+    await found;
+    const vain = [ask("nobody"), ask("nobody either")];
+    await until(() => reads.length === 2);
+    expect(reads[1]!.ids.length).toBe(200);
+    void read("a").catch(() => {});
+    await until(() => reads.length === 3);
+    reads[1]!.answer();
+    await Promise.all(vain);
+    reads[2]!.answer();
+    await settled();
+    void read("b").catch(() => {});
+    await settled();
+    jest.advanceTimersByTime(19);
+    await settled();
+    expect(reads.length).toBe(3);
+    jest.advanceTimersByTime(2);
+    await until(() => reads.length === 4);
+  } finally {
+    jest.useRealTimers();
+  }
+});
+
+test("a read that is given up takes none along that waits for its place", async () => {
+  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+  try {
+    const read = batched(1_000);
+    for (const id of ["a", "b"]) {
+      void read(id).catch(() => {});
+      await settled();
+    }
+    jest.advanceTimersByTime(500);
+    const waits = read("c");
+    await settled();
+    jest.advanceTimersByTime(500);
+    await until(() => reads.length === 3);
+    reads[2]!.answer(recordOf("c"));
+    expect((await waits).entry?.id).toBe("c");
+  } finally {
+    jest.useRealTimers();
+  }
+});
+
 test("what waited for its turn too long is not read any more", async () => {
   jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
   try {

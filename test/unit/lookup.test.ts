@@ -164,7 +164,7 @@ test("in an outage no key is called unknown: it may have been made since the las
   allDown();
   down.delete("readFromSecondary");
   for (const id of ["never seen", "never seen", "asked for too early"]) {
-    await expect(lookup.find(id)).rejects.toMatchObject(unavailable);
+    await expect(lookup.find(id)).rejects.toMatchObject({ ...unavailable, cause: { message: "readProven is down" } });
   }
 });
 
@@ -246,7 +246,8 @@ test("a refusal for overload is passed on, and is no outage", async () => {
     source: {
       readRecent: () => Promise.reject(overloaded),
       readProven: () => Promise.reject(overloaded),
-      readFromSecondary: () => Promise.reject(overloaded),
+      // To ask yet another member would only add to it.
+      readFromSecondary: async () => [recordOf("a")],
     },
   });
   clock.pass(1);
@@ -267,6 +268,8 @@ test("a database that is only slow: memory answers in its stead, and what is not
   const absent = lookup.find("absent");
   expect(await lookup.find("held")).toMatchObject(found(1, wall(0)));
   expect(lookup.outage).toBe(true);
+  await settled();
+  expect(asked).toEqual(["readProven", "readFromSecondary"]);
   slow.resolve();
   expect(await absent).toMatchObject(found(7, wall(1_001)));
   expect(lookup.outage).toBe(false);
