@@ -72,8 +72,9 @@ test("a read that the end of the record overtook is not kept, whatever it found"
 test("an older read leaves the newer record where it is, and is answered with it", () => {
   const window = view.open();
   fill(recordOf("a", 2));
-  expect(window.keep(recordOf("a", 1))?.rev).toBe(2);
-  expect(revOf("a")).toBe(2);
+  const held = view.get("a");
+  expect(held?.rev).toBe(2);
+  for (const rev of [1, 2]) expect(window.keep(recordOf("a", rev))).toBe(held);
 });
 
 test("a process's own write that raced a later event does not undo it", () => {
@@ -178,6 +179,7 @@ test("it is known from the record when time alone will change its state", () => 
   const [sooner, later] = [new Date(1_000), new Date(2_000)];
   expect(changesAtMs({})).toBeUndefined();
   expect(changesAtMs({ expiresAt: later })).toBe(2_000);
+  expect(changesAtMs({ state: "retiring", retiresAt: sooner })).toBe(1_000);
   expect(changesAtMs({ state: "retiring", expiresAt: later, retiresAt: sooner })).toBe(1_000);
   expect(changesAtMs({ state: "revoked", expiresAt: later })).toBeUndefined();
 });
