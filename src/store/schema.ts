@@ -75,6 +75,8 @@ const AUDIT_INDEXES: (IndexDescription & { name: string })[] = [
   { name: "of_actor", key: { actor: 1, _id: -1 } },
   { name: "of_user", key: { userId: 1, _id: -1 } },
   { name: "of_key", key: { keyIds: 1, _id: -1 } },
+  { name: "of_action", key: { action: 1, _id: -1 } },
+  { name: "of_result", key: { result: 1, _id: -1 } },
 ];
 
 export interface SchemaOptions {

@@ -216,6 +216,24 @@ test("pages lead from the newest entry to the oldest, and narrow by time and key
   }
 });
 
+test.each([{ actor: "b" }, { userId: "b" }, { keyId: "b" }, { action: "Revoke" }, { result: "changed" as const }])(
+  "what is rare in the trail is found without reading the rest: %j",
+  async (filter) => {
+    const db = mongo.db(`test-${randomUUID()}`);
+    await ensureSchema(db);
+    const store = createAuditStore(db);
+    const common = { ...{ at: new Date(), action: "Get", result: "denied" as const }, ...{ actor: "a", userId: "a" } };
+    const rare = { action: "Revoke", result: "changed" as const, actor: "b", userId: "b", keyIds: ["b"] };
+    const many = Array.from({ length: 200 }, () => ({ ...common, keyIds: ["a"] }));
+    await store.write([{ ...common, ...rare }, ...many]);
+    await db.command({ profile: 2 });
+    expect(await store.list(filter, undefined, 100, Number.POSITIVE_INFINITY)).toMatchObject([rare]);
+    await db.command({ profile: 0 });
+    const [search] = await db.collection("system.profile").find({ op: "query" }).toArray();
+    expect(search!.docsExamined).toBe(1);
+  },
+);
+
 test("entries whose writing may have failed can be written again: each is there once", async () => {
   const db = mongo.db(`test-${randomUUID()}`);
   const store = createAuditStore(db);
