@@ -60,6 +60,8 @@ const UNAVAILABLE_CODES = new Set([
 
 function isUnavailable(error: unknown): boolean {
   return (
+    // Where a write fails at once, the driver (7.9) lets out what the system said of the connection.
+    (error as Partial<NodeJS.ErrnoException> | undefined)?.syscall !== undefined ||
     error instanceof MongoNetworkError ||
     error instanceof MongoServerSelectionError ||
     error instanceof MongoNotConnectedError ||
