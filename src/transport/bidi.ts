@@ -9,6 +9,7 @@ import {
   type WireError,
 } from "./hot-method.ts";
 import {
+  append,
   EMPTY,
   FORMATS,
   type Headers,
@@ -43,7 +44,7 @@ export interface BidiTransport {
 
 /** A stream of HTTP/2, the headers of its answer sent. Emits `readable` (also at the client's end), `drain` and `aborted`. */
 export class BidiStream extends EventEmitter {
-  private chunks: Buffer[] = [];
+  private unread: Buffer | undefined;
   private hasEnded = false;
   private isOver = false;
   private readonly transport: BidiTransport;
@@ -56,7 +57,8 @@ export class BidiStream extends EventEmitter {
   // For the connection.
 
   received(bytes: Buffer): void {
-    this.chunks.push(bytes);
+    // A copy: what waits here for long would keep all that came in one read with it.
+    this.unread = append(this.unread, bytes);
     this.emit("readable");
   }
 
@@ -80,15 +82,14 @@ export class BidiStream extends EventEmitter {
 
   /** All that has come since the last time. */
   read(): Buffer | undefined {
-    const { chunks } = this;
-    if (chunks.length === 0) return undefined;
-    this.chunks = [];
-    return chunks.length === 1 ? chunks[0] : Buffer.concat(chunks);
+    const { unread } = this;
+    this.unread = undefined;
+    return unread;
   }
 
   /** Whether the client has sent all, and all was read. */
   get isRead(): boolean {
-    return this.hasEnded && this.chunks.length === 0;
+    return this.hasEnded && this.unread === undefined;
   }
 
   /** False: wait for `drain`. */
@@ -234,6 +235,7 @@ function change(stream: BidiStream, event: string, signal: AbortSignal): Promise
       signal.removeEventListener("abort", done);
       resolve();
     };
+    if (signal.aborted) return resolve();
     stream.on(event, done);
     signal.addEventListener("abort", done);
   });

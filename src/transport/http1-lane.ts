@@ -5,7 +5,7 @@ import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
 import { Share, unitsOf } from "./turns.ts";
 import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
-import { EMPTY } from "./wire-format.ts";
+import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http1LaneOptions {
   methods: HotMethods;
@@ -74,6 +74,9 @@ class Connection {
   private readonly share = new Share(() => this.goOn());
   /** What has come and is not answered. */
   private rest: Buffer = EMPTY;
+  /** It came in more than one chunk, and is in `pieces` if it came in more than two. */
+  private isJoined = false;
+  private pieces: Buffer | undefined;
   /** There may be whole requests among it, which wait for the connection's turn, or for the client to take its answers. */
   private holding = false;
   /** The last request's: most clients send the same with each. */
@@ -107,8 +110,20 @@ class Connection {
 
   private receive(chunk: Buffer) {
     if (this.ending) return;
-    this.rest = this.rest.length === 0 ? chunk : Buffer.concat([this.rest, chunk]);
+    this.keep(chunk);
     this.goOn();
+  }
+
+  private keep(chunk: Buffer) {
+    const { rest } = this;
+    if (rest.length === 0) this.rest = chunk;
+    // Most often it is whole with the next chunk, and no room is needed for more.
+    else if (!this.isJoined) this.rest = Buffer.concat([rest, chunk]);
+    else {
+      this.pieces = append(this.pieces ?? append(undefined, rest), chunk);
+      this.rest = this.pieces;
+    }
+    this.isJoined = rest.length > 0;
   }
 
   private goOn() {
@@ -141,6 +156,8 @@ class Connection {
       const answer = call && this.options.methods.answer(method, call);
       if (answer === undefined) return this.handOver(call !== undefined);
       this.rest = this.rest.subarray(end);
+      this.isJoined = false;
+      this.pieces = undefined;
       this.share.spend(UNITS_A_CALL + unitsOf(head.bodyBytes));
       this.used = true;
       this.partialSinceMs = undefined;

@@ -28,7 +28,7 @@ import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
 import { ASYNC_UNITS, Share, STOCK_UNITS, unitsOf } from "./turns.ts";
 import { Call, type HotMethods, isPromise, messageIn, type Recognised, settle, toHeaders } from "./unary.ts";
-import { EMPTY } from "./wire-format.ts";
+import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http2LaneOptions {
   methods: HotMethods;
@@ -282,6 +282,7 @@ class Connection {
     if (call !== undefined && call.call === undefined) this.giveUp(call);
     if (this.bidis.has(id)) this.bidis.end(id);
     else if (this.stock?.has(id)) this.stock.sendHeaders(id, flags, list);
+    else if (this.isFinishing(id)) return;
     // It may have been on its way when the stream was reset from here.
     else this.reset(id, Fault.STREAM_CLOSED);
   }
@@ -294,6 +295,7 @@ class Connection {
       if (this.bidis.has(id)) return this.takeBidiData(received);
       if (this.stock?.send(received)) return;
       this.credit(payload.length);
+      if (this.isFinishing(id)) return;
       if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
       return;
     }
@@ -307,6 +309,11 @@ class Connection {
     const isLast = (flags & Flag.END_STREAM) !== 0;
     call.body = isLast && call.body === undefined ? payload : append(call.body, payload);
     if (isLast) this.answer(call);
+  }
+
+  /** Its answers wait for the client's window, and say themselves that no more is listened to. */
+  private isFinishing(id: number): boolean {
+    return this.sender.blocked.get(id)?.hangUp === true;
   }
 
   private takeBidiData(received: Frame) {
@@ -419,9 +426,10 @@ class Connection {
     const { sender } = this;
     if (!sender.windowsChanged || this.ended) return;
     sender.windowsChanged = false;
-    this.stock?.windowOpened();
+    // First: a download by node:http2 would take all of the window, and what is answered here never get any.
     sender.sendBlocked();
     this.bidis.sendWaiting();
+    this.stock?.windowOpened();
     this.endIfDone();
   }
 
@@ -601,20 +609,6 @@ class Connection {
 /** Settings: a client that leaves no room for the answers before an acknowledgement could heap them up. */
 const MAX_UNACKNOWLEDGED = 100;
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);
-/** A buffer of its own: a piece would keep alive all that it came with. Room is doubled, so that many pieces cost no more. */
-function append(body: Buffer | undefined, piece: Buffer): Buffer {
-  const start = body?.length ?? 0;
-  const length = start + piece.length;
-  if (body !== undefined && body.buffer.byteLength >= length) {
-    Buffer.from(body.buffer).set(piece, start);
-    return Buffer.from(body.buffer, 0, length);
-  }
-  const roomier = Buffer.allocUnsafeSlow(2 * length);
-  if (body !== undefined) roomier.set(body);
-  roomier.set(piece, start);
-  return roomier.subarray(0, length);
-}
-
 /** RFC 9113, 6.5.2. */
 function faultOf(setting: number, value: number): number | undefined {
   if (setting === Setting.ENABLE_PUSH && value > 1) return Fault.PROTOCOL_ERROR;

@@ -226,6 +226,7 @@ export class StockSession {
       if (frame.id === id && frame.type === Type.DATA) this.heldBytes -= frame.payload.length;
       return frame.id !== id;
     });
+    this.sendHeld();
   }
 
   isIdle(): boolean {

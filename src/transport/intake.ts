@@ -1,4 +1,5 @@
 import type { Readable } from "node:stream";
+import { append } from "./wire-format.ts";
 
 /** Takes a whole body, null when it is empty. */
 export type TakeBody = (body: Buffer | null) => void;
@@ -21,6 +22,7 @@ export function intake(source: Readable, maxBytes: number, take: TakeBody, tooLa
     return;
   }
   const push = source.push;
+  let pieces: Buffer | undefined;
   source.push = (chunk: Buffer | null): boolean => {
     if (chunk === null) {
       source.push = push;
@@ -30,7 +32,11 @@ export function intake(source: Readable, maxBytes: number, take: TakeBody, tooLa
     }
     // One that comes in pieces may need more than HTTP/2's first window: to read is what opens the next.
     if (body !== null) source.read(0);
-    body = body === null ? chunk : Buffer.concat([body, chunk]);
+    if (body === null) body = chunk;
+    else {
+      pieces = append(pieces ?? append(undefined, body), chunk);
+      body = pieces;
+    }
     if (body.length <= maxBytes) return true;
     source.push = push;
     giveBack(source, body);

@@ -11,8 +11,8 @@ export interface Untaken {
  */
 export function cutUntaken({ requestTimeoutMs }: { requestTimeoutMs: number }): Untaken {
   const sockets = new Set<Socket>();
-  /** Bytes taken of those that are not all taken, and since when no more. */
-  const stuck = new Map<Socket, { taken: number; sinceMs: number }>();
+  /** Bytes taken of those that are not all taken, what the system has yet to take of a write, and since when no more. */
+  const stuck = new Map<Socket, { taken: number; queued: number; sinceMs: number }>();
   const sweep = () => {
     const nowMs = performance.now();
     for (const socket of sockets) {
@@ -21,10 +21,14 @@ export function cutUntaken({ requestTimeoutMs }: { requestTimeoutMs: number }): 
         stuck.delete(socket);
         continue;
       }
+      // Moves only when a whole write is taken, however large it is.
       const taken = socket.bytesWritten - left;
+      const queued = queuedBytes(socket);
       const before = stuck.get(socket);
-      if (before?.taken !== taken) stuck.set(socket, { taken, sinceMs: nowMs });
-      else if (nowMs - before.sinceMs >= requestTimeoutMs) socket.destroy();
+      if (before === undefined || before.taken !== taken || queued < before.queued) {
+        stuck.set(socket, { taken, queued, sinceMs: nowMs });
+      } else if (nowMs - before.sinceMs >= requestTimeoutMs) socket.destroy();
+      else before.queued = queued;
     }
   };
   const timer = setInterval(sweep, Math.min(1_000, requestTimeoutMs)).unref();
@@ -38,4 +42,16 @@ export function cutUntaken({ requestTimeoutMs }: { requestTimeoutMs: number }): 
     },
     stop: () => clearInterval(timer),
   };
+}
+
+interface Handle {
+  writeQueueSize?: number;
+  /** With TLS, the connection's own. */
+  _parent?: Handle;
+}
+
+/** Of writes under way. Node's own timeouts of sockets look at the same. */
+function queuedBytes(socket: Socket): number {
+  const handle = (socket as unknown as { _handle?: Handle | null })._handle;
+  return (handle?.writeQueueSize ?? 0) + (handle?._parent?.writeQueueSize ?? 0);
 }

@@ -174,3 +174,20 @@ const CONNECT_CODES: Record<number, { name: string; status: number }> = {
 function base64(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString("base64").replace(/=+$/, "");
 }
+
+/**
+ * `piece` behind `body`, which is undefined or comes from here. A buffer of its own: a piece would keep alive all that it came
+ * with. Room is doubled: to copy all for each of many small pieces would let one client take all of the processor.
+ */
+export function append(body: Buffer | undefined, piece: Buffer): Buffer {
+  const start = body?.length ?? 0;
+  const length = start + piece.length;
+  if (body !== undefined && body.buffer.byteLength >= length) {
+    Buffer.from(body.buffer).set(piece, start);
+    return Buffer.from(body.buffer, 0, length);
+  }
+  const roomier = Buffer.allocUnsafeSlow(2 * length);
+  if (body !== undefined) roomier.set(body);
+  roomier.set(piece, start);
+  return roomier.subarray(0, length);
+}

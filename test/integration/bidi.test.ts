@@ -17,11 +17,14 @@ import {
   type VerifyStreamResponse,
   VerifyStreamResponseSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
-import { type BidiStream, type BidiStreams, serveBidiStreams } from "../../src/transport/bidi.ts";
+import { BidiStream, type BidiStreams, serveBidiStreams } from "../../src/transport/bidi.ts";
 import { BrokenStream, type HotStreamMethod } from "../../src/transport/hot-method.ts";
+import { encodeFields } from "../../src/transport/hpack.ts";
+import { Flag, headersFrames, Setting } from "../../src/transport/http2-frames.ts";
 import { createHttp2Lane } from "../../src/transport/http2-lane.ts";
 import { defaultListenerLimits, listen } from "../../src/transport/listener.ts";
 import { createHotMethods } from "../../src/transport/unary.ts";
+import { data, type FrameClient, inEnvelope, openFrameClient, requestHeaders } from "../support/frame-client.ts";
 import { deferred } from "../support/records.ts";
 import { SERVICE_TOKEN, sha256, startService, type TestService } from "../support/service.ts";
 
@@ -484,6 +487,61 @@ describe("the transport", () => {
       const closed = listener.close(2 ** 31 - 1);
       expect(await endOf(stream)).toMatchObject({ status: 14 });
       await closed;
+    });
+
+    test("what waits to be read keeps nothing alive of what it came with", () => {
+      const stream = new BidiStream({ send: () => true, credit: () => {}, finish: () => {} });
+      const chunk = Buffer.alloc(64_000, "x");
+      for (let at = 0; at < 3; at += 1) stream.received(chunk.subarray(at, at + 1));
+      const unread = stream.read()!;
+      expect([unread.toString(), unread.buffer.byteLength < 100, stream.read()]).toEqual(["xxx", true, undefined]);
+    });
+
+    const opened = async (address: string) => {
+      const client = await openFrameClient(
+        { address },
+        { grants: false, settings: [[Setting.INITIAL_WINDOW_SIZE, 3]] },
+      );
+      cleanUps.push(() => client.socket.destroy());
+      client.write(requestHeaders(1, { path: PATH }), data(1, inEnvelope("hello"), 0));
+      return client;
+    };
+    const statusOf = (client: FrameClient) => client.stream(1).fields.find(([name]) => name === "grpc-status")?.[1];
+
+    test.each(["data", "its end", "trailers"])(
+      "answers that wait for the client's window outlast %s of a client that has not heard of the end yet",
+      async (what) => {
+        const listener = await start();
+        const client = await opened(listener.address);
+        await client.until(() => client.stream(1).body.length === 3);
+        const closed = listener.close(60_000);
+        await client.until(() => client.goaway !== undefined);
+        if (what === "data") client.write(data(1, inEnvelope("more"), 0));
+        else if (what === "its end") client.write(data(1, Buffer.alloc(0), 1));
+        else client.write(headersFrames(Flag.END_STREAM, 1, encodeFields(["x", "y"])));
+        client.write(frame(6, 0, 0, Buffer.alloc(8)));
+        await client.until(() => client.frames.some(({ type, flags }) => type === 6 && (flags & 1) === 1));
+        client.grant(1, 1_000);
+        await client.until(() => client.stream(1).ended || client.stream(1).resetBy !== undefined);
+        expect([textsIn(client.stream(1).body), statusOf(client)]).toEqual([["hello"], "14"]);
+        await closed;
+      },
+    );
+
+    test("a drain ends a stream whose answer comes only then, though its client takes nothing", async () => {
+      const late = deferred<Uint8Array>();
+      const asked = deferred<void>();
+      answer = () => {
+        asked.resolve();
+        return late.promise;
+      };
+      const listener = await start({ requestTimeoutMs: 50 });
+      const client = await opened(listener.address);
+      await asked.promise;
+      const closed = listener.close(60_000);
+      late.resolve(envelope("hello"));
+      await closed;
+      expect(client.stream(1).body.length).toBe(3);
     });
 
     test("a stream that is idle for longer than requests may take goes on", async () => {

@@ -442,6 +442,20 @@ describe("a connection", () => {
     await listener.close(60_000);
   });
 
+  test("whose client reads slowly gets a large answer in one write all the same", async () => {
+    const { listener } = await start({ limits: { requestTimeoutMs: 1_000, maxMessageBytes: 64_000 } });
+    const socket = open(listener);
+    socket.write(post("/echo", "x".repeat(20_000_000)).replace("POST", "PUT") + LAST);
+    let received = 0;
+    socket.on("data", (chunk) => {
+      received += chunk.length;
+      socket.pause();
+      setTimeout(() => socket.resume(), 10);
+    });
+    await new Promise((resolve) => socket.once("close", resolve));
+    expect(received).toBeGreaterThan(20_000_000);
+  });
+
   test("whose client does not read its answers is not read from, and cut in the end", async () => {
     const { listener, counts } = await start({ limits: { idleTimeoutMs: 200, requestTimeoutMs: 200 } });
     const socket = open(listener);

@@ -812,6 +812,35 @@ describe("limits", () => {
     await untilTrue(() => stock.closed === 1);
   });
 
+  test("a download by node:http2 that takes all of the window leaves some to what is answered here", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { grants: false, settings: [[Setting.INITIAL_WINDOW_SIZE, 1_000_000]] });
+    client.write(stockCall(1, "/stock/size/800000"));
+    await client.until(() => client.stream(1).body.length === 65_535);
+    client.write(call(3, "/hot/size", "100"));
+    for (let round = 0; round < 10 && !client.stream(3).ended; round += 1) {
+      const before = client.stream(1).body.length + client.stream(3).body.length;
+      client.grant(0, 1_000);
+      await client.until(() => client.stream(1).body.length + client.stream(3).body.length >= before + 1_000);
+    }
+    expect(client.stream(3).ended).toBe(true);
+    expect(client.faults).toEqual([]);
+  });
+
+  test("what waits behind data of node:http2's goes on when the client resets the stream of that data", async () => {
+    const { listener, letterbox } = await start();
+    const client = await open(listener, { grants: false, settings: [[Setting.INITIAL_WINDOW_SIZE, 1_000_000]] });
+    client.write(call(1, "/hot/size", "60000"), stockCall(3, "/stock/size/200000"));
+    await client.until(() => client.stream(1).body.length + client.stream(3).body.length === 65_535);
+    client.write(stockCall(5, "/stock/held"));
+    await untilTrue(() => letterbox.length === 1);
+    letterbox[0]!.writeHead(204).end();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    client.write(reset(3));
+    await client.until(() => client.stream(5).ended);
+    expect(client.faults).toEqual([]);
+  });
+
   test("hot and stock streams count together", async () => {
     const { listener, held, letterbox } = await start({ maxConcurrentStreams: 2 });
     const client = await open(listener);

@@ -7,12 +7,15 @@ afterEach(() => void jest.useRealTimers());
 
 /** What the rule looks at of a socket; sockets themselves are in the tests of the lanes. */
 function start() {
-  const socket = { writableLength: 0, bytesWritten: 0, cut: false, closed: () => {} };
+  const socket = { writableLength: 0, bytesWritten: 0, queued: 0, parentQueued: 0, cut: false, closed: () => {} };
   const untaken = cutUntaken({ requestTimeoutMs: 5_000 });
   untaken.watch({
     ...{ once: (_: string, closed: () => void) => Object.assign(socket, { closed }) },
     destroy: () => {
       socket.cut = true;
+    },
+    get _handle() {
+      return { writeQueueSize: socket.queued, _parent: { writeQueueSize: socket.parentQueued } };
     },
     get writableLength() {
       return socket.writableLength;
@@ -56,6 +59,21 @@ test("who takes some of it from time to time, or has taken all, is not", () => {
   expect(pass(60)).toBe(false);
   // Time without anything to take does not count.
   write(10);
+  expect(pass(5)).toBe(false);
+  expect(pass(1)).toBe(true);
+});
+
+test.each(["queued", "parentQueued"] as const)("who takes some of one large write is not: %s", (queue) => {
+  const { socket, write, pass } = start();
+  write(100_000);
+  socket[queue] = 100_000;
+  for (let round = 0; round < 5; round += 1) {
+    expect(pass(3)).toBe(false);
+    // More is written than is taken.
+    socket[queue] += 1_000;
+    pass(1);
+    socket[queue] -= 1;
+  }
   expect(pass(5)).toBe(false);
   expect(pass(1)).toBe(true);
 });
