@@ -20,10 +20,10 @@ export interface FreshnessOptions {
 export interface Freshness {
   /** Every write acknowledged before `moment` is in the view. Earlier moments than the last are ignored. */
   prove(moment: Moment): void;
-  /** Whether the view may be believed. */
-  isFresh(): boolean;
+  /** Whether the view may be believed. `ofMs`: what rests on the proof of then; default: the last one. */
+  isFresh(ofMs?: number): boolean;
   /** Whether records may be answered from during an outage. */
-  isWithinGrace(): boolean;
+  isWithinGrace(ofMs?: number): boolean;
   /** Unix milliseconds of the last proof; 0 before the first. */
   readonly asOfMs: number;
   /** The last proof on the monotonic clock; -Infinity before the first. */
@@ -43,8 +43,8 @@ export function createFreshness({
       provenMs = monotonicMs;
       asOfMs = wallMs;
     },
-    isFresh: () => clockMs() - provenMs <= maxStalenessMs,
-    isWithinGrace: () => clockMs() - provenMs <= outageGraceMs,
+    isFresh: (ofMs = provenMs) => clockMs() - ofMs <= maxStalenessMs,
+    isWithinGrace: (ofMs = provenMs) => clockMs() - ofMs <= outageGraceMs,
     get asOfMs() {
       return asOfMs;
     },

@@ -103,15 +103,19 @@ export function createLookup(options: LookupOptions): KeyLookup {
       });
   }
 
-  async function fromSecondary(id: string): Promise<Found> {
-    const asOfMs = freshness.asOfMs;
-    const { entry } = await readFromSecondary(id);
+  /** As of the last proof, by a read that need not prove more. */
+  async function fromMember(read: BatchedRead, id: string): Promise<Found> {
+    const { asOfMs, provenMs } = freshness;
+    const { entry } = await read(id);
     // An id is not called unknown: its record may have been made since, and to refuse a good key is worse than to wait.
-    if (entry === undefined) throw unavailable();
+    if (entry === undefined || !freshness.isWithinGrace(provenMs)) throw unavailable();
     return { entry, asOfMs };
   }
 
-  /** What can be had: from memory, from a secondary, or from the primary after all, which may only be slow. */
+  /**
+   * What can be had: from memory; from a secondary, which may be the very member that is frozen; from the primary, which may
+   * go on without a majority to prove anything by; or from it with proof after all, where it was only slow.
+   */
   async function findInOutage(id: string, answer?: Promise<Found>): Promise<Found> {
     const good = freshness.isWithinGrace();
     const entry = good ? view.get(id) : undefined;
@@ -120,7 +124,8 @@ export function createLookup(options: LookupOptions): KeyLookup {
       return { entry, asOfMs: freshness.asOfMs };
     }
     const late = answer ?? attempt(readProven, id).then(asOfItsBegin);
-    return Promise.any(good && !view.isUnknown(id) ? [late, fromSecondary(id)] : [late]).catch((failures) => {
+    const members = good && !view.isUnknown(id) ? [readFromSecondary, readRecent] : [];
+    return Promise.any([late, ...members.map((read) => fromMember(read, id))]).catch((failures) => {
       const causes: unknown[] = failures.errors;
       throw (
         causes.find((cause) => cause instanceof KeyError && cause.reason !== "DB_UNAVAILABLE") ?? unavailable(causes[0])
@@ -141,9 +146,14 @@ export function createLookup(options: LookupOptions): KeyLookup {
     if (known !== undefined) return known;
     if (isOutage()) return findInOutage(id);
     const fresh = freshness.isFresh();
-    const asOfMs = freshness.asOfMs;
+    const { asOfMs, provenMs } = freshness;
     const { answer, inTime } = ask(fresh ? readRecent : readProven, id);
-    const asked = fresh ? answer.then(({ entry }) => ({ entry, asOfMs })) : answer.then(asOfItsBegin);
+    const asked = answer.then((result) => {
+      if (!fresh) return asOfItsBegin(result);
+      // It may have taken so long that what it rests on is too old.
+      if (freshness.isFresh(provenMs) || freshness.isWithinGrace(provenMs)) return { entry: result.entry, asOfMs };
+      return attempt(readProven, id).then(asOfItsBegin);
+    });
     asked.catch(() => {});
     return (await inTime) === undefined ? findInOutage(id, asked) : asked;
   }
