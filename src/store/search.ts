@@ -35,11 +35,14 @@ function inState(state: StoredState, now: Date): Filter<KeyDocument> {
  * id. Of a whole key the secret is left out: the database, which may log what is slow, has no use for it.
  */
 function withPrefix(given: string): Filter<KeyDocument> {
-  const text = given.replace(/(_[0-9A-Za-z]{16})_[0-9A-Za-z]{17,}$/, "$1");
+  const text = given.trim().replace(/(_[0-9A-Za-z]{16})_(?![0-9A-Za-z]{0,16}$)[^_]*$/, "$1");
+  // What is shorter may be the beginning of an id as well as of a secret.
+  const [, before, id] = /^(.+)_([0-9A-Za-z]{16})_[0-9A-Za-z]{0,16}$/.exec(text) ?? [];
   const splits = [...text.matchAll(/_/g)].map(({ index }) => ({
     prefix: text.slice(0, index),
     // `{` comes right after `z`.
     _id: { $gte: text.slice(index + 1), $lt: `${text.slice(index + 1)}{` },
   }));
-  return { $or: [{ prefix: text }, ...splits] };
+  const cut = before === undefined || id === undefined ? [] : [{ prefix: before, _id: id }];
+  return { $or: [{ prefix: text }, ...splits, ...cut] };
 }
