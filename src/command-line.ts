@@ -23,7 +23,11 @@ export function developmentToken(user: string, admin: boolean): Promise<string> 
 }
 
 export function devSecret(): string {
-  const { dataDir } = readConfig();
+  const { dataDir, tokenKey } = readConfig();
+  if (tokenKey !== undefined)
+    throw new StartupError(
+      "A key of user tokens is configured, so that development tokens are refused. Send a real token.",
+    );
   const secrets = readDevSecrets(dataDir);
   if (secrets !== undefined) return secrets.jwtSecret;
   throw new StartupError(

@@ -1,3 +1,4 @@
+import { createPublicKey } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { availableParallelism, homedir } from "node:os";
@@ -139,7 +140,18 @@ function isTaken(name: string): boolean {
   return ["authorization", "cookie", "host"].includes(name) || name.replaceAll("_", "-").startsWith("x-latchkey-");
 }
 
+/** A private one would do as well, and has no business here. */
+function isPublicKey(pem: string): boolean {
+  try {
+    return !pem.includes("PRIVATE") && createPublicKey(pem).type === "public";
+  } catch {
+    return false;
+  }
+}
+
 const url = z.string().refine((text) => URL.canParse(text) && /^https?:/.test(text), "must be an http(s) URL");
+
+const CENTURY_MS = 36_500 * 86_400_000;
 
 /** Every variable there is. `describe` is what the README's table says of its effect; `meta.shown` its default there. */
 export const VARIABLES = {
@@ -189,6 +201,7 @@ export const VARIABLES = {
     .describe("HS256 secret of user tokens, its UTF-8 bytes. Exactly one of this and the next two"),
   LATCHKEY_JWT_PUBLIC_KEY: z
     .string()
+    .refine(isPublicKey, "must be a public key in PEM (-----BEGIN PUBLIC KEY-----)")
     .optional()
     .meta({ secret: true })
     .describe("public key of user tokens, PEM (SPKI)"),
@@ -234,8 +247,14 @@ export const VARIABLES = {
   LATCHKEY_MEMBER_SCOPES: scopePatterns
     .prefault("!admin,!admin:*")
     .describe("scopes that callers other than admins may grant"),
-  LATCHKEY_MAX_TTL: duration.optional().describe("longest lifetime of a key"),
-  LATCHKEY_MAX_GRACE: duration.prefault("7d").describe("longest grace period of a replaced key"),
+  LATCHKEY_MAX_TTL: duration
+    .refine((ms) => ms >= 1_000 && ms <= CENTURY_MS, "must be 1s to 36500d")
+    .optional()
+    .describe("longest lifetime of a key"),
+  LATCHKEY_MAX_GRACE: duration
+    .refine((ms) => ms <= CENTURY_MS, "must be at most 36500d")
+    .prefault("7d")
+    .describe("longest grace period of a replaced key"),
   LATCHKEY_AUDIT_RETENTION: duration
     // MongoDB keeps the seconds of a TTL index in 31 bits.
     .refine((ms) => ms >= 1_000 && ms <= 24_855 * 86_400_000, "must be 1s to 24855d")
@@ -247,7 +266,7 @@ export const VARIABLES = {
     .meta({ shown: "never" })
     .describe("records of keys are removed this long after the keys ended"),
   LATCHKEY_MAX_STALENESS: duration
-    .refine((ms) => ms >= 100, "must be at least 100ms")
+    .refine((ms) => ms >= 100 && ms <= 3_600_000, "must be 100ms to 1h")
     .prefault("1s")
     .describe("a revoked key is refused everywhere within this time while MongoDB answers"),
   LATCHKEY_OUTAGE_GRACE: duration
@@ -256,7 +275,7 @@ export const VARIABLES = {
       "how long keys in memory stay good, counted from the last proof of freshness, while it does not; `0s`: not at all",
     ),
   LATCHKEY_READ_TIMEOUT: duration
-    .refine((ms) => ms >= 10, "must be at least 10ms")
+    .refine((ms) => ms >= 10 && ms <= 3_600_000, "must be 10ms to 1h")
     .prefault("150ms")
     .describe("time without an answer to a read of Verify after which MongoDB counts as away"),
   LATCHKEY_CACHE_KEYS: count.prefault("100000").describe("records held in memory"),
@@ -388,7 +407,9 @@ export function readConfig(environment: Environment = process.env): Config {
   const problems: string[] = [];
   const parsed = parse(schema, environment, problems);
   const known = new Set(
-    [...Object.keys(VARIABLES), ...Object.keys(CLIENT_VARIABLES)].flatMap((name) => [name, `${name}_FILE`]),
+    Object.entries({ ...VARIABLES, ...CLIENT_VARIABLES }).flatMap(([name, type]) =>
+      isSecret(type) ? [name, `${name}_FILE`] : [name],
+    ),
   );
   for (const name of Object.keys(environment)) {
     // A typo must not silently leave a limit unset.

@@ -8,11 +8,13 @@ import { StartupError } from "./startup-error.ts";
 export interface DevSecrets {
   jwtSecret: string;
   pepper: string;
+  /** New with each pepper: under the id of another one a key's fingerprint would be wrong, instead of one that must be made anew. */
+  pepperId: string;
   requestKey: string;
 }
 
-/** The id of the pepper that is made where none is configured, and of the request key. */
-export const DEV_PEPPER = "dev";
+/** The id of the request key that is made where none is configured, and of the peppers of before they had ids of their own. */
+export const DEV_ID = "dev";
 
 const FILE = "secrets.json";
 
@@ -23,7 +25,7 @@ export function readDevSecrets(dataDir: string): DevSecrets | undefined {
     const parsed = JSON.parse(readFileSync(file, "utf8")) as Partial<DevSecrets>;
     if (typeof parsed.jwtSecret === "string" && typeof parsed.pepper === "string") {
       // Files of before there were request keys have none; the service that holds the directory adds one.
-      return { requestKey: "", ...parsed } as DevSecrets;
+      return { requestKey: "", pepperId: DEV_ID, ...parsed } as DevSecrets;
     }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
@@ -42,6 +44,7 @@ export function ensureDevSecrets(dataDir: string): DevSecrets {
   const made: DevSecrets = {
     jwtSecret: present?.jwtSecret ?? randomBytes(48).toString("base64url"),
     pepper: present?.pepper ?? randomBytes(32).toString("base64"),
+    pepperId: present?.pepperId ?? `${DEV_ID}-${randomBytes(4).toString("hex")}`,
     requestKey: randomBytes(32).toString("base64"),
   };
   const file = join(dataDir, FILE);

@@ -13,6 +13,8 @@ const SAME_SIGNAL_MS = 2_000;
 
 /** Runs the service until SIGINT or SIGTERM. Returns the exit code. */
 export async function serve(): Promise<number> {
+  // Nobody may be left to read what is said.
+  process.stderr.on("error", () => {});
   if (cluster.isWorker) return serveAsWorker();
   let log: Logger | undefined;
   const fail = (error: unknown): number => {

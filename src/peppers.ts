@@ -1,5 +1,5 @@
 import type { Config } from "./config.ts";
-import { DEV_PEPPER } from "./dev-secrets.ts";
+import { DEV_ID, readDevSecrets } from "./dev-secrets.ts";
 import { StartupError } from "./startup-error.ts";
 import { type Connection, connect } from "./store/connection.ts";
 import { countFingerprints, type FingerprintCount } from "./store/fingerprints.ts";
@@ -30,7 +30,10 @@ export async function reportPeppers(config: Config): Promise<PepperReport> {
   const connection = await open(config);
   try {
     const counts = await countFingerprints(connection.client.db(config.database), new Date());
-    return describe(config.peppers?.map(({ id }) => id) ?? [DEV_PEPPER], counts);
+    return describe(
+      config.peppers?.map(({ id }) => id) ?? [readDevSecrets(config.dataDir)?.pepperId ?? DEV_ID],
+      counts,
+    );
   } finally {
     await connection.close();
   }

@@ -11,7 +11,7 @@ import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import { type CleanUps, createCleanUps } from "./clean-ups.ts";
 import type { Config, TokenKey } from "./config.ts";
-import { DEV_PEPPER, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { DEV_ID, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
 import { createKeyAdmin } from "./keys/admin.ts";
 import { createAuditLog } from "./keys/audit-log.ts";
 import { type ChangeKind, createChanges } from "./keys/changes.ts";
@@ -229,7 +229,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     return {
       address: listener.address,
       opsAddress: ops?.address,
-      devTokenSecret: devSecrets?.jwtSecret,
+      devTokenSecret: config.tokenKey === undefined ? devSecrets?.jwtSecret : undefined,
       metrics,
       stop: cleanUps.release,
     };
@@ -409,15 +409,15 @@ function keepTls(files: TlsFiles, first: TlsIdentity, listener: Listener, log: L
   });
 }
 
-function developmentPepper({ pepper }: DevSecrets): Pepper {
-  return { id: DEV_PEPPER, secret: Buffer.from(pepper, "base64") };
+function developmentPepper({ pepper, pepperId }: DevSecrets): Pepper {
+  return { id: pepperId, secret: Buffer.from(pepper, "base64") };
 }
 
 /** A cluster without request keys has none: each process would make keys of its own. */
 function requestSecrets({ requestKeys }: Config, devSecrets: DevSecrets | undefined): RequestSecrets | undefined {
   if (requestKeys !== undefined) return createRequestSecrets(requestKeys);
   if (devSecrets === undefined) return undefined;
-  return createRequestSecrets([{ id: DEV_PEPPER, secret: Buffer.from(devSecrets.requestKey, "base64") }]);
+  return createRequestSecrets([{ id: DEV_ID, secret: Buffer.from(devSecrets.requestKey, "base64") }]);
 }
 
 function developmentKey({ jwtSecret }: DevSecrets): TokenKey {

@@ -1,3 +1,4 @@
+import { writeSync } from "node:fs";
 import { type Logger, pino } from "pino";
 import pretty from "pino-pretty";
 import { AggregatorRegistry, Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
@@ -45,8 +46,34 @@ export function createLogger({ level, output }: LogOptions): Logger {
           destination: output as NodeJS.WriteStream,
         }),
       )
-    : pino(options, output);
+    : pino(options, output.fd === undefined ? output : lines(output.fd));
 }
+
+/**
+ * Writes to the file itself: as a stream, standard output would end the process once the disk is full or its reader gone, or
+ * be silent for ever after. What can't be written is lost, and there is nowhere left to say so.
+ */
+function lines(fd: number): { write(line: string): void } {
+  return {
+    write(line) {
+      const bytes = Buffer.from(line);
+      let busy = 0;
+      for (let at = 0; at < bytes.length; ) {
+        try {
+          at += writeSync(fd, bytes, at);
+        } catch (error) {
+          busy += 1;
+          if ((error as NodeJS.ErrnoException).code !== "EAGAIN" || busy > MAX_BUSY) return;
+          Atomics.wait(PAUSE, 0, 0, 1);
+        }
+      }
+    },
+  };
+}
+
+/** Times that a reader who is slow is waited for, a millisecond each. */
+const MAX_BUSY = 100;
+const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 
 /** What the log may hold of an error: never its enumerable fields, which in driver errors include whole commands. */
 function describeError(error: unknown): Record<string, unknown> {

@@ -69,7 +69,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
     return {
       address: members.address,
       opsAddress: ops?.address,
-      devTokenSecret: devSecrets?.jwtSecret,
+      devTokenSecret: config.tokenKey === undefined ? devSecrets?.jwtSecret : undefined,
       metrics,
       stop: cleanUps.release,
     };

@@ -13,6 +13,7 @@ import {
   checkUserId,
   isRequestId,
   isUserId,
+  LAST_INSTANT_MS,
   type Lifetime,
   type Policy,
   scopesMissing,
@@ -192,7 +193,9 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
       if (input.lifetime?.case === "expiresAt") return new Date(now.getTime() + fields.lifetimeMs!);
       const lifetimeMs = fields.lifetimeMs ?? inheritedMs ?? Number.POSITIVE_INFINITY;
       const boundedMs = Math.min(lifetimeMs, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
-      return boundedMs === Number.POSITIVE_INFINITY ? undefined : new Date(createdAt.getTime() + boundedMs);
+      if (boundedMs === Number.POSITIVE_INFINITY) return undefined;
+      // What is inherited begins anew, and may lead beyond what an answer can hold.
+      return new Date(Math.min(createdAt.getTime() + boundedMs, LAST_INSTANT_MS));
     };
     return { userId, now, endOf, ...fields };
   }
@@ -343,6 +346,6 @@ function settled(record: KeyRecord, now: Date): KeyRecord {
 function superseded(record: KeyRecord, graceMs: number, now: Date): KeyRecord {
   if (!isLive(record, now)) return settled(record, now);
   if (graceMs === 0) return { ...record, state: "revoked", revokedAt: now, revocationReason: SUPERSEDED };
-  const retiresAtMs = Math.min(now.getTime() + graceMs, record.expiresAt?.getTime() ?? Number.POSITIVE_INFINITY);
+  const retiresAtMs = Math.min(now.getTime() + graceMs, record.expiresAt?.getTime() ?? LAST_INSTANT_MS);
   return { ...record, state: "retiring", retiresAt: new Date(retiresAtMs) };
 }

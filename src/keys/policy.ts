@@ -35,7 +35,7 @@ const MAX_REASON = 512;
 const MAX_USER_ID = 256;
 const MIN_LIFETIME_MS = 1_000;
 /** 9999-12-31T23:59:59.999Z, the last instant a google.protobuf.Timestamp can hold. */
-const LAST_INSTANT_MS = 253_402_300_799_999;
+export const LAST_INSTANT_MS = 253_402_300_799_999;
 
 /**
  * `patterns`, for example `*`, `billing:*`, `!admin:*`: a scope matches when some plain pattern matches it and no
@@ -43,7 +43,8 @@ const LAST_INSTANT_MS = 253_402_300_799_999;
  * Returns undefined when a pattern is malformed.
  */
 export function parseScopePatterns(patterns: readonly string[]): ScopePatterns | undefined {
-  if (!patterns.every((pattern) => SCOPE_PATTERN.test(pattern))) return undefined;
+  // None at all would mean `*`: too much for what may be a slip.
+  if (patterns.length === 0 || !patterns.every((pattern) => SCOPE_PATTERN.test(pattern))) return undefined;
   const denied = patterns.filter((pattern) => pattern.startsWith("!")).map((pattern) => glob(pattern.slice(1)));
   const allowed = patterns.filter((pattern) => !pattern.startsWith("!")).map(glob);
   if (allowed.length === 0) allowed.push(glob("*"));

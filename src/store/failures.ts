@@ -23,7 +23,7 @@ export async function guarded<T>(deadlineMs: number, operation: () => Promise<T>
 export function toKeyError(error: unknown, deadlineMs: number): KeyError {
   if (error instanceof KeyError) return error;
   if (isConflict(error)) return conflict(error);
-  if (hasCode(error, MAX_TIME_EXPIRED) && performance.now() >= deadlineMs - 5) {
+  if (hasCode(error, MAX_TIME_EXPIRED) && !mayBeCommitted(error) && performance.now() >= deadlineMs - 5) {
     return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed while the database worked.", { cause: error });
   }
   if (isUnavailable(error)) {
@@ -69,8 +69,12 @@ function isUnavailable(error: unknown): boolean {
     (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError") ||
     (error instanceof MongoServerError && typeof error.code === "number" && UNAVAILABLE_CODES.has(error.code)) ||
     (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.RetryableWriteError)) ||
-    (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.UnknownTransactionCommitResult))
+    mayBeCommitted(error)
   );
+}
+
+function mayBeCommitted(error: unknown): boolean {
+  return error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.UnknownTransactionCommitResult);
 }
 
 /** Another change to the same user's keys was faster: WriteConflict, or the unique index. */

@@ -65,6 +65,19 @@ test("Ctrl-C under npm, which reaches the service twice, still stops it cleanly"
   expect(output().match(/"event":"(stopping|stopped)"/g)).toEqual(['"event":"stopping"', '"event":"stopped"']);
 });
 
+test("a service whose log nobody reads any more goes on", async () => {
+  const { child, url } = await serve(newDirectory());
+  child.stdout!.destroy();
+  child.stderr!.destroy();
+  const ask = () =>
+    fetch(`${url}/latchkey.v1.ApiKeyService/Get`, {
+      ...{ method: "POST", body: "{}", headers: { "content-type": "application/json" } },
+    });
+  // Each is logged.
+  for (let call = 0; call < 5; call += 1) expect((await ask()).status).toBe(401);
+  expect(child.exitCode).toBeNull();
+});
+
 test("the secrets it made are readable by their owner alone", async () => {
   const dataDir = newDirectory();
   await serve(dataDir);

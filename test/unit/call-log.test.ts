@@ -1,4 +1,5 @@
-import { Writable } from "node:stream";
+import { closeSync, openSync } from "node:fs";
+import { PassThrough, Writable } from "node:stream";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
@@ -55,4 +56,11 @@ test("of a flood of refusals a hundred a second are logged, and how many were no
   } finally {
     clock.mockRestore();
   }
+});
+
+test("a log whose disk is full loses lines, and nothing else", () => {
+  const fd = openSync("/dev/full", "w");
+  const log = createLogger({ level: "info", output: Object.assign(new PassThrough(), { fd }) });
+  for (let line = 0; line < 3; line += 1) expect(() => log.info("lost")).not.toThrow();
+  closeSync(fd);
 });

@@ -1,3 +1,4 @@
+import { generateKeyPairSync } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -120,7 +121,35 @@ test("the listener's limits are its own defaults, and each has its variable", ()
 test("exactly one way to check user tokens may be set", () => {
   const two = { LATCHKEY_JWT_SECRET: "x".repeat(32), LATCHKEY_JWKS_URL: "https://id.example/jwks" };
   expect(problemsOf(two)).toContain("exclude each other");
-  expect(readConfig({ LATCHKEY_JWT_PUBLIC_KEY: "pem" }).tokenKey).toEqual({ kind: "publicKey", pem: "pem" });
+  const { publicKey, privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+  const pem = publicKey.export({ type: "spki", format: "pem" }).toString();
+  expect(readConfig({ LATCHKEY_JWT_PUBLIC_KEY: pem }).tokenKey).toEqual({ kind: "publicKey", pem });
+  for (const bad of ["garbage", " ", privateKey.export({ type: "pkcs8", format: "pem" }).toString()])
+    expect(problemsOf({ LATCHKEY_JWT_PUBLIC_KEY: bad })).toContain("LATCHKEY_JWT_PUBLIC_KEY must be a public key");
+});
+
+test("scopes that are only blanks and commas are refused: none at all would mean all", () => {
+  for (const name of ["LATCHKEY_SCOPES", "LATCHKEY_MEMBER_SCOPES"])
+    for (const blank of [" ", ",", " , "]) expect(problemsOf({ [name]: blank })).toContain(name);
+});
+
+test("a file is named only for what is read from files: else what is in it would be left unset", () => {
+  for (const name of Object.keys(VARIABLES).filter((known) => known.startsWith("LATCHKEY_"))) {
+    const problems = problemsOf({ [`${name}_FILE`]: "/nonexistent" });
+    const isRead = isSecret(VARIABLES[name as keyof typeof VARIABLES]);
+    expect(problems).toContain(isRead ? `${name}_FILE can't be read` : `${name}_FILE is not a variable`);
+  }
+});
+
+test("a span that no date or timer can hold is refused, and a lifetime that is over at once", () => {
+  for (const [name, bad] of [
+    ["MAX_TTL", ["0s", "500ms", "36501d", "999999999d"]],
+    ["MAX_GRACE", ["36501d"]],
+    ["MAX_STALENESS", ["50ms", "2h", "100d"]],
+    ["READ_TIMEOUT", ["5ms", "30d"]],
+  ] as const)
+    for (const span of bad) expect(problemsOf({ [`LATCHKEY_${name}`]: span })).toContain(`LATCHKEY_${name}`);
+  expect(problemsOf({ LATCHKEY_MAX_TTL: "36500d", LATCHKEY_MAX_GRACE: "36500d" })).toBe("");
 });
 
 test("a secret is also read from a file, without its last line break, and a problem never quotes it", () => {

@@ -23,6 +23,13 @@ test("what the system says of a connection means that the database can't be reac
   expect(toKeyError(cause, 0)).toMatchObject({ reason: "DB_UNAVAILABLE", retryAfterMs: 1_000, cause });
 });
 
+test("a commit that ran out of time may have been made: nobody is told that nothing was written", () => {
+  const late = { code: 50, errmsg: "operation exceeded time limit" };
+  expect(toKeyError(new MongoServerError(late), 0)).toMatchObject({ reason: "DEADLINE_EXCEEDED" });
+  const commit = new MongoServerError({ ...late, errorLabels: ["UnknownTransactionCommitResult"] });
+  expect(toKeyError(commit, 0)).toMatchObject({ reason: "DB_UNAVAILABLE" });
+});
+
 test("what the database says no to is a refusal, and so is what nobody knows", () => {
   for (const cause of [new MongoServerError({ code: 13, errmsg: "not authorized" }), new Error("?"), undefined])
     expect(toKeyError(cause, 0)).toMatchObject({ reason: "DB_ERROR", cause });

@@ -298,6 +298,17 @@ test.each<["create" | "refresh", number | undefined, Lifetime | undefined, numbe
   },
 );
 
+test("no end goes beyond what an answer can hold, however long a lifetime is inherited or a grace period", async () => {
+  const last = Date.UTC(9999, 11, 31, 23, 59, 59, 999);
+  stored("current", { createdAt: at(-MINUTE_MS), expiresAt: new Date(last) });
+  const { record } = await refresh({});
+  expect(record.expiresAt).toEqual(new Date(last));
+  const forever = managerOf({ maxTtlMs: last, maxGraceMs: last });
+  const renewed = await refresh({ gracePeriod: grace(253_402_300_798) }, alice, forever);
+  expect(renewed.record.expiresAt).toEqual(new Date(last));
+  expect(renewed.previous?.retiresAt).toEqual(new Date(last));
+});
+
 test("an explicit end beyond the longest lifetime, or a longer grace period than allowed, is refused", async () => {
   const manager = managerOf({ maxTtlMs: MINUTE_MS });
   expect(await refusalOf(create({ lifetime: ttl(61) }, alice, manager))).toMatchObject({ fields: ["ttl"] });
