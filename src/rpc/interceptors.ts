@@ -50,7 +50,7 @@ function observe(calls: CallLog): Interceptor {
     const { contextValues, service, method, header } = request;
     const call: LoggedCall = {
       ...{ service: service.typeName, method: method.name, startedMs: performance.now() },
-      requestId: requestIdFrom(header.get("x-request-id") === repeatIdOf(request) ? null : header.get("x-request-id")),
+      requestId: requestIdFrom(mayHoldRepeatId(request) ? null : header.get("x-request-id")),
     };
     contextValues.set(logged, call);
     if (method.methodKind !== "unary") calls.opened(call);
@@ -70,9 +70,14 @@ function observe(calls: CallLog): Interceptor {
   };
 }
 
-/** The `request_id` of the message. A secret was derived from it: some send the same as `x-request-id`, and no log may hold it. */
-function repeatIdOf({ stream, message }: Parameters<ReturnType<Interceptor>>[0]): unknown {
-  return stream ? undefined : (message as { requestId?: unknown }).requestId;
+/**
+ * A secret is derived from the `request_id` of a message: some send the same as `x-request-id`, and no log may hold it. What
+ * can't be decoded may have one that is good once the rest is mended.
+ */
+function mayHoldRepeatId({ stream, message, header, contextValues }: Parameters<ReturnType<Interceptor>>[0]): boolean {
+  if (stream) return false;
+  const { requestId } = message as { requestId?: unknown };
+  return contextValues.get(undecodable) !== undefined || header.get("x-request-id") === requestId;
 }
 
 async function* observed<T>(messages: AsyncIterable<T>, call: LoggedCall, calls: CallLog): AsyncGenerator<T> {

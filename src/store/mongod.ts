@@ -157,6 +157,8 @@ async function spawnMongod(binary: string, dataDir: string, port: number): Promi
     ...["--bind_ip", "127.0.0.1", "--port", String(port), "--nounixsocket"],
     // One member's majority is its own journal: by default a linearizable read waits 100 ms for the next flush.
     ...["--journalCommitInterval", "2"],
+    // The line of a slow operation holds what was written: hashes.
+    ...["--slowms", "2147483647"],
     ...["--replSet", REPLICA_SET, "--oplogSize", "128", "--wiredTigerCacheSizeGB", "0.25"],
     ...["--auth", "--keyFile", keyFile(dataDir)],
     ...Object.entries(parameters).flatMap(([name, value]) => ["--setParameter", `${name}=${value}`]),

@@ -231,6 +231,14 @@ test("neither the database nor the log holds a request id or what is derived fro
   const { key } = await client.create({ scopes: ["read"], requestId });
   await client.create({ scopes: ["read"], requestId }, { headers: { "x-request-id": requestId } });
   await refusalOf(client.create({ scopes: ["write"], requestId }));
+  const misspelt = await fetch(`${service.baseUrl}/latchkey.v1.ApiKeyService/Create`, {
+    ...{ method: "POST", body: JSON.stringify({ scopes: ["read"], tll: "60s", requestId }) },
+    headers: {
+      ...{ authorization: `Bearer ${await userToken(user)}`, "content-type": "application/json" },
+      "x-request-id": requestId,
+    },
+  });
+  expect(misspelt.status).toBe(400);
   const collections = await mongo.db(service.database).collections();
   const stored = JSON.stringify(await Promise.all(collections.map((one) => one.find().toArray())));
   expect(stored).toContain(user);
