@@ -58,7 +58,7 @@ export const DEFECTS: readonly Defect[] = [
     changes: [
       {
         file: "keys/freshness.js",
-        from: "isFresh: () => clockMs() - provenMs <= maxStalenessMs,",
+        from: "isFresh: (ofMs = provenMs) => clockMs() - ofMs <= maxStalenessMs,",
         to: "isFresh: () => true,",
       },
     ],
