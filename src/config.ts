@@ -140,10 +140,10 @@ function isTaken(name: string): boolean {
   return ["authorization", "cookie", "host"].includes(name) || name.replaceAll("_", "-").startsWith("x-latchkey-");
 }
 
-/** A private one would do as well, and has no business here. */
+/** A private one, or another form of a public one, would be taken by Node, and refused with the first token. */
 function isPublicKey(pem: string): boolean {
   try {
-    return !pem.includes("PRIVATE") && createPublicKey(pem).type === "public";
+    return pem.trim().startsWith("-----BEGIN PUBLIC KEY-----") && createPublicKey(pem).type === "public";
   } catch {
     return false;
   }
