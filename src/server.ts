@@ -229,7 +229,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     return {
       address: listener.address,
       opsAddress: ops?.address,
-      devTokenSecret: config.tokenKey === undefined ? devSecrets?.jwtSecret : undefined,
+      devTokenSecret: devTokenSecret(config, devSecrets),
       metrics,
       stop: cleanUps.release,
     };
@@ -336,6 +336,11 @@ const SERVED_FILES = [
   file_grpc_reflection_v1alpha_reflection,
   file_google_rpc_error_details,
 ];
+
+/** undefined: development tokens would be refused. */
+export function devTokenSecret({ tokenKey }: Config, devSecrets: DevSecrets | undefined): string | undefined {
+  return tokenKey === undefined ? devSecrets?.jwtSecret : undefined;
+}
 
 /** The configured database, or an embedded one, which is started. */
 export async function openDatabase(

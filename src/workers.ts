@@ -4,7 +4,7 @@ import { type AddressInfo, createServer, isIPv6 } from "node:net";
 import { availableParallelism } from "node:os";
 import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
-import { DRAIN_MS, openDatabase, type Server, type ServerHooks } from "./server.ts";
+import { DRAIN_MS, devTokenSecret, openDatabase, type Server, type ServerHooks } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
 import { ensureSchema } from "./store/schema.ts";
@@ -69,7 +69,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
     return {
       address: members.address,
       opsAddress: ops?.address,
-      devTokenSecret: config.tokenKey === undefined ? devSecrets?.jwtSecret : undefined,
+      devTokenSecret: devTokenSecret(config, devSecrets),
       metrics,
       stop: cleanUps.release,
     };

@@ -609,6 +609,7 @@ class Connection {
 /** Settings: a client that leaves no room for the answers before an acknowledgement could heap them up. */
 const MAX_UNACKNOWLEDGED = 100;
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);
+
 /** RFC 9113, 6.5.2. */
 function faultOf(setting: number, value: number): number | undefined {
   if (setting === Setting.ENABLE_PUSH && value > 1) return Fault.PROTOCOL_ERROR;

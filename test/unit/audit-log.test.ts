@@ -4,6 +4,7 @@ import { type AuditLog, BURST, createAuditLog } from "../../src/keys/audit-log.t
 import { deferred, stillClock } from "../support/records.ts";
 
 const logs: AuditLog[] = [];
+afterEach(() => void jest.useRealTimers());
 afterEach(() => Promise.all(logs.splice(0).map((log) => log.stop())));
 
 const denied = (fields: Partial<AuditEntry> = {}): AuditEntry => ({
@@ -157,18 +158,14 @@ test("a count that could not be written and has no room any more is added to the
 
 test("what is noted is written within a second, unasked; after the end no more", async () => {
   jest.useFakeTimers();
-  try {
-    const { log, batches } = start();
-    log.note(denied());
-    jest.advanceTimersByTime(999);
-    expect(batches).toEqual([]);
-    jest.advanceTimersByTime(1);
-    expect(batches).toEqual([1]);
-    await log.stop();
-    expect(jest.getTimerCount()).toBe(0);
-  } finally {
-    jest.useRealTimers();
-  }
+  const { log, batches } = start();
+  log.note(denied());
+  jest.advanceTimersByTime(999);
+  expect(batches).toEqual([]);
+  jest.advanceTimersByTime(1);
+  expect(batches).toEqual([1]);
+  await log.stop();
+  expect(jest.getTimerCount()).toBe(0);
 });
 
 test("while the database is away entries wait, as many as fit, and the others are counted", async () => {

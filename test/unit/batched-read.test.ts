@@ -1,6 +1,6 @@
 import { stat } from "node:fs";
 import { setImmediate as turn } from "node:timers/promises";
-import { beforeEach, expect, jest, test } from "@jest/globals";
+import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
 import { type BatchedRead, createBatchedRead } from "../../src/keys/batched-read.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
 import { createView, type View } from "../../src/keys/view.ts";
@@ -16,6 +16,9 @@ interface Read {
 let view: View;
 let reads: Read[];
 let clock: ReturnType<typeof stillClock>;
+/** What is not faked is what reads and promises wait for. */
+const fakeTime = () => void jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+afterEach(() => void jest.useRealTimers());
 beforeEach(() => {
   view = createView({ maxKeys: 100_000 });
   view.restart();
@@ -200,83 +203,71 @@ test("an answer that came in time is not lost because the process was busy when 
 });
 
 test("after ids that nobody has, the next read waits a tenth of a millisecond for each; after others it does not", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const read = batched();
-    const vain = Array.from({ length: 100 }, (_, n) => read(`nobody ${n}`));
-    await until(() => reads.length === 1);
-    reads[0]!.answer();
-    await Promise.all(vain);
-    const next = read("a");
-    await settled();
-    jest.advanceTimersByTime(9);
-    await settled();
-    expect(reads.length).toBe(1);
-    jest.advanceTimersByTime(1);
-    await until(() => reads.length === 2);
-    reads[1]!.answer(recordOf("a"));
-    expect((await next).entry).toBeDefined();
-    void read("b");
-    await settled();
-    expect(reads.length).toBe(3);
-  } finally {
-    jest.useRealTimers();
-  }
+  fakeTime();
+  const read = batched();
+  const vain = Array.from({ length: 100 }, (_, n) => read(`nobody ${n}`));
+  await until(() => reads.length === 1);
+  reads[0]!.answer();
+  await Promise.all(vain);
+  const next = read("a");
+  await settled();
+  jest.advanceTimersByTime(9);
+  await settled();
+  expect(reads.length).toBe(1);
+  jest.advanceTimersByTime(1);
+  await until(() => reads.length === 2);
+  reads[1]!.answer(recordOf("a"));
+  expect((await next).entry).toBeDefined();
+  void read("b");
+  await settled();
+  expect(reads.length).toBe(3);
 });
 
 test("a read is told to be late by its own beginning: what a call waited for its turn does not count", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const late: string[] = [];
-    const read = batched(60_000, 100);
-    const ask = (id: string) => void read(id, () => late.push(id)).catch(() => {});
-    // Both places are taken, and more that is late holds its place.
-    for (let n = 0; n < 18; n += 1) {
-      ask(`first ${n}`);
-      await settled();
-      jest.advanceTimersByTime(100);
-      await settled();
-    }
-    expect(reads.length).toBe(18);
-    late.length = 0;
-    ask("waits");
+  fakeTime();
+  const late: string[] = [];
+  const read = batched(60_000, 100);
+  const ask = (id: string) => void read(id, () => late.push(id)).catch(() => {});
+  // Both places are taken, and more that is late holds its place.
+  for (let n = 0; n < 18; n += 1) {
+    ask(`first ${n}`);
     await settled();
-    jest.advanceTimersByTime(1_000);
-    await settled();
-    expect([reads.length, late]).toEqual([18, []]);
-    reads[17]!.answer(recordOf("first 17"));
-    await until(() => reads.length === 19);
     jest.advanceTimersByTime(100);
-    expect(late).toEqual(["waits"]);
-  } finally {
-    jest.useRealTimers();
+    await settled();
   }
+  expect(reads.length).toBe(18);
+  late.length = 0;
+  ask("waits");
+  await settled();
+  jest.advanceTimersByTime(1_000);
+  await settled();
+  expect([reads.length, late]).toEqual([18, []]);
+  reads[17]!.answer(recordOf("first 17"));
+  await until(() => reads.length === 19);
+  jest.advanceTimersByTime(100);
+  expect(late).toEqual(["waits"]);
 });
 
 test("late reads let others begin, sixteen of them at once; as each ends its share is there again", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const read = batched(10_000, 100);
-    // The reads ignore that they are told to give up: the second round finds all places free only if the first gave them back.
-    for (const round of ["first", "second"]) {
-      const before = reads.length;
-      for (let n = 0; n < 18; n += 1) {
-        void read(`${round} ${n}`).catch(() => {});
-        await settled();
-        jest.advanceTimersByTime(100);
-        await settled();
-        expect(reads.length - before).toBe(n + 1);
-      }
-      void read(`${round} waits`).catch(() => {});
+  fakeTime();
+  const read = batched(10_000, 100);
+  // The reads ignore that they are told to give up: the second round finds all places free only if the first gave them back.
+  for (const round of ["first", "second"]) {
+    const before = reads.length;
+    for (let n = 0; n < 18; n += 1) {
+      void read(`${round} ${n}`).catch(() => {});
       await settled();
       jest.advanceTimersByTime(100);
       await settled();
-      expect(reads.length - before).toBe(18);
-      jest.advanceTimersByTime(10_000);
-      await settled();
+      expect(reads.length - before).toBe(n + 1);
     }
-  } finally {
-    jest.useRealTimers();
+    void read(`${round} waits`).catch(() => {});
+    await settled();
+    jest.advanceTimersByTime(100);
+    await settled();
+    expect(reads.length - before).toBe(18);
+    jest.advanceTimersByTime(10_000);
+    await settled();
   }
 });
 
@@ -294,94 +285,78 @@ test("of many calls at once, no more than two reads begin", async () => {
 });
 
 test("ids that were found hold up nobody, and those that were not add up over reads", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const read = batched();
-    const ask = async (name: string) => {
-      const calls = Array.from({ length: 100 }, (_, n) => read(`${name} ${n}`));
-      await settled();
-      return Promise.all(calls);
-    };
-    const found = ask("somebody");
-    await until(() => reads.length === 1);
-    reads[0]!.answer(...reads[0]!.ids.map((id) => recordOf(id)));
-    await found;
-    const vain = [ask("nobody"), ask("nobody either")];
-    await until(() => reads.length === 2);
-    expect(reads[1]!.ids.length).toBe(200);
-    void read("a").catch(() => {});
-    await until(() => reads.length === 3);
-    reads[1]!.answer();
-    await Promise.all(vain);
-    reads[2]!.answer();
+  fakeTime();
+  const read = batched();
+  const ask = async (name: string) => {
+    const calls = Array.from({ length: 100 }, (_, n) => read(`${name} ${n}`));
     await settled();
-    void read("b").catch(() => {});
-    await settled();
-    jest.advanceTimersByTime(19);
-    await settled();
-    expect(reads.length).toBe(3);
-    jest.advanceTimersByTime(2);
-    await until(() => reads.length === 4);
-  } finally {
-    jest.useRealTimers();
-  }
+    return Promise.all(calls);
+  };
+  const found = ask("somebody");
+  await until(() => reads.length === 1);
+  reads[0]!.answer(...reads[0]!.ids.map((id) => recordOf(id)));
+  await found;
+  const vain = [ask("nobody"), ask("nobody either")];
+  await until(() => reads.length === 2);
+  expect(reads[1]!.ids.length).toBe(200);
+  void read("a").catch(() => {});
+  await until(() => reads.length === 3);
+  reads[1]!.answer();
+  await Promise.all(vain);
+  reads[2]!.answer();
+  await settled();
+  void read("b").catch(() => {});
+  await settled();
+  jest.advanceTimersByTime(19);
+  await settled();
+  expect(reads.length).toBe(3);
+  jest.advanceTimersByTime(2);
+  await until(() => reads.length === 4);
 });
 
 test("a read that is given up takes none along that waits for its place", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const read = batched(1_000);
-    for (const id of ["a", "b"]) {
-      void read(id).catch(() => {});
-      await settled();
-    }
-    jest.advanceTimersByTime(500);
-    const waits = read("c");
+  fakeTime();
+  const read = batched(1_000);
+  for (const id of ["a", "b"]) {
+    void read(id).catch(() => {});
     await settled();
-    jest.advanceTimersByTime(500);
-    await until(() => reads.length === 3);
-    reads[2]!.answer(recordOf("c"));
-    expect((await waits).entry?.id).toBe("c");
-  } finally {
-    jest.useRealTimers();
   }
+  jest.advanceTimersByTime(500);
+  const waits = read("c");
+  await settled();
+  jest.advanceTimersByTime(500);
+  await until(() => reads.length === 3);
+  reads[2]!.answer(recordOf("c"));
+  expect((await waits).entry?.id).toBe("c");
 });
 
 test("what waited for its turn too long is not read any more", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const read = batched(1_000, 10_000);
-    for (const id of ["a", "b"]) {
-      void read(id).catch(() => {});
-      await settled();
-    }
-    const waits = expect(read("c")).rejects.toMatchObject({ name: "ReadTimeout" });
-    jest.advanceTimersByTime(1_000);
-    await waits;
+  fakeTime();
+  const read = batched(1_000, 10_000);
+  for (const id of ["a", "b"]) {
+    void read(id).catch(() => {});
     await settled();
-    const next = read("d");
-    await settled();
-    expect(reads.map(({ ids }) => ids)).toEqual([["a"], ["b"], ["d"]]);
-    reads[2]!.answer(recordOf("d"));
-    expect((await next).entry?.id).toBe("d");
-  } finally {
-    jest.useRealTimers();
   }
+  const waits = expect(read("c")).rejects.toMatchObject({ name: "ReadTimeout" });
+  jest.advanceTimersByTime(1_000);
+  await waits;
+  await settled();
+  const next = read("d");
+  await settled();
+  expect(reads.map(({ ids }) => ids)).toEqual([["a"], ["b"], ["d"]]);
+  reads[2]!.answer(recordOf("d"));
+  expect((await next).entry?.id).toBe("d");
 });
 
 test("a call whose read was answered is not failed when its time is up, and the read is not told to give up", async () => {
-  jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-  try {
-    const late: string[] = [];
-    const read = batched(1_000, 100);
-    const call = read("a", () => late.push("a"));
-    await until(() => reads.length === 1);
-    reads[0]!.answer(recordOf("a"));
-    await call;
-    jest.advanceTimersByTime(2_000);
-    await settled();
-    expect([late, reads[0]!.signal.aborted, jest.getTimerCount()]).toEqual([[], false, 0]);
-  } finally {
-    jest.useRealTimers();
-  }
+  fakeTime();
+  const late: string[] = [];
+  const read = batched(1_000, 100);
+  const call = read("a", () => late.push("a"));
+  await until(() => reads.length === 1);
+  reads[0]!.answer(recordOf("a"));
+  await call;
+  jest.advanceTimersByTime(2_000);
+  await settled();
+  expect([late, reads[0]!.signal.aborted, jest.getTimerCount()]).toEqual([[], false, 0]);
 });

@@ -1,5 +1,5 @@
 import { setImmediate as turn } from "node:timers/promises";
-import { beforeEach, expect, jest, test } from "@jest/globals";
+import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
 import { createFreshness, type Freshness } from "../../src/keys/freshness.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
@@ -24,6 +24,9 @@ let lookup: KeyLookup;
 const wall = (monotonicMs: number) => 1_000_000 + monotonicMs;
 const prove = (monotonicMs: number) => freshness.prove({ wallMs: wall(monotonicMs), monotonicMs });
 
+/** What is not faked is what reads and promises wait for. */
+const fakeTime = () => void jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
+afterEach(() => void jest.useRealTimers());
 beforeEach(() => build());
 
 function build({ outageGraceMs = 30_000, readTimeoutMs = 60_000 } = {}): void {
@@ -52,6 +55,9 @@ function build({ outageGraceMs = 30_000, readTimeoutMs = 60_000 } = {}): void {
   });
 }
 
+/** Over a database that does as it is told. */
+const lookupOver = (source: RecordSource, readTimeoutMs = 60_000) =>
+  createLookup({ ...{ view, freshness, readTimeoutMs, clockMs: clock.nowMs, wallMs: Date.now }, source });
 const store = (record: KeyRecord) => records.set(record.id, record);
 const hold = (record: KeyRecord) => {
   store(record);
@@ -184,16 +190,13 @@ test("in an outage strong calls are UNAVAILABLE at once, without waiting for a r
   clock.pass(1);
   let probes = 0;
   const hanging = deferred<KeyRecord[]>();
-  const stuck = createLookup({
-    ...{ view, freshness, readTimeoutMs: 60_000, clockMs: clock.nowMs, wallMs: Date.now },
-    source: {
-      readRecent: () => Promise.reject(new Error("down")),
-      readProven: () => {
-        probes += 1;
-        return hanging.promise;
-      },
-      readFromSecondary: () => Promise.reject(new Error("down")),
+  const stuck = lookupOver({
+    readRecent: () => Promise.reject(new Error("down")),
+    readProven: () => {
+      probes += 1;
+      return hanging.promise;
     },
+    readFromSecondary: () => Promise.reject(new Error("down")),
   });
   await expect(stuck.find("b")).rejects.toMatchObject(unavailable);
   // The probe hangs; the calls don't.
@@ -241,14 +244,11 @@ test("an outage ends by a proof that was sent after the failure, not by one sent
 test("a refusal for overload is passed on, and is no outage", async () => {
   prove(1_000);
   const overloaded = new KeyError("OVERLOADED", "no");
-  const refusing = createLookup({
-    ...{ view, freshness, readTimeoutMs: 60_000, clockMs: clock.nowMs, wallMs: Date.now },
-    source: {
-      readRecent: () => Promise.reject(overloaded),
-      readProven: () => Promise.reject(overloaded),
-      // To ask yet another member would only add to it.
-      readFromSecondary: async () => [recordOf("a")],
-    },
+  const refusing = lookupOver({
+    readRecent: () => Promise.reject(overloaded),
+    readProven: () => Promise.reject(overloaded),
+    // To ask yet another member would only add to it.
+    readFromSecondary: async () => [recordOf("a")],
   });
   clock.pass(1);
   await expect(refusing.find("a")).rejects.toBe(overloaded);
@@ -298,14 +298,14 @@ test("while the primary can prove nothing and the secondary that is asked is fro
   prove(0);
   clock.pass(1);
   const frozen = deferred<KeyRecord[]>();
-  const stalled = createLookup({
-    ...{ view, freshness, readTimeoutMs: 20, clockMs: clock.nowMs, wallMs: Date.now },
-    source: {
+  const stalled = lookupOver(
+    {
       readRecent: async (ids) => ids.flatMap((id) => records.get(id) ?? []),
       readProven: () => frozen.promise,
       readFromSecondary: () => frozen.promise,
     },
-  });
+    20,
+  );
   expect(await stalled.find("a")).toMatchObject(found(7, wall(0)));
   await expect(stalled.findStrong("a")).rejects.toMatchObject(unavailable);
   frozen.resolve([]);
@@ -336,13 +336,10 @@ test("an answer that took longer than what it rests on may be old is not given",
 test("what fails for overload is told so rather than that the database is away, and else the primary's failure is the cause", async () => {
   const overloaded = new KeyError("OVERLOADED", "no");
   const failing = (failures: Record<Kind, Error>) =>
-    createLookup({
-      ...{ view, freshness, readTimeoutMs: 60_000, clockMs: clock.nowMs, wallMs: Date.now },
-      source: {
-        readRecent: () => Promise.reject(failures.readRecent),
-        readProven: () => Promise.reject(failures.readProven),
-        readFromSecondary: () => Promise.reject(failures.readFromSecondary),
-      },
+    lookupOver({
+      readRecent: () => Promise.reject(failures.readRecent),
+      readProven: () => Promise.reject(failures.readProven),
+      readFromSecondary: () => Promise.reject(failures.readFromSecondary),
     });
   prove(999);
   const [one, two, three] = [new Error("one"), new Error("two"), new Error("three")];
@@ -359,27 +356,23 @@ test.each([
 ])(
   "with a read timeout of %i ms a call that nothing can answer waits for %i ms: for the one read, then for others",
   async (readTimeoutMs, waitMs) => {
-    jest.useFakeTimers({ doNotFake: ["setImmediate", "nextTick", "queueMicrotask"] });
-    try {
-      build({ readTimeoutMs });
-      prove(999);
-      hinder = () => new Promise(() => {});
-      down.add("readFromSecondary");
-      let refused: unknown;
-      lookup.find("a").catch((error: unknown) => {
-        refused = error;
-      });
-      await settled();
-      jest.advanceTimersByTime(readTimeoutMs);
-      await settled();
-      jest.advanceTimersByTime(waitMs - readTimeoutMs - 1);
-      await settled();
-      expect([lookup.outage, refused]).toEqual([true, undefined]);
-      jest.advanceTimersByTime(1);
-      await settled();
-      expect(refused).toMatchObject(unavailable);
-    } finally {
-      jest.useRealTimers();
-    }
+    fakeTime();
+    build({ readTimeoutMs });
+    prove(999);
+    hinder = () => new Promise(() => {});
+    down.add("readFromSecondary");
+    let refused: unknown;
+    lookup.find("a").catch((error: unknown) => {
+      refused = error;
+    });
+    await settled();
+    jest.advanceTimersByTime(readTimeoutMs);
+    await settled();
+    jest.advanceTimersByTime(waitMs - readTimeoutMs - 1);
+    await settled();
+    expect([lookup.outage, refused]).toEqual([true, undefined]);
+    jest.advanceTimersByTime(1);
+    await settled();
+    expect(refused).toMatchObject(unavailable);
   },
 );
