@@ -2,7 +2,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Answer, type Call, callHttp1, callHttp2 } from "./calls.ts";
 import type { Lab } from "./lab.ts";
-import { checkByH2load, h2load } from "./loads.ts";
+import { checkByH2load, h2load, type Shape } from "./loads.ts";
 import { headersOf, outcomeOf, VERIFY_PATH, verifyBody, type Wire } from "./messages.ts";
 import type { ServerProcess } from "./processes.ts";
 import type { Sample } from "./statistics.ts";
@@ -49,11 +49,12 @@ export interface SameCallParts {
   expect: (answer: Answer) => void;
   /** Keys that a call asks about. Default: 1. */
   keysPerCall?: number;
+  shape?: Shape;
 }
 
 /** One call, repeated by h2load. */
 export async function sameCallArm(lab: Lab, parts: SameCallParts): Promise<Arm> {
-  const { name, server, http1 = false, call, expect, keysPerCall = 1 } = parts;
+  const { name, server, http1 = false, call, expect, keysPerCall = 1, shape } = parts;
   const ask = () => (http1 ? callHttp1 : callHttp2)(server.address, call);
   const sample = await ask();
   expect(sample);
@@ -61,7 +62,7 @@ export async function sameCallArm(lab: Lab, parts: SameCallParts): Promise<Arm> 
   writeFileSync(bodyFile, call.body);
   const target = {
     ...{ serverPid: server.pid, address: server.address, path: call.path, headers: call.headers },
-    ...{ bodyFile, http1, answerBytes: sample.body.length },
+    ...{ bodyFile, http1, answerBytes: sample.body.length, shape },
   };
   return {
     name,
@@ -84,6 +85,7 @@ export interface VerifyParts {
   key: string;
   headers?: Record<string, string>;
   outcome?: string;
+  shape?: Shape;
 }
 
 /** Verify of one key. */

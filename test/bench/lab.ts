@@ -1,17 +1,18 @@
 import { randomBytes } from "node:crypto";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join, resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { MongoClient } from "mongodb";
 import { readConfig, VARIABLES } from "../../src/config.ts";
 import { mintDevToken } from "../../src/dev-secrets.ts";
 import { type EmbeddedMongod, startMongod } from "../../src/store/mongod.ts";
-import { buildManyKeysLoad } from "./loads.ts";
+import { buildManyKeysLoad, canRun } from "./loads.ts";
 import { LOAD_CORE, moveToCore, SERVER_CORE } from "./machine.ts";
-import type { Options } from "./options.ts";
+import type { Build, Options } from "./options.ts";
 import { type ServerProcess, startServerProcess } from "./processes.ts";
 import { storeKeys } from "./records.ts";
 
@@ -31,10 +32,12 @@ export interface Lab {
   manyKeys: string | undefined;
   storeKeys(database: string, count: number, keep?: number): Promise<string[]>;
   /** Starts a service. Settings that this build does not have are left out, with a word about it. */
-  startService(env?: Record<string, string>, nodeArgs?: string[]): Promise<ServerProcess>;
+  startService(env?: Record<string, string>, nodeArgs?: string[], build?: Build): Promise<ServerProcess>;
   /** Starts one of the benchmark's own programs on the servers' core, with `options` as its JSON argument. */
   startProgram(path: string, options: object): Promise<ServerProcess>;
   adminToken(): Promise<string>;
+  /** Starts nghttpd, a server in C, which gives this answer to every call of `path`. Undefined where there is none. */
+  startNghttpd(path: string, body: Uint8Array): Promise<ServerProcess | undefined>;
   /** Ends the services and responders of a figure. */
   stopServers(): Promise<void>;
   stop(): Promise<void>;
@@ -85,7 +88,7 @@ export async function openLab(options: Options, say: (line: string) => void): Pr
         moveToCore(mongod.pid, LOAD_CORE);
         return kept;
       },
-      async startService(env = {}, nodeArgs = []) {
+      async startService(env = {}, nodeArgs = [], build) {
         const settings = {
           ...{ MONGODB_URI: mongod.uri, MONGODB_DATABASE: database, LATCHKEY_JWT_SECRET: jwtSecret },
           ...{ LATCHKEY_PEPPERS: `${pepper.id}:${pepper.secret.toString("base64")}` },
@@ -97,11 +100,25 @@ export async function openLab(options: Options, say: (line: string) => void): Pr
             told.add(name);
           }),
         };
-        const program = fileURLToPath(new URL("dist/src/cli.js", ROOT));
-        return tracked(await startServerProcess([...nodeArgs, program, "serve"], { ...ownEnvironment(), ...settings }));
+        const program = join(build === undefined ? fileURLToPath(ROOT) : resolve(build.dir), "dist/src/cli.js");
+        const args = [...nodeArgs, program, "serve"];
+        return tracked(await startServerProcess(args, { ...ownEnvironment(), ...settings }, build?.node));
       },
       async startProgram(path, options) {
         return tracked(await startServerProcess([compiled(path), JSON.stringify(options)], ownEnvironment()));
+      },
+      async startNghttpd(path, body) {
+        if (!canRun("nghttpd", ["--version"])) return undefined;
+        const root = mkdtempSync(join(dir, "nghttpd-"));
+        mkdirSync(join(root, dirname(path)), { recursive: true });
+        writeFileSync(join(root, path), body);
+        const port = await freePort();
+        const ready = JSON.stringify({ event: "ready", listen: `127.0.0.1:${port}` });
+        // The shell becomes nghttpd: the pid stays. It says nothing itself.
+        const script = `echo '${ready}'; exec nghttpd --no-tls --address=127.0.0.1 --htdocs="$1" --trailer="grpc-status: 0" ${port}`;
+        const server = tracked(await startServerProcess(["-c", script, "sh", root], ownEnvironment(), "/bin/sh"));
+        await untilAccepted(port);
+        return server;
       },
       adminToken: () => mintDevToken(jwtSecret, { user: "bench", admin: true, ttlS: 86_400, now: new Date() }),
     };
@@ -122,6 +139,16 @@ export async function freePort(): Promise<number> {
   const { port } = server.address() as AddressInfo;
   await new Promise((resolve) => server.close(resolve));
   return port;
+}
+
+async function untilAccepted(port: number): Promise<void> {
+  const accepted = () =>
+    new Promise<boolean>((resolve) => {
+      const socket = connect(port, "127.0.0.1");
+      socket.once("connect", () => resolve(true)).once("error", () => resolve(false));
+      socket.once("connect", () => socket.destroy());
+    });
+  while (!(await accepted())) await sleep(20);
 }
 
 async function startDatabase(dir: string, say: (line: string) => void): Promise<EmbeddedMongod> {

@@ -8,9 +8,9 @@ import type { Sample } from "./statistics.ts";
 
 /** Makes sure that h2load is there; where it can't be installed, throws what to do. */
 export function ensureH2load(): string {
-  if (!runs("h2load", ["--version"])) {
+  if (!canRun("h2load", ["--version"])) {
     const advice = "Install h2load (nghttp2-client on Debian and Ubuntu, nghttp2 with Homebrew), and start again.";
-    if (process.getuid?.() !== 0 || !runs("apt-get", ["--version"])) throw new Error(`h2load is missing. ${advice}`);
+    if (process.getuid?.() !== 0 || !canRun("apt-get", ["--version"])) throw new Error(`h2load is missing. ${advice}`);
     try {
       const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
       execFileSync("apt-get", ["update", "-qq"], { stdio: "ignore", env });
@@ -27,7 +27,7 @@ export function ensureH2load(): string {
 
 /** Builds the load generator for many keys. Undefined where there is no Go. */
 export function buildManyKeysLoad(sourceDir: string, dir: string): string | undefined {
-  if (!runs("go", ["version"])) return undefined;
+  if (!canRun("go", ["version"])) return undefined;
   const binary = join(dir, "load");
   try {
     execFileSync("go", ["build", "-o", binary, "."], { cwd: sourceDir, stdio: ["ignore", "ignore", "pipe"] });
@@ -39,7 +39,7 @@ export function buildManyKeysLoad(sourceDir: string, dir: string): string | unde
   return binary;
 }
 
-function runs(command: string, args: string[]): boolean {
+export function canRun(command: string, args: string[]): boolean {
   try {
     execFileSync(command, args, { stdio: "ignore" });
     return true;
@@ -57,6 +57,14 @@ export interface H2loadTarget {
   http1: boolean;
   /** Bytes of an answer's body, as sampled. */
   answerBytes: number;
+  /** Default: 4 connections with 32 calls each, 64 with one each over HTTP/1.1. */
+  shape?: Shape | undefined;
+}
+
+export interface Shape {
+  connections: number;
+  /** Calls in flight on each. */
+  inFlight: number;
 }
 
 const H2LOAD_MARKS = { start: /^Main benchmark duration is started/, end: /^Main benchmark duration is over/ };
@@ -85,10 +93,12 @@ export async function checkByH2load(target: H2loadTarget): Promise<void> {
     throw new Error(unexpectedSize(meanBytes, target));
 }
 
-function h2loadArguments({ http1, headers, bodyFile, address, path }: H2loadTarget): string[] {
-  const shape = http1 ? ["--h1", "-c", "64"] : ["-c", "4", "-m", "32"];
+function h2loadArguments({ http1, headers, bodyFile, address, path, shape }: H2loadTarget): string[] {
+  const { connections, inFlight } =
+    shape ?? (http1 ? { connections: 64, inFlight: 1 } : { connections: 4, inFlight: 32 });
+  const load = [...(http1 ? ["--h1"] : []), "-c", String(connections), "-m", String(inFlight)];
   const sent = Object.entries(headers).flatMap(([name, value]) => ["-H", `${name}: ${value}`]);
-  return [...shape, "-d", bodyFile, ...sent, `http://${address}${path}`];
+  return [...load, "-d", bodyFile, ...sent, `http://${address}${path}`];
 }
 
 function toleranceOf({ answerBytes }: H2loadTarget): number {

@@ -2,6 +2,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { argon2 } from "./figures/argon2.ts";
+import { builds } from "./figures/builds.ts";
 import { check } from "./figures/check.ts";
 import { cold } from "./figures/cold.ts";
 import { envoy } from "./figures/envoy.ts";
@@ -22,7 +23,7 @@ import { toSvg } from "./svg.ts";
 
 const FIGURES: Figure[] = [
   ...[grpc, headers, http1, check, envoy, many, cold, garbage, flood, large, revocation, restart],
-  ...[protocols, argon2],
+  ...[protocols, builds, argon2],
 ];
 
 async function run(options: Options): Promise<number> {

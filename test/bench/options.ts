@@ -14,6 +14,15 @@ export interface Options {
   largeKeys: number;
   revocations: number;
   quick: boolean;
+  /** Another build of the service, for the figure `builds`. */
+  beside: Build | undefined;
+}
+
+export interface Build {
+  /** The built checkout. */
+  dir: string;
+  /** The `node` that runs it. */
+  node: string;
 }
 
 export const USAGE = `npm run bench -- [options]
@@ -26,6 +35,8 @@ export const USAGE = `npm run bench -- [options]
   --keys N          records stored for "large"             (1000000)
   --revocations N   revocations for "revocation"           (500)
   --out DIR         where bench.json and bench.svg go      (docs/bench)
+  --beside DIR      for "builds": another built checkout of the service
+  --beside-node P   the node that runs it                  (the one that runs this)
   --quick           one short round without "large": does everything work? Writes to the temporary directory unless --out is given.
 `;
 
@@ -42,6 +53,8 @@ export function readOptions(args: string[], figures: string[], temporaryDir: str
       keys: { type: "string" },
       revocations: { type: "string" },
       out: { type: "string" },
+      beside: { type: "string" },
+      "beside-node": { type: "string" },
       quick: { type: "boolean", default: false },
       help: { type: "boolean", short: "h", default: false },
     },
@@ -60,6 +73,8 @@ export function readOptions(args: string[], figures: string[], temporaryDir: str
     largeKeys: positive("keys", values.keys, quick ? 50_000 : 1_000_000),
     revocations: positive("revocations", values.revocations, quick ? 50 : 500),
     quick,
+    beside:
+      values.beside === undefined ? undefined : { dir: values.beside, node: values["beside-node"] ?? process.execPath },
   };
 }
 

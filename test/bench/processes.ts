@@ -1,7 +1,8 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
-import { canPin, cpuSecondsOf, SERVER_CORE } from "./machine.ts";
+import { setTimeout as sleep } from "node:timers/promises";
+import { canPin, cpuSecondsOf, residentBytesOf, SERVER_CORE } from "./machine.ts";
 
 export interface ServerProcess {
   pid: number;
@@ -22,18 +23,21 @@ export type Event = Record<string, unknown>;
 
 const READY_MS = 60_000;
 const STOP_MS = 15_000;
+/** Later than the last of what a start leaves to do. */
+const AT_REST_MS = 5_000;
 
-/** Starts a Node program on the servers' core; it must print a JSON line with `"event":"ready"` and, if it listens, `listen`. */
+/** Starts a program on the servers' core, by default one of Node's; it must print a JSON line with `"event":"ready"` and, if it listens, `listen`. */
 export async function startServerProcess(
   args: string[],
   env: Record<string, string | undefined>,
+  program: string = process.execPath,
 ): Promise<ServerProcess> {
   const started = performance.now();
-  // taskset becomes node: the pid stays, and so do signals.
-  const command = canPin() ? ["taskset", "-c", String(SERVER_CORE), process.execPath] : [process.execPath];
+  // taskset becomes the program: the pid stays, and so do signals.
+  const command = canPin() ? ["taskset", "-c", String(SERVER_CORE), program] : [program];
   const child = spawn(command[0]!, [...command.slice(1), ...args], { env, stdio: ["pipe", "pipe", "inherit"] });
   const gone = once(child, "exit");
-  const nextEvent = eventsOf(child, args.find((arg) => arg.endsWith(".js")) ?? "node");
+  const nextEvent = eventsOf(child, args.find((arg) => arg.endsWith(".js")) ?? program);
   const stop = async () => {
     if (child.exitCode !== null || child.signalCode !== null) return;
     child.kill("SIGTERM");
@@ -102,4 +106,10 @@ export async function runLoad(
   }
   if (Number.isNaN(atEnd - atStart)) throw new Error("The server ended under load.");
   return { lines, cpuSeconds: atEnd - atStart };
+}
+
+/** Resident bytes of a server that has been left alone for a while after its start. */
+export async function settled({ pid }: ServerProcess): Promise<number> {
+  await sleep(AT_REST_MS);
+  return residentBytesOf(pid);
 }

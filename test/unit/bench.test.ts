@@ -65,3 +65,10 @@ test("a wrong option is named", () => {
   expect(() => readOptions(["--only", "grcp"], ["grpc"], "/tmp")).toThrow('There is no figure "grcp"');
   expect(() => readOptions(["--rounds", "0"], ["grpc"], "/tmp")).toThrow("--rounds");
 });
+
+test("another build is run by the node that is named for it, else by the one that measures", () => {
+  const beside = (...args: string[]) => readOptions(args, ["builds"], "/tmp")?.beside;
+  expect(beside("--beside", "old", "--beside-node", "node20")).toEqual({ dir: "old", node: "node20" });
+  expect(beside("--beside", "old")).toEqual({ dir: "old", node: process.execPath });
+  expect(beside()).toBeUndefined();
+});

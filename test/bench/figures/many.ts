@@ -19,7 +19,7 @@ export const many: Figure = {
   title: "Many keys a call",
   async take(lab) {
     const server = await lab.startService();
-    const batch = await batchArm(lab, server);
+    const batch = await batchArm(lab, server, `BatchVerify, ${KEYS_A_CALL} a call`);
     const stream = await streamArm(lab, server);
     const unary = await verifyArm(lab, {
       ...{ name: "Verify, gRPC, one key a call", server, wire: "grpc", key: lab.keys[0]! },
@@ -42,12 +42,12 @@ export const many: Figure = {
   },
 };
 
-async function batchArm(lab: Lab, server: ServerProcess): Promise<Arm | string> {
+export async function batchArm(lab: Lab, server: ServerProcess, name: string): Promise<Arm | string> {
   const method = methodNamed("BatchVerify");
   if (method === undefined) return "the service has no BatchVerify yet";
   const keys = lab.keys.slice(0, KEYS_A_CALL);
   const arm = sameCallArm(lab, {
-    name: `BatchVerify, ${KEYS_A_CALL} a call`,
+    name,
     server,
     call: { path: method.path, headers: headersOf("grpc"), body: enveloped(requestWithKeys(method.desc, keys)) },
     keysPerCall: KEYS_A_CALL,
