@@ -411,10 +411,10 @@ export function readConfig(environment: Environment = process.env): Config {
       isSecret(type) ? [name, `${name}_FILE`] : [name],
     ),
   );
-  for (const name of Object.keys(environment)) {
+  for (const [name, value] of Object.entries(environment)) {
     // A typo must not silently leave a limit unset.
-    if (name.startsWith("LATCHKEY_") && !known.has(name))
-      problems.push(`${name} is not a variable of Latchkey; see the README's table`);
+    if (name.startsWith("LATCHKEY_") && !known.has(name) && !isServiceLink(name, value ?? ""))
+      problems.push(unknownVariable(name));
   }
   if (parsed.success) problems.push(...contradictions(parsed.data));
   if (problems.length > 0 || !parsed.success) {
@@ -423,6 +423,45 @@ export function readConfig(environment: Environment = process.env): Config {
     );
   }
   return Object.freeze(toConfig(parsed.data, environment));
+}
+
+/** The forms of what Kubernetes sets for a Service called `latchkey` or `latchkey-…` in the same namespace. */
+const SERVICE_LINKS: [name: RegExp, isItsValue: (value: string, transport?: string) => boolean][] = [
+  [/^LATCHKEY_(?:\w+_)?SERVICE_HOST$/, (value) => isIP(value) !== 0],
+  [/^LATCHKEY_(?:\w+_)?SERVICE_PORT(?:_\w+)?$/, isPort],
+  [/^LATCHKEY_(?:\w+_)?PORT(?:_\d+_(TCP|UDP|SCTP))?$/, isEndpoint],
+  [/^LATCHKEY_(?:\w+_)?PORT_\d+_(TCP|UDP|SCTP)_PROTO$/, (value, transport) => value === transport],
+  [/^LATCHKEY_(?:\w+_)?PORT_\d+_(?:TCP|UDP|SCTP)_PORT$/, isPort],
+  [/^LATCHKEY_(?:\w+_)?PORT_\d+_(?:TCP|UDP|SCTP)_ADDR$/, (value) => isIP(value) !== 0],
+];
+
+/** By name and value together, so that no misspelt setting passes for one. */
+function isServiceLink(name: string, value: string): boolean {
+  return SERVICE_LINKS.some(([form, isItsValue]) => {
+    const match = form.exec(name);
+    return match !== null && isItsValue(value, match[1]?.toLowerCase());
+  });
+}
+
+/** Whether a name is such that Kubernetes might set it. No setting has one. */
+export function isServiceLinkName(name: string): boolean {
+  return SERVICE_LINKS.some(([form]) => form.test(name));
+}
+
+function isEndpoint(value: string, transport?: string): boolean {
+  const [, scheme, bracketed, plain, port] = /^(tcp|udp|sctp):\/\/(?:\[([^\]]+)\]|([^:[\]]+)):(\d+)$/.exec(value) ?? [];
+  if (scheme === undefined || (transport !== undefined && scheme !== transport)) return false;
+  return isIP(bracketed ?? plain!) === (bracketed === undefined ? 4 : 6) && isPort(port!);
+}
+
+function isPort(text: string): boolean {
+  return /^\d{1,5}$/.test(text) && Number(text) > 0 && Number(text) <= 65_535;
+}
+
+function unknownVariable(name: string): string {
+  if (isServiceLinkName(name))
+    return `${name} is not a variable of Latchkey: the address and port that it listens on are set together, by LATCHKEY_LISTEN=127.0.0.1:8080`;
+  return `${name} is not a variable of Latchkey; see the README's table`;
 }
 
 /** The settings of the CLI's client commands. */

@@ -4,7 +4,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { z } from "zod";
-import { CLIENT_VARIABLES, isSecret, parseDuration, readConfig, VARIABLES } from "../../src/config.ts";
+import {
+  CLIENT_VARIABLES,
+  isSecret,
+  isServiceLinkName,
+  parseDuration,
+  readConfig,
+  VARIABLES,
+} from "../../src/config.ts";
 import { defaultListenerLimits } from "../../src/transport/listener.ts";
 
 const problemsOf = (environment: Record<string, string>): string => {
@@ -39,6 +46,58 @@ test("every problem is reported at once, with what to do", () => {
   for (const name of ["LATCHKEY_LISTEN", "LATCHKEY_MAX_GRACE", "LATCHKEY_MAX_TLL", "LATCHKEY_KEY_PREFIX"])
     expect(problems).toContain(name);
   expect(problems).toContain("4 problem(s)");
+});
+
+/** As kubelet sets them for two Services of a namespace, one of them dual-stack with a named port. */
+const SERVICE_LINKS = {
+  LATCHKEY_SERVICE_HOST: "10.96.12.7",
+  LATCHKEY_SERVICE_PORT: "8080",
+  LATCHKEY_SERVICE_PORT_GRPC: "8080",
+  LATCHKEY_PORT: "tcp://10.96.12.7:8080",
+  LATCHKEY_PORT_8080_TCP: "tcp://10.96.12.7:8080",
+  LATCHKEY_PORT_8080_TCP_PROTO: "tcp",
+  LATCHKEY_PORT_8080_TCP_PORT: "8080",
+  LATCHKEY_PORT_8080_TCP_ADDR: "10.96.12.7",
+  LATCHKEY_OPS_SERVICE_HOST: "fd00:10:96::7",
+  LATCHKEY_OPS_SERVICE_PORT: "9090",
+  LATCHKEY_OPS_PORT: "udp://[fd00:10:96::7]:9090",
+  LATCHKEY_OPS_PORT_9090_UDP: "udp://[fd00:10:96::7]:9090",
+  LATCHKEY_OPS_PORT_9090_UDP_ADDR: "fd00:10:96::7",
+  LATCHKEY_OPS_PORT_132_SCTP_PROTO: "sctp",
+};
+
+test("what Kubernetes sets for a Service called latchkey is no setting, and starts as if it were not there", () => {
+  expect(JSON.stringify(readConfig(SERVICE_LINKS))).toBe(JSON.stringify(readConfig({})));
+});
+
+test("a name of that form with a value of another, as LATCHKEY_PORT=8080, is refused with the setting that was meant", () => {
+  for (const [name, value] of [
+    ...[
+      ["LATCHKEY_PORT", "8080"],
+      ["LATCHKEY_PORT", ""],
+      ["LATCHKEY_PORT", "tcp://latchkey:8080"],
+      ["LATCHKEY_HTTP_PORT", "8080"],
+    ],
+    ...[
+      ["LATCHKEY_PORT", "tcp://10.0.0.1:99999"],
+      ["LATCHKEY_PORT_8080_TCP", "udp://10.0.0.1:8080"],
+    ],
+    ...[
+      ["LATCHKEY_SERVICE_HOST", "latchkey"],
+      ["LATCHKEY_SERVICE_PORT", "http"],
+      ["LATCHKEY_PORT_80_TCP_PROTO", "udp"],
+    ],
+  ] as [string, string][])
+    expect(problemsOf({ [name]: value })).toMatch(
+      new RegExp(`1 problem.*${name} is not a variable.*LATCHKEY_LISTEN=`, "s"),
+    );
+  for (const name of ["LATCHKEY_PORTS", "LATCHKEY_SERVICE_TOKEN", "LATCHKEY_PORT_X_TCP", "LATCHKEY_SERVICE_HOSTS"])
+    expect(problemsOf({ [name]: "tcp://10.96.12.7:8080" })).toContain(`${name} is not a variable of Latchkey; see`);
+});
+
+test("no setting has a name that Kubernetes might set", () => {
+  const names = Object.keys({ ...VARIABLES, ...CLIENT_VARIABLES }).flatMap((name) => [name, `${name}_FILE`]);
+  expect(names.filter((name) => isServiceLinkName(name))).toEqual([]);
 });
 
 test("a time that Node's timers can't keep is refused: they would take it for none", () => {
