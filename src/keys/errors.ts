@@ -61,9 +61,30 @@ export function checked<T>(check: (violations: FieldViolation[]) => T): T {
   return result;
 }
 
+/** Of what is wrong with a call, no more is told one by one: clients take 8 KiB of metadata, and everything stands there twice. */
+export const MAX_LISTED = 10;
+
+/** Each field once, `MAX_LISTED` of them; of more, the message and `metadata.violations` tell how many there were. */
 export function invalid(violations: FieldViolation[]): KeyError {
-  const message = violations.map((v) => `${v.field}: ${v.description}`).join("; ");
-  return new KeyError("INVALID_ARGUMENT", message, { violations });
+  const byField = new Map<string, string>();
+  for (const { field, description } of violations) {
+    const before = byField.get(field);
+    byField.set(field, before === undefined ? description : `${before}; ${description}`);
+  }
+  const { shown, others } = listed([...byField].map(([field, description]) => ({ field, description })));
+  const fieldsOf = new Map<string, string[]>();
+  for (const { field, description } of shown) {
+    fieldsOf.set(description, [...(fieldsOf.get(description) ?? []), field]);
+  }
+  const parts = [...fieldsOf].map(([description, fields]) => `${fields.join(", ")}: ${description}`);
+  const details = others === 0 ? {} : { metadata: { violations: String(byField.size) } };
+  const message = parts.join("; ") + (others === 0 ? "" : `; and ${others} more`);
+  return new KeyError("INVALID_ARGUMENT", message, { violations: shown, ...details });
+}
+
+/** The first `MAX_LISTED`, and how many there are beside them. */
+export function listed<T>(all: readonly T[]): { shown: T[]; others: number } {
+  return { shown: all.slice(0, MAX_LISTED), others: Math.max(0, all.length - MAX_LISTED) };
 }
 
 export function deadlineExceeded(): KeyError {

@@ -1,5 +1,5 @@
 import type { Origin } from "./audit.ts";
-import { checked, KeyError } from "./errors.ts";
+import { checked, KeyError, listed } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
 import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./key.ts";
 import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./key-store.ts";
@@ -203,9 +203,10 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   function mayGrant(caller: Caller, scopes: readonly string[]): void {
     const forbidden = caller.admin ? [] : scopes.filter((scope) => !policy.memberScopes.matches(scope));
     if (forbidden.length === 0) return;
-    const listed = forbidden.join(", ");
-    throw new KeyError("SCOPE_FORBIDDEN", `You may not grant these scopes: ${listed}. Ask an admin to.`, {
-      metadata: { scopes: forbidden.join(",") },
+    const { shown, others } = listed(forbidden);
+    const told = shown.join(", ") + (others === 0 ? "" : ` and ${others} more`);
+    throw new KeyError("SCOPE_FORBIDDEN", `You may not grant these scopes: ${told}. Ask an admin to.`, {
+      metadata: { scopes: shown.join(","), ...(others > 0 && { scopes_forbidden: String(forbidden.length) }) },
     });
   }
 

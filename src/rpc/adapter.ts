@@ -41,7 +41,10 @@ function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): 
   if (contentType.startsWith("application/grpc")) {
     // Trailers-only: the gRPC way to refuse a call without an answer.
     response.writeHead(200, {
-      "content-type": contentType,
+      // What came may be as long as all headers together.
+      "content-type": contentType.startsWith("application/grpc-web")
+        ? "application/grpc-web+proto"
+        : "application/grpc",
       "grpc-status": String(Code.Unimplemented),
       "grpc-message": message,
     });

@@ -27,12 +27,19 @@ export const CODES: Record<ErrorReason, Code> = {
   DEADLINE_EXCEEDED: Code.DeadlineExceeded,
 };
 
+/**
+ * Characters of a message. It stands in an answer twice, and where a client's limit for metadata is passed (8 KiB in Java),
+ * the whole error is lost: all that an error says must stay within 6 KiB.
+ */
+const MAX_MESSAGE = 600;
+const CUT = "...";
+
 /** The one place where a refusal becomes an RPC error. Of INTERNAL errors only an id is sent; the cause is in the log under it. */
 export function toConnectError(error: KeyError, errorId: string): ConnectError {
   const code = CODES[error.reason];
   const metadata = code === Code.Internal ? { ...error.metadata, error_id: errorId } : error.metadata;
   const message = code === Code.Internal ? `${error.message} The cause is in the log under ${errorId}.` : error.message;
-  const connectError = new ConnectError(message, code, undefined, [
+  const connectError = new ConnectError(shortened(message), code, undefined, [
     { desc: ErrorInfoSchema, value: { reason: error.reason, domain: ERROR_DOMAIN, metadata } },
   ]);
   if (error.violations.length > 0) {
@@ -42,6 +49,15 @@ export function toConnectError(error: KeyError, errorId: string): ConnectError {
     connectError.details.push({ desc: RetryInfoSchema, value: { retryDelay: durationFromMs(error.retryAfterMs) } });
   }
   return connectError;
+}
+
+function shortened(message: string): string {
+  return message.length <= MAX_MESSAGE
+    ? message
+    : message
+        .slice(0, MAX_MESSAGE - CUT.length)
+        .toWellFormed()
+        .replace(/\ufffd$/, "") + CUT;
 }
 
 /** What went wrong, as a KeyError: anything that is not one is a defect. Connect's own errors pass through the caller. */

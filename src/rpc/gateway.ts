@@ -1,4 +1,4 @@
-import { invalid, KeyError } from "../keys/errors.ts";
+import { invalid, KeyError, listed } from "../keys/errors.ts";
 import type { Outcome, Verification, VerifyKey } from "../keys/verify.ts";
 import type { Entry } from "../keys/view.ts";
 import type { Peer } from "../transport/hot-method.ts";
@@ -130,8 +130,14 @@ function unauthorized(reason: string, message: string, challenge: string): Denia
 
 function missing(missingScopes: readonly string[]): Denial {
   const message = "The API key lacks a scope that is needed here.";
-  const challenge = `${CHALLENGE}, error="insufficient_scope", scope="${missingScopes.join(" ")}"`;
-  return denial(403, { reason: "INSUFFICIENT_SCOPE", message, missingScopes }, { "www-authenticate": challenge });
+  // Gateways take 4 KiB of headers, and the body may stand there too.
+  const { shown, others } = listed(missingScopes);
+  const challenge = `${CHALLENGE}, error="insufficient_scope", scope="${shown.join(" ")}"`;
+  const body = {
+    ...{ reason: "INSUFFICIENT_SCOPE", message, missingScopes: shown },
+    ...(others > 0 && { missingScopesInAll: missingScopes.length }),
+  };
+  return denial(403, body, { "www-authenticate": challenge });
 }
 
 /** What the gateway itself did wrong is no outage: it is refused even where outages are let pass. */

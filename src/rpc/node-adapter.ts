@@ -25,10 +25,27 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
     if (handler === undefined) return fallback(request, response);
     const values = createContextValues().set(peerAddress, addressOf(request.socket)).set(peer, who);
-    handler(universalRequestFromNodeRequest(request, response, undefined, values))
+    const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    shortenEchoed(asked.header);
+    handler(asked)
       .then((answer) => universalResponseToNodeResponse(answer, response))
       .catch(() => response.destroy());
   };
+}
+
+/** Headers whose values Connect repeats in errors; no good value is longer than `MAX_ECHOED` characters. */
+const ECHOED = [
+  ...["connect-content-encoding", "connect-protocol-version", "connect-timeout-ms"],
+  ...["content-encoding", "grpc-encoding", "grpc-timeout"],
+];
+const MAX_ECHOED = 64;
+
+/** What is cut stays as wrong as it was, and the error about it as short as any. */
+function shortenEchoed(header: Headers): void {
+  for (const name of ECHOED) {
+    const value = header.get(name);
+    if (value !== null && value.length > MAX_ECHOED) header.set(name, value.slice(0, MAX_ECHOED));
+  }
 }
 
 /** Of an IPv4 address on an IPv6 socket, the IPv4 address. A session on an inner connection has that in `stream`. */

@@ -43,6 +43,17 @@ function decided(verify: VerifyKey, admitted: () => Promise<void> | undefined = 
 
 const failing = (error: unknown) => decided(() => Promise.reject(error));
 
+test("a key that lacks 64 long scopes is refused within the 4 KiB of headers that gateways take: ten of them, and their number", async () => {
+  const missingScopes = Array.from({ length: 64 }, (_, index) => `s${index}`.padEnd(128, "x"));
+  const verification = { entry: undefined, missingScopes, asOfMs: 0, nowMs: 0 };
+  const { ask } = decided(() => ({ ...verification, outcome: "insufficient_scope" }));
+  const { body, headers } = await ask();
+  expect(JSON.parse(body)).toMatchObject({ missingScopes: missingScopes.slice(0, 10), missingScopesInAll: 64 });
+  expect(headers["www-authenticate"]).toContain(`scope="${missingScopes.slice(0, 10).join(" ")}"`);
+  // The body stands in a header once more.
+  expect(JSON.stringify(headers).length + body.length).toBeLessThan(4_096);
+});
+
 describe("what can't be answered", () => {
   const cases: [ErrorReason, number, boolean][] = [
     ["OVERLOADED", 429, false],

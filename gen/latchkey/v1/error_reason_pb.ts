@@ -38,7 +38,8 @@ export enum ErrorReason {
   API_KEY_NOT_ALLOWED = 2,
 
   /**
-   * PERMISSION_DENIED: the caller may not grant one of the scopes. Metadata: `scopes`, comma-separated.
+   * PERMISSION_DENIED: the caller may not grant one of the scopes. Metadata: `scopes`, the first ten, comma-separated; of
+   * more, `scopes_forbidden` is how many there are.
    *
    * @generated from enum value: ERROR_REASON_SCOPE_FORBIDDEN = 3;
    */
@@ -52,8 +53,8 @@ export enum ErrorReason {
   ADMIN_REQUIRED = 4,
 
   /**
-   * INVALID_ARGUMENT: one or more fields are wrong, or the message can't be decoded. `google.rpc.BadRequest` lists
-   * every field at fault.
+   * INVALID_ARGUMENT: one or more fields are wrong, or the message can't be decoded. `google.rpc.BadRequest` lists the
+   * fields at fault, each once and ten at most; of more, metadata `violations` is how many there are.
    *
    * @generated from enum value: ERROR_REASON_INVALID_ARGUMENT = 5;
    */
