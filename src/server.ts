@@ -11,6 +11,7 @@ import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
 import { type CleanUps, createCleanUps } from "./clean-ups.ts";
 import type { Config, TokenKey } from "./config.ts";
+import { checkDatabase } from "./database-checks.ts";
 import { DEV_ID, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
 import { createKeyAdmin } from "./keys/admin.ts";
 import { createAuditLog } from "./keys/audit-log.ts";
@@ -24,6 +25,15 @@ import { createSecretKeeper, type Pepper } from "./keys/secret.ts";
 import { createUsage } from "./keys/usage.ts";
 import { createKeyVerifier } from "./keys/verify.ts";
 import { createView } from "./keys/view.ts";
+import {
+  createReadiness,
+  type Readiness,
+  type ReadinessReport,
+  STARTING,
+  STOPPING,
+  shown,
+  WHOLE,
+} from "./readiness.ts";
 import { createRequestHandler } from "./rpc/adapter.ts";
 import { createAdminService } from "./rpc/admin-service.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
@@ -42,7 +52,7 @@ import { createWatch } from "./rpc/watch.ts";
 import type { StartupError } from "./startup-error.ts";
 import { createAuditStore } from "./store/audit.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
-import { connect, openVerifyClient } from "./store/connection.ts";
+import { type Connection, connect, openVerifyClient } from "./store/connection.ts";
 import { createKeyStore } from "./store/keys.ts";
 import { readLineage } from "./store/lineage.ts";
 import { startMongod } from "./store/mongod.ts";
@@ -65,8 +75,8 @@ export interface ServerHooks {
   clock?: () => Date;
   /** A database that is ready, where another process looks after it. Default: opened here. */
   database?: ReadyDatabase;
-  /** Told whether calls are served, at the start and at each change. */
-  onServing?: (serving: boolean) => void;
+  /** Told what the service is ready for, at the start and at each change. */
+  onReadiness?: (report: ReadinessReport) => void;
 }
 
 export interface ReadyDatabase {
@@ -81,13 +91,18 @@ export interface Server {
   /** The secret that development tokens are signed with; undefined when tokens are configured. */
   readonly devTokenSecret: string | undefined;
   readonly metrics: Pick<Metrics, "values">;
-  /** Not serving → in-flight calls finish → everything is released. Idempotent. */
+  /** Not ready any more, for good, so that nobody is sent here; whoever comes is served until `stop`. Idempotent. */
+  drain(): void;
+  /** Drain → in-flight calls finish → everything is released. Idempotent. */
   stop(): Promise<void>;
 }
 
 export const DRAIN_MS = 10_000;
-const DATABASE_CHECK_MS = 1_000;
 const FIRST_PROOF_MS = 2_000;
+
+/** Services whose answers need no more than that keys are answered. The management half of ApiKeyService is AdminService's like. */
+const ANSWERING = [WHOLE, ApiKeyService.typeName, Authorization.typeName];
+const CHANGING = [AdminService.typeName];
 
 /** Puts the service together and starts it. What was acquired is released in reverse, at a failed start as at `stop`. */
 export async function startServer(config: Config, hooks: ServerHooks): Promise<Server> {
@@ -106,7 +121,8 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       queue: config.hashQueue,
     });
     const secrets = createSecretKeeper(config.peppers ?? [developmentPepper(devSecrets!)], gate);
-    const { view, lookup, clusterTime, changes, lineage } = await openView(config, uri, hooks, metrics, cleanUps);
+    const opened = await openView(config, uri, hooks, metrics, cleanUps);
+    const { view, lookup, clusterTime, changes, lineage } = opened;
     const store = createKeyStore({ client: database.client, database: config.database, clusterTime, view, clock });
     const usage = createUsage({
       write: store.noteUses,
@@ -160,17 +176,24 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.counter("latchkey_hash_runs_total", "argon2 runs since the start", () => gate.runs);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
-    const health = createHealth([ApiKeyService.typeName, AdminService.typeName, Authorization.typeName]);
-    const serving = (value: boolean) => {
-      health.set(value);
-      hooks.onServing?.(value);
-    };
+    const readiness = createReadiness([ApiKeyService.typeName, AdminService.typeName, Authorization.typeName]);
+    const taken = readiness.condition("calls", readiness.services, STARTING);
+    cleanUps.push(watchDatabase(config, database, opened, readiness, log));
+    const health = createHealth(readiness);
+    cleanUps.push(readiness.onChange(() => hooks.onReadiness?.(readiness.report())));
     metrics.gauge(
       "latchkey_serving",
-      "1 while calls are served, 0 while MongoDB is away or the service drains",
-      () => Number(health.serving),
+      "1 while keys are answered, 0 past LATCHKEY_OUTAGE_GRACE without MongoDB and while the service drains",
+      () => Number(readiness.isReady(WHOLE)),
       "max",
     );
+    metrics.gauge(
+      "latchkey_changes_served",
+      "1 while keys can be changed and looked at, 0 while MongoDB is away or the service drains",
+      () => Number(CHANGING.every(readiness.isReady)),
+      "max",
+    );
+    const drain = () => taken.set(STOPPING);
 
     const calls = createCallLog({ log, metrics });
     const verifyMany = createVerifyMany(verify, calls);
@@ -199,7 +222,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const ops =
       config.opsListen === "off"
         ? undefined
-        : await listenOps({ ...config.opsListen, ready: () => health.serving, metrics });
+        : await listenOps({ ...config.opsListen, readiness: () => shown(readiness.report()), metrics });
     cleanUps.push(() => ops?.close());
     const many = { verifyMany, authenticator, calls };
     const listener = await listen({
@@ -209,28 +232,21 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       forwardAuth: createForwardAuth(config.gatewayKeyFrom, gateway),
     });
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));
-    serving(true);
+    taken.set(undefined);
     cleanUps.push(async () => {
+      drain();
       health.drain();
       changes.drain();
       draining.abort();
       await listener.close(DRAIN_MS);
     });
-    cleanUps.push(
-      watchDatabase(database, (up) => {
-        log[up ? "info" : "error"](
-          { event: up ? "database_up" : "database_down" },
-          up ? "MongoDB answers again" : "MongoDB does not answer",
-        );
-        serving(up);
-      }),
-    );
 
     return {
       address: listener.address,
       opsAddress: ops?.address,
       devTokenSecret: devTokenSecret(config, devSecrets),
       metrics,
+      drain,
       stop: cleanUps.release,
     };
   } catch (error) {
@@ -297,7 +313,7 @@ async function openView(config: Config, uri: string, hooks: ServerHooks, metrics
   metrics.gauge("latchkey_watch_restarts", "Restarts told to watchers since the start", () => changes.restarts);
   // Better to be listening late than to answer the first calls slowly; but without a proof, reads answer too.
   await Promise.race([proven, sleep(FIRST_PROOF_MS, undefined, { ref: false })]);
-  return { view, lookup, clusterTime, changes, lineage };
+  return { view, freshness, source, lookup, clusterTime, changes, lineage };
 }
 
 function kindOf({ rev, state }: KeyEvent): ChangeKind {
@@ -359,35 +375,32 @@ export async function openDatabase(
   return { uri: mongod.uri, devSecrets: needed ? ensureDevSecrets(config.dataDir) : undefined };
 }
 
-/** Asks the primary every second, and reports each change. Returns what ends it. */
+/** Keeps what readiness says of the database true. Returns what ends it. */
 function watchDatabase(
-  database: { reachable(timeoutMs: number): Promise<boolean> },
-  onChange: (up: boolean) => void,
+  { outageGraceMs }: Config,
+  database: Connection,
+  { freshness, source }: Pick<Awaited<ReturnType<typeof openView>>, "freshness" | "source">,
+  readiness: Readiness,
+  log: Logger,
 ): () => Promise<void> {
-  let up = true;
-  let ended = false;
-  let wake = () => {};
-  const done = (async () => {
-    while (!ended) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, DATABASE_CHECK_MS);
-        wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-      if (ended) return;
-      const reachable = await database.reachable(2 * DATABASE_CHECK_MS);
-      if (reachable !== up && !ended) onChange(reachable);
-      up = reachable;
-    }
-  })();
-  return () => {
-    ended = true;
-    wake();
-    return done;
-  };
+  const keys = readiness.condition("keys", ANSWERING, UNPROVEN);
+  const changes = readiness.condition("database", CHANGING);
+  const silent = `MongoDB has not answered for longer than LATCHKEY_OUTAGE_GRACE (${outageGraceMs / 1_000}s), so no key can be checked. Bring it back: the log says when it does not answer (database_down).`;
+  return checkDatabase({
+    ...{ database, freshness, source },
+    onKeys: ({ answered, proven }) => keys.set(answered ? undefined : proven ? silent : UNPROVEN),
+    onDatabase(up) {
+      const text = up ? "MongoDB answers again" : "MongoDB does not answer";
+      log[up ? "info" : "error"]({ event: up ? "database_up" : "database_down" }, text);
+      changes.set(
+        up ? undefined : "MongoDB does not answer, so keys can't be made, changed or looked at. Bring it back.",
+      );
+    },
+  });
 }
+
+const UNPROVEN =
+  "MongoDB has not yet shown that its change stream works, which takes a moment after the start. If it lasts, the log says why (watch_interrupted).";
 
 /** Takes up what is put in place of the certificate, its key and the clients' CA. Returns what ends it. */
 function keepTls(files: TlsFiles, first: TlsIdentity, listener: Listener, log: Logger, metrics: Metrics): () => void {

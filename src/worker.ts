@@ -1,6 +1,7 @@
 import cluster from "node:cluster";
 import { readConfig } from "./config.ts";
 import { readDevSecrets } from "./dev-secrets.ts";
+import type { ReadinessReport } from "./readiness.ts";
 import { type ReadyDatabase, startServer } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { embeddedUri } from "./store/mongod.ts";
@@ -9,12 +10,12 @@ import { createLogger, type MetricValues } from "./telemetry.ts";
 /** What a worker tells the process that started it. */
 export type FromWorker =
   | { kind: "listening"; address: string }
-  | { kind: "serving"; serving: boolean }
+  | { kind: "readiness"; report: ReadinessReport }
   /** It can't start, and ends. */
   | { kind: "failed"; message: string }
   | { kind: "metrics"; question: number; values: MetricValues };
 
-export type ToWorker = { kind: "stop" } | { kind: "metrics"; question: number };
+export type ToWorker = { kind: "drain" } | { kind: "stop" } | { kind: "metrics"; question: number };
 
 /** Runs the service in one of several processes, until it is told to stop. Returns the exit code. */
 export async function serveAsWorker(): Promise<number> {
@@ -24,9 +25,11 @@ export async function serveAsWorker(): Promise<number> {
   const stopped = new Promise<void>((resolve) => {
     stop = resolve;
   });
+  let drain = () => {};
   let values: () => Promise<MetricValues> = async () => [];
   process.on("message", (message: ToWorker) => {
     if (message.kind === "stop") stop();
+    else if (message.kind === "drain") drain();
     else if (message.kind === "metrics") {
       void values().then((all) => tell({ kind: "metrics", question: message.question, values: all }));
     }
@@ -38,8 +41,9 @@ export async function serveAsWorker(): Promise<number> {
       say: () => {},
       onFatal: () => {},
       database: await findDatabase(config.mongodbUri, config.dataDir),
-      onServing: (serving) => tell({ kind: "serving", serving }),
+      onReadiness: (report) => tell({ kind: "readiness", report }),
     });
+    drain = server.drain;
     values = server.metrics.values;
     tell({ kind: "listening", address: server.address });
     await stopped;

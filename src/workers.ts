@@ -4,6 +4,7 @@ import { type AddressInfo, createServer, isIPv6 } from "node:net";
 import { availableParallelism } from "node:os";
 import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
+import { mergedReport, type ReadinessReport, STARTING, STOPPING, shown } from "./readiness.ts";
 import { DRAIN_MS, devTokenSecret, openDatabase, type Server, type ServerHooks } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
@@ -17,14 +18,19 @@ interface Crew {
   readonly address: string;
   /** Those that serve calls. */
   readonly serving: number;
+  /** Of all of them together. */
+  readonly readiness: ReadinessReport;
   /** Workers that ended unasked, since the start. */
   readonly lost: number;
   /** Of those that answer in time. */
   metrics(): Promise<MetricValues[]>;
+  /** They are not ready any more, and serve whoever comes. None is replaced. */
+  drain(): void;
   stop(): Promise<void>;
 }
 
 const METRICS_MS = 2_000;
+const NO_WORKER = "No worker lives. Each is replaced; the log says why it ended (worker_ended).";
 const FIRST_BACKOFF_MS = 100;
 const MAX_BACKOFF_MS = 10_000;
 /** A worker that lived this long did not fail at its start. */
@@ -52,7 +58,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
         ? undefined
         : await listenOps({
             ...config.opsListen,
-            ready: () => crew !== undefined && crew.serving > 0,
+            readiness: () => shown(crew?.readiness ?? notTaken(STARTING)),
             metrics: { contentType: metrics.contentType, text },
           });
     cleanUps.push(() => ops?.close());
@@ -71,6 +77,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
       opsAddress: ops?.address,
       devTokenSecret: devTokenSecret(config, devSecrets),
       metrics,
+      drain: members.drain,
       stop: cleanUps.release,
     };
   } catch (error) {
@@ -85,7 +92,7 @@ async function hire(size: number, log: Logger, environment: Record<string, strin
   // whichever worker wakes first.
   cluster.schedulingPolicy = cluster.SCHED_RR;
   const workers = new Set<Worker>();
-  const serving = new Set<Worker>();
+  const reports = new Map<Worker, ReadinessReport>();
   const answers = new Map<number, (values: MetricValues) => void>();
   let questions = 0;
   let address = "";
@@ -108,7 +115,7 @@ async function hire(size: number, log: Logger, environment: Record<string, strin
     workers.add(worker);
     worker.on("message", (message: FromWorker) => {
       if (message.kind === "metrics") answers.get(message.question)?.(message.values);
-      else if (message.kind === "serving") message.serving ? serving.add(worker) : serving.delete(worker);
+      else if (message.kind === "readiness") reports.set(worker, message.report);
       else if (message.kind === "failed") {
         if (started) log.error({ event: "worker_failed", worker: worker.id }, message.message);
         else failed(new StartupError(message.message));
@@ -125,7 +132,7 @@ async function hire(size: number, log: Logger, environment: Record<string, strin
     );
     worker.once("exit", (code, signal) => {
       workers.delete(worker);
-      serving.delete(worker);
+      reports.delete(worker);
       if (stopping) return;
       lost += 1;
       const how = { event: "worker_ended", worker: worker.id, pid: worker.process.pid, code, signal };
@@ -146,9 +153,14 @@ async function hire(size: number, log: Logger, environment: Record<string, strin
     });
   }
 
-  async function stop(): Promise<void> {
+  function drain(): void {
     stopping = true;
     for (const timer of timers) clearTimeout(timer);
+    for (const worker of workers) say(worker, { kind: "drain" });
+  }
+
+  async function stop(): Promise<void> {
+    drain();
     await Promise.all(
       [...workers].map(async (worker) => {
         const ended = new Promise((resolve) => worker.once("exit", resolve));
@@ -188,7 +200,11 @@ async function hire(size: number, log: Logger, environment: Record<string, strin
   return {
     address,
     get serving() {
-      return serving.size;
+      return [...reports.values()].filter(({ ready }) => ready).length;
+    },
+    get readiness() {
+      if (stopping) return notTaken(STOPPING);
+      return reports.size === 0 ? notTaken(NO_WORKER) : mergedReport([...reports.values()]);
     },
     get lost() {
       return lost;
@@ -197,8 +213,13 @@ async function hire(size: number, log: Logger, environment: Record<string, strin
       const all = await Promise.all([...workers].map(ask));
       return all.filter((values) => values !== undefined);
     },
+    drain,
     stop,
   };
+}
+
+function notTaken(fault: string): ReadinessReport {
+  return { ready: false, conditions: [{ name: "calls", fault }] };
 }
 
 /** To one that just ended, nothing needs to be said. */

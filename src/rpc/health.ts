@@ -1,13 +1,11 @@
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
+import type { Readiness } from "../readiness.ts";
 
 export interface HealthService {
   routes(router: ConnectRouter): void;
-  /** Says whether calls are served; every watcher is told of a change. */
-  set(serving: boolean): void;
-  /** Not serving, for good: watchers are told, and their streams end. */
+  /** Watchers get the last state, and their streams end. */
   drain(): void;
-  readonly serving: boolean;
   /** Open Watch streams. */
   readonly watchers: number;
 }
@@ -15,20 +13,20 @@ export interface HealthService {
 /** As many as the listener takes connections: clients with health checking open one watch on each. */
 const MAX_WATCHERS = 10_000;
 
-/** `grpc.health.v1.Health` for `services` and, under the empty name, for the whole process. Starts as not serving. */
-export function createHealth(services: readonly string[]): HealthService {
-  const known = new Set(["", ...services]);
+/** `grpc.health.v1.Health` for each of the services that readiness knows, the whole process among them. */
+export function createHealth(readiness: Readiness): HealthService {
+  const known = new Set(readiness.services);
   const watchers = new Set<() => void>();
-  let serving = false;
   let draining = false;
 
   const status = (service: string): Status => {
     if (!known.has(service)) return Status.SERVICE_UNKNOWN;
-    return serving ? Status.SERVING : Status.NOT_SERVING;
+    return readiness.isReady(service) ? Status.SERVING : Status.NOT_SERVING;
   };
   const wakeAll = () => {
     for (const wake of watchers) wake();
   };
+  readiness.onChange(wakeAll);
 
   async function* watch(service: string, signal: AbortSignal): AsyncGenerator<{ status: Status }> {
     if (watchers.size >= MAX_WATCHERS)
@@ -72,18 +70,9 @@ export function createHealth(services: readonly string[]): HealthService {
         }),
       });
     },
-    set(value) {
-      if (draining) return;
-      serving = value;
-      wakeAll();
-    },
     drain() {
       draining = true;
-      serving = false;
       wakeAll();
-    },
-    get serving() {
-      return serving;
     },
     get watchers() {
       return watchers.size;

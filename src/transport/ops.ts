@@ -5,8 +5,8 @@ import { StartupError } from "../startup-error.ts";
 export interface OpsParts {
   host: string;
   port: number;
-  /** Whether calls should be sent here. */
-  ready: () => boolean;
+  /** Whether calls should be sent here, and in words why not. */
+  readiness: () => { ready: boolean; text: string };
   metrics: { contentType: string; text(): Promise<string> };
 }
 
@@ -16,14 +16,16 @@ export interface OpsServer {
 }
 
 /** `/livez`: the process runs. `/readyz`: it should get calls (200 or 503). `/metrics`: Prometheus text. Plain HTTP, for operators only. */
-export async function listenOps({ host, port, ready, metrics }: OpsParts): Promise<OpsServer> {
+export async function listenOps({ host, port, readiness, metrics }: OpsParts): Promise<OpsServer> {
   const server = createServer(async (request, response) => {
     const answer = (status: number, text: string, type = "text/plain; charset=utf-8") =>
       response.writeHead(status, { "content-type": type, "cache-control": "no-store" }).end(text);
     if (request.method !== "GET" && request.method !== "HEAD") answer(405, "GET only\n");
     else if (request.url === "/livez") answer(200, "ok\n");
-    else if (request.url === "/readyz") ready() ? answer(200, "ready\n") : answer(503, "not ready\n");
-    else if (request.url === "/metrics") answer(200, await metrics.text(), metrics.contentType);
+    else if (request.url === "/readyz") {
+      const { ready, text } = readiness();
+      answer(ready ? 200 : 503, text);
+    } else if (request.url === "/metrics") answer(200, await metrics.text(), metrics.contentType);
     else answer(404, "Here are /livez, /readyz and /metrics.\n");
   });
   server.maxConnections = 256;

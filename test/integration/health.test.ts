@@ -6,6 +6,7 @@ import { type ClientReadableStream, credentials, loadPackageDefinition, type Ser
 import { loadSync } from "@grpc/proto-loader";
 import { afterEach, expect, jest, test } from "@jest/globals";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
+import { createReadiness } from "../../src/readiness.ts";
 import { createHealth, type HealthService } from "../../src/rpc/health.ts";
 import { listen } from "../../src/transport/listener.ts";
 
@@ -29,8 +30,16 @@ afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
 });
 
+/** Readiness with one condition that all need: whether it holds is for the test to say. */
+function readinessOf(services: string[]) {
+  const readiness = createReadiness(services);
+  const all = readiness.condition("all", readiness.services, "not yet");
+  return { readiness, set: (serving: boolean) => all.set(serving ? undefined : "not now") };
+}
+
 async function start(services = ["test.A", "test.B"]) {
-  const health = createHealth(services);
+  const { readiness, set } = readinessOf(services);
+  const health = createHealth(readiness);
   const handler = connectNodeAdapter({ routes: (router) => health.routes(router) });
   const listener = await listen({ host: "127.0.0.1", port: 0, handler });
   cleanUps.push(() => listener.close(0));
@@ -39,7 +48,7 @@ async function start(services = ["test.A", "test.B"]) {
     cleanUps.push(() => client.close());
     return client;
   };
-  return { health, listener, openClient, client: openClient() };
+  return { health, readiness, set, listener, openClient, client: openClient() };
 }
 
 async function call<A>(start: (callback: Callback<A>) => void): Promise<A> {
@@ -71,12 +80,12 @@ function watchDirectly(health: HealthService) {
 }
 
 test("Check and List tell the state of the whole and of each service", async () => {
-  const { health, client } = await start();
+  const { set, client } = await start();
   for (const [serving, status] of [
     [false, "NOT_SERVING"],
     [true, "SERVING"],
   ] as const) {
-    health.set(serving);
+    set(serving);
     for (const service of ["", "test.A", "test.B"])
       expect(await call<Answer>((done) => client.check({ service }, done))).toEqual({ status });
     expect(await call((done) => client.list({}, done))).toEqual({
@@ -85,48 +94,60 @@ test("Check and List tell the state of the whole and of each service", async () 
   }
 });
 
+test("each service has a state of its own, by the conditions that it needs", async () => {
+  const { readiness, set, client } = await start();
+  set(true);
+  const changes = readiness.condition("changes", ["test.B"], "nothing can be changed");
+  const statusOf = async (service: string) => (await call<Answer>((done) => client.check({ service }, done))).status;
+  const next = reader(client.watch({ service: "test.B" }));
+  expect(await Promise.all(["", "test.A", "test.B"].map(statusOf))).toEqual(["SERVING", "SERVING", "NOT_SERVING"]);
+  expect(await next()).toBe("NOT_SERVING");
+  changes.set(undefined);
+  expect(await next()).toBe("SERVING");
+  changes.set("nothing can be changed again");
+  expect(await next()).toBe("NOT_SERVING");
+  expect(await statusOf("")).toBe("SERVING");
+});
+
 test("Check of an unknown service is NOT_FOUND", async () => {
-  const { health, client } = await start();
-  health.set(true);
+  const { set, client } = await start();
+  set(true);
   await expect(call((done) => client.check({ service: "no.Such" }, done))).rejects.toMatchObject({ code: 5 });
 });
 
 test("Watch tells the state at once, then each change, and nothing twice", async () => {
-  const { health, client } = await start();
+  const { set, client } = await start();
   const next = reader(client.watch({ service: "test.A" }));
   expect(await next()).toBe("NOT_SERVING");
-  health.set(false);
-  health.set(true);
+  set(false);
+  set(true);
   expect(await next()).toBe("SERVING");
-  health.set(true);
-  health.set(false);
+  set(true);
+  set(false);
   expect(await next()).toBe("NOT_SERVING");
 });
 
 test("Watch of an unknown service says SERVICE_UNKNOWN, and stays open until the drain", async () => {
-  const { health, client } = await start();
+  const { health, set, client } = await start();
   const [unknown, known] = [reader(client.watch({ service: "no.Such" })), reader(client.watch({ service: "" }))];
   expect(await unknown()).toBe("SERVICE_UNKNOWN");
   expect(await known()).toBe("NOT_SERVING");
-  health.set(true);
+  set(true);
   expect(await known()).toBe("SERVING");
   expect(health.watchers).toBe(2);
   health.drain();
   expect(await unknown()).toBeUndefined();
 });
 
-test("a drain is NOT_SERVING for good, and ends every watch", async () => {
-  const { health, client } = await start();
-  health.set(true);
+test("what is not ready any more is NOT_SERVING to who watches, and the drain ends every watch after it was told so", async () => {
+  const { health, set, client } = await start();
+  set(true);
   const watches = ["", "test.A"].map((service) => reader(client.watch({ service })));
   for (const next of watches) expect(await next()).toBe("SERVING");
+  set(false);
+  for (const next of watches) expect(await next()).toBe("NOT_SERVING");
   health.drain();
-  health.set(true);
-  for (const next of watches) {
-    expect(await next()).toBe("NOT_SERVING");
-    expect(await next()).toBeUndefined();
-  }
-  expect(health.serving).toBe(false);
+  for (const next of watches) expect(await next()).toBeUndefined();
   expect(await call<Answer>((done) => client.check({ service: "" }, done))).toEqual({ status: "NOT_SERVING" });
   const late = reader(client.watch({ service: "" }));
   expect([await late(), await late()]).toEqual(["NOT_SERVING", undefined]);
@@ -134,11 +155,13 @@ test("a drain is NOT_SERVING for good, and ends every watch", async () => {
 });
 
 test("a reader that is slow to take one state gets the latest next, and the drain before the end", async () => {
-  const health = createHealth([]);
+  const { readiness, set } = readinessOf([]);
+  const health = createHealth(readiness);
   const watch = watchDirectly(health)("");
   expect((await watch.next()).value).toEqual({ status: Status.NOT_SERVING });
-  for (const serving of [true, false, true]) health.set(serving);
+  for (const serving of [true, false, true]) set(serving);
   expect((await watch.next()).value).toEqual({ status: Status.SERVING });
+  set(false);
   health.drain();
   expect((await watch.next()).value).toEqual({ status: Status.NOT_SERVING });
   expect((await watch.next()).done).toBe(true);
@@ -173,7 +196,7 @@ test("a watch is forgotten when its client cancels it, ends its connection, or a
 });
 
 test("watches are bounded; one more is RESOURCE_EXHAUSTED until another ends", async () => {
-  const health = createHealth([]);
+  const health = createHealth(createReadiness([]));
   const watch = watchDirectly(health);
   const first = watch("");
   await first.next();
@@ -184,5 +207,5 @@ test("watches are bounded; one more is RESOURCE_EXHAUSTED until another ends", a
   expect(refusal).toBeInstanceOf(ConnectError);
   expect((refusal as ConnectError).code).toBe(Code.ResourceExhausted);
   await first.return(undefined);
-  expect((await watch("").next()).value).toEqual({ status: Status.NOT_SERVING });
+  expect((await watch("").next()).value).toEqual({ status: Status.SERVING });
 });

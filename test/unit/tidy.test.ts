@@ -23,6 +23,7 @@ const ROOMS: Record<string, string[]> = {
     "src/transport/hot-method.ts",
     "src/transport/forward-auth.ts",
     "src/telemetry.ts",
+    "src/readiness.ts",
     "src/config.ts",
     "#gen/",
     "node:",
