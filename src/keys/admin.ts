@@ -91,7 +91,8 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
           violations.push({ field: "name", description: "must not contain control characters" });
         return { limit: checkPageSize(size, violations), after: readPageToken(token, { keys: filter }, violations) };
       });
-      return pageOf(await store.list(filter, after, limit + 1, clock(), deadlineMs), limit, { keys: filter });
+      const found = await store.list(filter, after, limit + 1, clock(), deadlineMs);
+      return pageOf(found, limit, { keys: filter }, bytesOf);
     },
 
     get: find,
@@ -139,6 +140,15 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
       return pageOf(await audit.list(filter, before, limit + 1, deadlineMs), limit, { audit: filter });
     },
   };
+}
+
+/** Times, numbers, tags and lengths of a key in an answer take less. */
+const FIXED_BYTES = 256;
+
+/** Of a key in an answer, and no less. */
+function bytesOf({ userId, name = "", scopes, revocationReason = "" }: KeyRecord): number {
+  const texts = [userId, name, revocationReason, ...scopes];
+  return texts.reduce((bytes, text) => bytes + Buffer.byteLength(text) + 3, FIXED_BYTES);
 }
 
 function notFound(message: string): KeyError {

@@ -16,7 +16,8 @@ export type ErrorReason =
   | "DB_UNAVAILABLE"
   | "DB_ERROR"
   | "INTERNAL_ERROR"
-  | "DEADLINE_EXCEEDED";
+  | "DEADLINE_EXCEEDED"
+  | "ANSWER_TOO_LARGE";
 
 export interface FieldViolation {
   /** The field's name in the proto, for example `scopes[3]`. */

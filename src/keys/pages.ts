@@ -29,10 +29,27 @@ export function readPageToken(token: string, search: object, violations: FieldVi
   return undefined;
 }
 
-/** One item more than the page holds must have been looked for. */
-export function pageOf<T extends { id: string }>(found: T[], size: number, search: object): Page<T> {
-  const items = found.slice(0, size);
-  const more = found.length > size;
+/** Of a page's items together. Clients of gRPC take 4 MiB by default. */
+export const MAX_PAGE_BYTES = 3.5 * 1024 * 1024;
+
+/**
+ * One item more than the page holds must have been looked for. `bytesOf`: about what an item takes in an answer; a page ends
+ * before `MAX_PAGE_BYTES`.
+ */
+export function pageOf<T extends { id: string }>(
+  found: T[],
+  size: number,
+  search: object,
+  bytesOf: (item: T) => number = () => 0,
+): Page<T> {
+  let bytes = 0;
+  const isWithin = (item: T, index: number) => {
+    bytes += bytesOf(item);
+    return index === 0 || bytes <= MAX_PAGE_BYTES;
+  };
+  const end = found.slice(0, size).findIndex((item, index) => !isWithin(item, index));
+  const items = found.slice(0, end < 0 ? size : end);
+  const more = found.length > items.length;
   return { items, nextToken: more ? pageToken(search, items.at(-1)!.id) : undefined };
 }
 

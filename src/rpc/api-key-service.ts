@@ -20,7 +20,8 @@ import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import { answerAhead } from "./ahead.ts";
 import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "./api-key-message.ts";
 import { caller, logged, type Noted } from "./interceptors.ts";
-import { checkBatchSize, type Verdict, type VerifyMany } from "./verify-many.ts";
+import { checkBatchSize, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
+import { fitting } from "./verify-wire.ts";
 
 export interface ApiKeyServiceParts {
   keys: KeyManager;
@@ -95,11 +96,11 @@ export function createApiKeyService({
       return toVerifyResponse(verification);
     },
 
-    async batchVerify({ requests }, context) {
+    async batchVerify({ requests, omitRecords }, context) {
       checked((violations) => checkBatchSize(requests.length, violations));
       const timeoutMs = timeoutOf(context);
       const verdicts = await verifyMany(requests.map((request) => toVerifyInput(request, timeoutMs)));
-      return { results: verdicts.map(toVerifyResult) };
+      return { results: fitting(omitRecords ? verdicts.map(withoutRecord) : verdicts).map(toVerifyResult) };
     },
 
     verifyStream: (requests) =>

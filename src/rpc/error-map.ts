@@ -25,6 +25,7 @@ export const CODES: Record<ErrorReason, Code> = {
   DB_ERROR: Code.Internal,
   INTERNAL_ERROR: Code.Internal,
   DEADLINE_EXCEEDED: Code.DeadlineExceeded,
+  ANSWER_TOO_LARGE: Code.ResourceExhausted,
 };
 
 /**

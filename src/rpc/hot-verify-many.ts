@@ -14,7 +14,7 @@ import { boundedTimeout, MAX_CALL_MS, toVerifyInput } from "./api-key-service.ts
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
 import { toWireError } from "./error-map.ts";
 import type { Authenticator } from "./tokens.ts";
-import { checkBatchSize, MAX_BATCH_BYTES, type Verdict, type VerifyMany } from "./verify-many.ts";
+import { checkBatchSize, MAX_BATCH_BYTES, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
 import { decodeBatch, decodeStreamed, encodeBatch, encodeStreamed } from "./verify-wire.ts";
 
 export interface HotVerifyManyParts {
@@ -30,15 +30,16 @@ export function createHotBatchVerify({ verifyMany, authenticator, calls }: HotVe
   const method = methods.batchVerify.name;
 
   function answer(call: HotCall): HotAnswer | Promise<HotAnswer> | undefined {
-    const inputs = call.json ? undefined : decodeBatch(call.message);
-    if (inputs === undefined) return undefined;
+    const batch = call.json ? undefined : decodeBatch(call.message);
+    if (batch === undefined) return undefined;
+    const { inputs, omitRecords } = batch;
     const logged = loggedCall(method, call.headers["x-request-id"]);
     const timeoutMs = boundedTimeout(call.timeoutMs);
     for (const input of inputs) input.timeoutMs = timeoutMs;
 
     const answered = (verdicts: Verdict[]): HotAnswer => {
       calls.answered(logged, "debug");
-      return { message: encodeBatch(verdicts) };
+      return { message: encodeBatch(omitRecords ? verdicts.map(withoutRecord) : verdicts) };
     };
     const refused = (error: unknown): HotAnswer => ({ error: toWireError(calls.refused(logged, error)) });
     const run = () => {

@@ -10,6 +10,18 @@ const MAX_BATCH = 1_000;
 /** Of BatchVerify's message: as many keys with some scopes each. */
 export const MAX_BATCH_BYTES = 1024 * 1024;
 
+/** What clients of gRPC take by default. */
+export const MAX_BATCH_ANSWER_BYTES = 4 * 1024 * 1024;
+/** Of an item for which there is no room in the answer. */
+export const ANSWER_TOO_LARGE = new KeyError(
+  "ANSWER_TOO_LARGE",
+  "With this key too the answer would be larger than 4 MiB. Ask for it in a smaller batch.",
+);
+
+export function withoutRecord(verdict: Verdict): Verdict {
+  return verdict instanceof KeyError ? verdict : { ...verdict, entry: undefined };
+}
+
 /** Gives one verdict for each input, in order, and never fails. Without a promise when nothing has to be waited for. */
 export type VerifyMany = (inputs: readonly VerifyInput[]) => Verdict[] | Promise<Verdict[]>;
 

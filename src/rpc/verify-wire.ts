@@ -6,7 +6,7 @@ import type { Verification, VerifyInput } from "../keys/verify.ts";
 import { type Entry, stateAt } from "../keys/view.ts";
 import { ENVELOPE_BYTES } from "../transport/hot-method.ts";
 import { OUTCOMES, toApiKey, toVerifyError } from "./api-key-message.ts";
-import type { Verdict } from "./verify-many.ts";
+import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "./verify-many.ts";
 
 // Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
 // out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
@@ -21,6 +21,8 @@ const tag = (field: number, type: number) => (field << 3) | type;
 const KEY = tag(1, LENGTH_DELIMITED);
 const REQUIRED_SCOPES = tag(2, LENGTH_DELIMITED);
 const CONSISTENCY = tag(3, 0);
+/** Of BatchVerifyRequest. */
+const OMIT_RECORDS = tag(2, 0);
 
 /** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII; whether it was, `isPlain` tells. */
 export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyInput | undefined {
@@ -60,10 +62,23 @@ export function isPlain({ key, requiredScopes }: VerifyInput): boolean {
   return !NOT_ASCII.test(key) && !requiredScopes.some((scope) => NOT_ASCII.test(scope));
 }
 
-/** BatchVerifyRequest: nothing but VerifyRequests, each as above. */
-export function decodeBatch(bytes: Buffer): VerifyInput[] | undefined {
+export interface Batch {
+  inputs: VerifyInput[];
+  omitRecords: boolean;
+}
+
+/** BatchVerifyRequest: its VerifyRequests, each as above, and whether records are left out. */
+export function decodeBatch(bytes: Buffer): Batch | undefined {
   const inputs: VerifyInput[] = [];
+  let omitRecords = false;
   for (let at = 0; at < bytes.length; ) {
+    if (bytes[at] === OMIT_RECORDS) {
+      const value = bytes[at + 1] ?? Number.NaN;
+      if (!(value <= 1)) return undefined;
+      omitRecords = value === 1;
+      at += 2;
+      continue;
+    }
     if (bytes[at] !== tag(1, LENGTH_DELIMITED)) return undefined;
     const { value: length, end: start } = readVarint(bytes, at + 1);
     at = start + length;
@@ -72,7 +87,7 @@ export function decodeBatch(bytes: Buffer): VerifyInput[] | undefined {
     if (input === undefined || !isPlain(input)) return undefined;
     inputs.push(input);
   }
-  return inputs;
+  return { inputs, omitRecords };
 }
 
 /** VerifyStreamRequest: one VerifyRequest. */
@@ -128,13 +143,39 @@ const RESULT = tag(1, LENGTH_DELIMITED);
 const RESPONSE = tag(1, LENGTH_DELIMITED);
 const ERROR = tag(2, LENGTH_DELIMITED);
 
-/** BatchVerifyResponse. */
+/** BatchVerifyResponse, of at most `MAX_BATCH_ANSWER_BYTES`. */
 export function encodeBatch(verdicts: readonly Verdict[]): Buffer {
-  const items = verdicts.map(measure);
-  const message = Buffer.allocUnsafe(items.reduce((size, item) => size + sizeOfField(item.resultSize), 0));
+  const measured = verdicts.map(measure);
+  const keeps = whatFits(measured);
+  const items = keeps === undefined ? measured : measured.map((item, index) => (keeps[index] ? item : TOO_LARGE));
+  const message = Buffer.allocUnsafe(sizeOfItems(items));
   let at = 0;
   for (const item of items) at = writeResult(item, message, at);
   return message;
+}
+
+/** The verdicts that `encodeBatch` would write, for other encoders. */
+export function fitting(verdicts: Verdict[]): Verdict[] {
+  const keeps = whatFits(verdicts.map(measure));
+  return keeps === undefined ? verdicts : verdicts.map((verdict, index) => (keeps[index] ? verdict : ANSWER_TOO_LARGE));
+}
+
+/** undefined: all of it. */
+function whatFits(items: readonly Measured[]): boolean[] | undefined {
+  if (sizeOfItems(items) <= MAX_BATCH_ANSWER_BYTES) return undefined;
+  const least = sizeOfItems([TOO_LARGE]);
+  // Each item that comes later must at least have room for its error.
+  let left = MAX_BATCH_ANSWER_BYTES - least * items.length;
+  return items.map((item) => {
+    const more = sizeOfItems([item]) - least;
+    const fits = more <= left;
+    if (fits) left -= more;
+    return fits;
+  });
+}
+
+function sizeOfItems(items: readonly Measured[]): number {
+  return items.reduce((size, item) => size + sizeOfField(item.resultSize), 0);
 }
 
 /** VerifyStreamResponses, each in a gRPC envelope. */
@@ -162,6 +203,8 @@ function measure(verdict: Verdict): Measured {
   const size = content instanceof Uint8Array ? content.length : sizeOfVerification(content);
   return { verdict: content, size, resultSize: sizeOfField(size) };
 }
+
+const TOO_LARGE = measure(ANSWER_TOO_LARGE);
 
 function writeResult({ verdict, size, resultSize }: Measured, target: Buffer, start: number): number {
   target[start] = RESULT;

@@ -1,9 +1,10 @@
 import { randomUUID } from "node:crypto";
+import { toBinary } from "@bufbuild/protobuf";
 import { type Client, createClient } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, expect, jest, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
-import { AdminService } from "#gen/latchkey/v1/admin_service_pb";
+import { AdminService, ListKeysResponseSchema } from "#gen/latchkey/v1/admin_service_pb";
 import { type ApiKey, KeyChangeKind, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { createLatchkeyAdminClient } from "../../src/client/index.ts";
 import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
@@ -272,4 +273,27 @@ test("records of keys that ended LATCHKEY_PURGE_AFTER ago are removed, others ar
       .countDocuments({ _id: { $in: endedIds as never[] } }),
   ).toBe(0);
   expect(second.logs()).toContain('"event":"purged"');
+});
+
+test("a page of ListKeys is no larger than the 4 MiB that clients take, and the pages hold all keys", async () => {
+  const one = await start();
+  const scopes = Array.from({ length: 64 }, (_, index) => `s${index}`.padEnd(128, "x"));
+  await one.client().create({ scopes, name: "\u{1F511}".repeat(128) });
+  const keys = mongo.db(one.database).collection<{ _id: string }>("api_keys");
+  const { fingerprint: _, ...record } = (await keys.findOne({})) as Record<string, unknown> & { _id: string };
+  const copies = Array.from({ length: 499 }, (_each, index) => ({
+    ...{ ...record, _id: String(index).padStart(16, "0"), userId: "\u{1F511}".repeat(250) + index },
+  }));
+  await keys.insertMany(copies);
+  let pageToken = "";
+  let seen = 0;
+  let pages = 0;
+  do {
+    const page = await adminOf(one).listKeys({ pageSize: 500, pageToken });
+    expect(toBinary(ListKeysResponseSchema, page).length).toBeLessThan(4 * 1024 * 1024);
+    seen += page.apiKeys.length;
+    pages += 1;
+    pageToken = page.nextPageToken;
+  } while (pageToken !== "");
+  expect([seen, pages]).toEqual([500, 2]);
 });

@@ -1,10 +1,11 @@
-import { create, equals } from "@bufbuild/protobuf";
+import { create, equals, toBinary } from "@bufbuild/protobuf";
 import { createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
-import { afterAll, beforeAll, expect, test } from "@jest/globals";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import {
   ApiKeyService,
   type BatchVerifyResponse,
+  BatchVerifyResponseSchema,
   Consistency,
   Outcome,
   type VerifyResult,
@@ -196,4 +197,49 @@ test("a stream of thousands of messages is answered whole and in order", async (
     at += 1;
   }
   expect(at).toBe(items.length);
+});
+
+describe("1,000 items of one key with 64 long scopes", () => {
+  // What clients of gRPC take by default.
+  const MOST_BYTES = 4 * 1024 * 1024;
+  let key: string;
+  beforeAll(async () => {
+    const scopes = Array.from({ length: 64 }, (_, index) => `s${index}`.padEnd(128, "x"));
+    key = (await service.client().create({ name: "\u{1F511}".repeat(128), scopes })).key;
+  });
+  const batch = (omitRecords: boolean) => ({ requests: Array.from({ length: 1_000 }, () => ({ key })), omitRecords });
+
+  test.each(TRANSPORTS)(
+    "BatchVerify over %s answers them in 4 MiB: what doesn't fit is ANSWER_TOO_LARGE, and never without its record",
+    async (_, transport) => {
+      const { results } = await clientOver(transport as never).batchVerify(batch(false));
+      expect(
+        toBinary(BatchVerifyResponseSchema, create(BatchVerifyResponseSchema, { results })).length,
+      ).toBeGreaterThan(MOST_BYTES - 10_000);
+      expect(results).toHaveLength(1_000);
+      const answered = results.filter(({ result }) => result.case === "response");
+      expect(answered.length).toBeGreaterThan(400);
+      for (const { result } of results) {
+        if (result.case === "response") expect(result.value.apiKey?.scopes).toHaveLength(64);
+        else
+          expect([result.value!.reason, result.value!.retryAfter]).toEqual([ErrorReason.ANSWER_TOO_LARGE, undefined]);
+      }
+    },
+  );
+
+  test("a client that takes no more than 4 MiB is answered, and a smaller batch whole", async () => {
+    const limited = (options: object) => createGrpcTransport({ ...options, readMaxBytes: MOST_BYTES } as never);
+    const client = clientOver(limited);
+    expect((await client.batchVerify(batch(false))).results).toHaveLength(1_000);
+    const { results } = await client.batchVerify({ requests: batch(false).requests.slice(0, 400) });
+    expect(results.map(({ result }) => result.case)).toEqual(Array(400).fill("response"));
+  });
+
+  test.each(TRANSPORTS)("with omit_records all of them are answered over %s, without records", async (_, transport) => {
+    const { results } = await clientOver(transport as never).batchVerify(batch(true));
+    const answers = results.map(
+      ({ result }) => result.case === "response" && [result.value.outcome, result.value.apiKey],
+    );
+    expect(answers).toEqual(Array(1_000).fill([Outcome.VALID, undefined]));
+  });
 });

@@ -1,6 +1,6 @@
 import { expect, test } from "@jest/globals";
 import type { FieldViolation } from "../../src/keys/errors.ts";
-import { checkPageSize, pageOf, readPageToken } from "../../src/keys/pages.ts";
+import { checkPageSize, MAX_PAGE_BYTES, pageOf, readPageToken } from "../../src/keys/pages.ts";
 
 const items = [{ id: "a1" }, { id: "b2" }, { id: "c3" }];
 const read = (token: string, search: object) => {
@@ -55,4 +55,16 @@ test("a page has 50 items unless 1 to 500 are asked for", () => {
   };
   const refused = [{ field: "page_size", description: "must be 0 to 500; 0 means 50" }];
   expect([0, 1, 500, 501, -1].map(size)).toEqual([50, 1, 500, refused, refused]);
+});
+
+test("a page ends before it is larger than clients take, though never without an item", () => {
+  const page = (...bytes: number[]) => {
+    const found = bytes.map((size, index) => ({ id: `i${index}`, size }));
+    const { items: within, nextToken } = pageOf(found, 3, {}, ({ size }) => size);
+    return [within.length, nextToken && read(nextToken, {}).last];
+  };
+  expect(page(MAX_PAGE_BYTES - 1, 1, 1)).toEqual([2, "i1"]);
+  expect(page(MAX_PAGE_BYTES - 2, 1, 1)).toEqual([3, undefined]);
+  expect(page(2 * MAX_PAGE_BYTES, 1)).toEqual([1, "i0"]);
+  expect(page(1, 1, 1, 1)).toEqual([3, "i2"]);
 });

@@ -54,7 +54,7 @@ export type ListKeysRequest = Message<"latchkey.v1.ListKeysRequest"> & {
   name: string;
 
   /**
-   * 1 to 500. 0: 50.
+   * 1 to 500. 0: 50. A page ends earlier where it would be larger than the 4 MiB that clients take by default.
    *
    * @generated from field: int32 page_size = 5;
    */

@@ -82,7 +82,7 @@ const verify: FuzzTarget = {
   },
 };
 
-const many = { requests: [verifyMessage, {}, { key: OTHER_KEY }] };
+const many = { requests: [verifyMessage, {}, { key: OTHER_KEY }], omitRecords: true };
 const batch: FuzzTarget = {
   name: "verify-many",
   seeds: [
@@ -90,10 +90,12 @@ const batch: FuzzTarget = {
     Buffer.from(toBinary(VerifyStreamRequestSchema, message(VerifyStreamRequestSchema, { request: verifyMessage }))),
   ],
   run(input) {
-    const inputs = decodeBatch(input);
-    if (inputs !== undefined) {
+    const decoded = decodeBatch(input);
+    if (decoded !== undefined) {
+      const { inputs, omitRecords } = decoded;
       const whole = generically(() => fromBinary(BatchVerifyRequestSchema, input));
       assert.equal(inputs.length, whole?.requests.length);
+      assert.equal(omitRecords, whole?.omitRecords);
       for (const [index, one] of inputs.entries()) sameInput(one, whole?.requests[index]);
     }
     const streamed = decodeStreamed(input);
