@@ -328,6 +328,12 @@ export const VARIABLES = {
   LATCHKEY_IDLE_TIMEOUT: timeout
     .prefault("2m")
     .describe("time without a request or an open stream after which a connection is closed"),
+  LATCHKEY_DRAIN_DELAY: duration
+    .refine((ms) => ms <= 3_600_000, "must be at most 1h")
+    .prefault("0s")
+    .describe(
+      "how long connections and calls are still taken after SIGTERM, while readiness already says no: as long as balancers and gateways take to notice, `5s` under Kubernetes",
+    ),
   LATCHKEY_KEEPALIVE_PROBE: timeout
     .prefault("1m")
     .describe("silence after which TCP probes whether a client is still there"),
@@ -398,6 +404,7 @@ export interface Config {
   readonly hashConcurrency: number | undefined;
   readonly hashQueue: number;
   readonly tls: TlsFiles | undefined;
+  readonly drainDelayMs: number;
   readonly limits: ListenerLimits;
   readonly logLevel: Settings["LATCHKEY_LOG_LEVEL"];
 }
@@ -584,6 +591,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     hashConcurrency: settings.LATCHKEY_HASH_CONCURRENCY,
     hashQueue: settings.LATCHKEY_HASH_QUEUE,
     tls: tlsFiles(settings),
+    drainDelayMs: settings.LATCHKEY_DRAIN_DELAY,
     limits: {
       maxConnections: settings.LATCHKEY_MAX_CONNECTIONS,
       maxConcurrentStreams: settings.LATCHKEY_MAX_STREAMS,

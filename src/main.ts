@@ -1,4 +1,5 @@
 import cluster from "node:cluster";
+import { setTimeout as sleep } from "node:timers/promises";
 import { readConfig } from "./config.ts";
 import { mintDevToken } from "./dev-secrets.ts";
 import { type Server, startServer } from "./server.ts";
@@ -10,6 +11,8 @@ import { startWorkers } from "./workers.ts";
 const STOP_SIGNALS = ["SIGINT", "SIGTERM"] as const;
 /** Under npm one Ctrl-C arrives twice, from the terminal and from npm, which passes its own on. */
 const SAME_SIGNAL_MS = 2_000;
+/** `timeout` and its like send a signal to a process and to its group. Less than a person takes to send another. */
+const ECHO_MS = 200;
 
 /** Runs the service until SIGINT or SIGTERM. Returns the exit code. */
 export async function serve(): Promise<number> {
@@ -37,7 +40,7 @@ export async function serve(): Promise<number> {
       onFatal: (error) => end(fail(error)),
     });
     // A signal during the start waits for it: half a start can't be undone cleanly.
-    onFirstSignal((signal) => {
+    const signals = onSignals((signal) => {
       log?.info({ event: "stopping", signal }, "stopping: finishing the calls under way");
       end(0);
     });
@@ -48,6 +51,8 @@ export async function serve(): Promise<number> {
       process.stderr.write(await welcome(scheme, server.address, server.devTokenSecret));
     }
     const code = await ended;
+    server.drain();
+    if (code === 0) await signals.another(config.drainDelayMs);
     await server.stop();
     log.info({ event: "stopped" }, "stopped");
     return code;
@@ -56,18 +61,43 @@ export async function serve(): Promise<number> {
   }
 }
 
-/** Repeats of the first signal are taken for echoes of it; a later one ends the process at once, as it does by default. */
-function onFirstSignal(act: (signal: NodeJS.Signals) => void): void {
-  let seen = false;
+interface Signals {
+  /** Resolves at a signal after the first, and after `withinMs` without one. */
+  another(withinMs: number): Promise<void>;
+}
+
+/** Repeats are taken for echoes for a while; a later one ends the process at once, as it does by default. */
+function onSignals(first: (signal: NodeJS.Signals) => void): Signals {
+  let lastMs: number | undefined;
+  let next = () => {};
+  let timer: NodeJS.Timeout | undefined;
   const listener = (signal: NodeJS.Signals) => {
-    if (seen) return;
-    seen = true;
-    setTimeout(() => {
+    const beforeMs = lastMs;
+    lastMs = performance.now();
+    if (beforeMs !== undefined) {
+      if (lastMs - beforeMs >= ECHO_MS) next();
+      return;
+    }
+    letGoLater();
+    first(signal);
+  };
+  const letGoLater = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
       for (const name of STOP_SIGNALS) process.off(name, listener);
     }, SAME_SIGNAL_MS).unref();
-    act(signal);
   };
   for (const name of STOP_SIGNALS) process.on(name, listener);
+  return {
+    async another(withinMs) {
+      if (withinMs === 0) return;
+      clearTimeout(timer);
+      const waiting = new AbortController();
+      next = () => waiting.abort();
+      await sleep(withinMs, undefined, { signal: waiting.signal }).catch(() => {});
+      letGoLater();
+    },
+  };
 }
 
 function announce(log: Logger, server: Server): void {

@@ -4,8 +4,12 @@ import { once } from "node:events";
 import { readFileSync, statSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
+import { createClient } from "@connectrpc/connect";
+import { createGrpcTransport } from "@connectrpc/connect-node";
 import { afterEach, expect, test } from "@jest/globals";
+import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
 import { parseAnyKey } from "../../src/keys/format.ts";
 import { endAfterTest, newDirectory, runToEnd, serve as serveWith, stopProcesses } from "../support/process.ts";
@@ -64,6 +68,39 @@ test("Ctrl-C under npm, which reaches the service twice, still stops it cleanly"
   expect(await closed).toEqual([0, null]);
   expect(output().match(/"event":"(stopping|stopped)"/g)).toEqual(['"event":"stopping"', '"event":"stopped"']);
 });
+
+test.each(["1", "2"])(
+  "from SIGTERM on /readyz is 503 and health NOT_SERVING, and connections and calls are taken for LATCHKEY_DRAIN_DELAY; a second signal ends it at once (workers: %s)",
+  async (workers) => {
+    const dataDir = newDirectory();
+    const service = await serve(dataDir, { LATCHKEY_DRAIN_DELAY: "1h", LATCHKEY_WORKERS: workers });
+    const token = await tokenFor(dataDir, "alice");
+    const { key } = await createLatchkeyClient({ baseUrl: service.url, token }).create({ scopes: ["read"] });
+    const readyz = async () => (await fetch(`${service.opsUrl}/readyz`)).status;
+    while ((await readyz()) !== 200) await sleep(20);
+    const health = createClient(Health, createGrpcTransport({ baseUrl: service.url }));
+    const watch = health.watch({ service: "latchkey.v1.ApiKeyService" })[Symbol.asyncIterator]();
+    while ((await watch.next()).value?.status !== Status.SERVING);
+
+    const closed = once(service.child, "close");
+    service.child.kill("SIGTERM");
+    while (service.events("stopping").length === 0) await sleep(5);
+    expect((await watch.next()).value?.status).toBe(Status.NOT_SERVING);
+    expect(await readyz()).toBe(503);
+    expect((await health.check({})).status).toBe(Status.NOT_SERVING);
+    // Each on a connection of its own.
+    for (let call = 0; call < 4; call += 1)
+      expect((await createLatchkeyClient({ baseUrl: service.url }).verify({ key })).outcome).toBe(Outcome.VALID);
+    expect(service.events("stopped")).toEqual([]);
+
+    // What comes at the same moment is taken for an echo of the first.
+    await sleep(300);
+    service.child.kill("SIGTERM");
+    expect(await closed).toEqual([0, null]);
+    expect(service.events("stopped").length).toBe(1);
+  },
+  60_000,
+);
 
 test("a service whose log nobody reads any more goes on", async () => {
   const { child, url } = await serve(newDirectory());
