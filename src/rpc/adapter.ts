@@ -1,5 +1,5 @@
 import { Code, type ConnectRouter, type Interceptor } from "@connectrpc/connect";
-import { nodeAdapter } from "./node-adapter.ts";
+import { endBare, nodeAdapter } from "./node-adapter.ts";
 import { admitUndecodable, refuseUndecodable } from "./strict-decoding.ts";
 
 export type RequestHandler = ReturnType<typeof nodeAdapter>;
@@ -40,7 +40,7 @@ function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): 
   request.resume();
   if (contentType.startsWith("application/grpc")) {
     // Trailers-only: the gRPC way to refuse a call without an answer.
-    response.writeHead(200, {
+    const header = new Headers({
       // What came may be as long as all headers together.
       "content-type": contentType.startsWith("application/grpc-web")
         ? "application/grpc-web+proto"
@@ -48,7 +48,7 @@ function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): 
       "grpc-status": String(Code.Unimplemented),
       "grpc-message": message,
     });
-    response.end();
+    endBare(response, { status: 200, header });
     return;
   }
   response.writeHead(404, { "content-type": "application/json", "cache-control": "no-store" });

@@ -1,4 +1,5 @@
 import { createConnectRouter, createContextValues } from "@connectrpc/connect";
+import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
   compressionBrotli,
   compressionGzip,
@@ -28,7 +29,10 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
     shortenEchoed(asked.header);
     handler(asked)
-      .then((answer) => universalResponseToNodeResponse(answer, response))
+      .then((answer) => {
+        if (answer.body === undefined && answer.trailer === undefined) endBare(response, answer);
+        else return universalResponseToNodeResponse(answer, response);
+      })
       .catch(() => response.destroy());
   };
 }
@@ -46,6 +50,16 @@ function shortenEchoed(header: Headers): void {
     const value = header.get(name);
     if (value !== null && value.length > MAX_ECHOED) header.set(name, value.slice(0, MAX_ECHOED));
   }
+}
+
+/** In headers alone: once they are written, Node's HTTP/2 can only end an answer by an empty DATA frame. */
+export function endBare(
+  response: Parameters<Handler>[1],
+  { status, header }: Pick<UniversalServerResponse, "status" | "header">,
+): void {
+  response.statusCode = status;
+  for (const [name, value] of header ?? []) response.setHeader(name, value);
+  response.end();
 }
 
 /** Of an IPv4 address on an IPv6 socket, the IPv4 address. A session on an inner connection has that in `stream`. */

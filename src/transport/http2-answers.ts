@@ -12,8 +12,8 @@ export function writeAnswer(sender: Sender, output: Output, of: StreamWindow, fo
   if (format.protocol !== "grpc") {
     const { status, headers, bytes } = bodyOf(format, answer);
     const block = encodeFields([":status", String(status), ...fieldsOf(headers), "date", httpDate()]);
-    output.putHeaders(0, of.id, block);
-    sender.send(of, asBuffer(bytes), undefined);
+    output.putHeaders(bytes.length === 0 ? Flag.END_STREAM : 0, of.id, block);
+    if (bytes.length > 0) sender.send(of, asBuffer(bytes), undefined);
     return;
   }
   const { error, trailers, message } = answer;

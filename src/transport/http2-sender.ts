@@ -10,7 +10,6 @@ import {
   Type,
 } from "./http2-frames.ts";
 import type { Output } from "./http2-output.ts";
-import { EMPTY } from "./wire-format.ts";
 
 /** What the client opened a stream's window by, beyond its first size; less what was sent. */
 export interface StreamWindow {
@@ -63,7 +62,7 @@ export class Sender {
     this.window -= bytes;
   }
 
-  /** The end of a stream's answer. */
+  /** The end of a stream's answer: a body, trailers, or both. */
   send(of: StreamWindow, body: Buffer, trailers: Buffer | undefined): void {
     this.finish({ of, body, at: 0, trailers, mayFollow: false, hangUp: false, sinceMs: UNSWEPT });
   }
@@ -87,7 +86,6 @@ export class Sender {
       this.window -= length;
     }
     if (trailers !== undefined) output.putHeaders(Flag.END_STREAM, of.id, trailers);
-    else if (body.length === 0 && !mayFollow) output.put(frame(Type.DATA, Flag.END_STREAM, of.id, EMPTY));
     if (sending.hangUp) output.put(frame(Type.RST_STREAM, 0, of.id, number32(Fault.NO_ERROR)));
     return true;
   }

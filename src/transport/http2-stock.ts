@@ -1,7 +1,8 @@
 import { Duplex } from "node:stream";
-import { encodeFields } from "./hpack.ts";
+import { createHpackDecoder, encodeFields } from "./hpack.ts";
 import {
   createFrameReader,
+  DEFAULT_TABLE_BYTES,
   DEFAULT_WINDOW_BYTES,
   Fault,
   Flag,
@@ -46,6 +47,8 @@ interface StockStream {
   id: number;
   /** Which end has ended its own half. */
   ended: "neither" | "client" | "session";
+  /** Its answer has ended with its headers: of what the session still says, only a reset counts. */
+  isAnswered: boolean;
 }
 
 /** node:http2's own session, for the streams of a connection that are not served here. */
@@ -101,7 +104,7 @@ export class StockSession {
   }
 
   open(id: number, flags: number, list: readonly string[]): void {
-    const own = { id: this.nextId, ended: "neither" } as const;
+    const own: StockStream = { id: this.nextId, ended: "neither", isAnswered: false };
     this.nextId += 2;
     this.streams.set(id, own);
     this.clientIds.set(own.id, id);
@@ -175,12 +178,32 @@ export class StockSession {
     const id = sent.id === 0 ? 0 : this.clientIds.get(sent.id);
     // The client has reset it.
     if (id === undefined) return;
+    this.passInOrder({ ...sent, id });
+  }
+
+  /**
+   * gRPC's answer in headers alone ends with them. node:http2 lets an empty DATA frame follow, and gRPC's C core then tells its
+   * caller UNKNOWN, whatever the headers say.
+   */
+  private passInOrder(sent: Frame): void {
+    const { type, flags, id, payload } = sent;
+    const stream = this.streams.get(id);
+    if (stream?.isAnswered && (type === Type.DATA || type === Type.HEADERS)) return;
+    const mayEnd = type === Type.HEADERS && (flags & Flag.END_STREAM) === 0 && stream !== undefined;
+    if (mayEnd && hasStatus(payload)) {
+      stream.isAnswered = true;
+      this.enqueue({ ...sent, flags: flags | Flag.END_STREAM });
+    } else this.enqueue(sent);
+  }
+
+  private enqueue(sent: Frame): void {
+    const { type, payload } = sent;
     const waits = this.held.length > 0 || (type === Type.DATA && payload.length > this.parts.windowLeft());
     if (waits && IN_ORDER.has(type)) {
-      this.held.push({ ...sent, id, payload: Buffer.from(payload) });
+      this.held.push({ ...sent, payload: Buffer.from(payload) });
       if (type === Type.DATA) this.heldBytes += payload.length;
       this.sendHeld();
-    } else this.forward({ ...sent, id });
+    } else this.forward(sent);
   }
 
   private forward({ type, flags, id, payload }: Frame): void {
@@ -240,6 +263,12 @@ export class StockSession {
 
 /** An acknowledgement too: the data before it was sent by the settings before it. */
 const IN_ORDER: ReadonlySet<number> = new Set([Type.DATA, Type.HEADERS, Type.RST_STREAM, Type.SETTINGS]);
+
+/** Whether headers hold gRPC's status. The session encodes without a table, so that each block can be read by itself. */
+function hasStatus(block: Buffer): boolean {
+  const { decode } = createHpackDecoder({ maxTableBytes: DEFAULT_TABLE_BYTES, maxListBytes: Number.POSITIVE_INFINITY });
+  return decode(block).some((text, index) => index % 2 === 0 && text === "grpc-status");
+}
 
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);
 

@@ -102,6 +102,11 @@ async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
       // node:http2 may reset a stream before its answer's end when nobody reads the request.
       if (request.url !== "/stock/echo" && request.url?.startsWith("/stock/")) request.on("error", () => {}).resume();
       if (request.url?.startsWith("/stock/size/")) return void response.end(pattern(Number(request.url.slice(12))));
+      if (request.url === "/stock/refused") return void response.writeHead(200, REFUSAL).end();
+      if (request.url === "/stock/refused-late") {
+        response.writeHead(200, REFUSAL);
+        return void setTimeout(() => response.end(), 5);
+      }
       if (request.url === "/stock/headers") return void response.writeHead(200, { long: "x".repeat(40_000) }).end();
       response.write("stock:");
       (request as Http2ServerRequest).on("error", () => {}).pipe(answer as never);
@@ -116,6 +121,9 @@ async function open(listener: Listener, options?: FrameClientOptions): Promise<F
   cleanUps.push(() => client.socket.destroy());
   return client;
 }
+
+/** gRPC's answer in headers alone. */
+const REFUSAL = { "content-type": "application/grpc", "grpc-status": "12", "grpc-message": "no such method" };
 
 const PATTERN = Buffer.from(Array.from({ length: 251 }, (_, index) => index));
 
@@ -248,6 +256,56 @@ describe("hot and stock calls on one connection", () => {
       await new Promise((resolve) => setImmediate(resolve));
     }
     expect((await answersOf(client, 1, 3)).map(String)).toEqual([String(inEnvelope("one")), "stock:two"]);
+  });
+});
+
+describe("an answer without a body ends with its headers, and no empty DATA frame follows", () => {
+  const framesOf = (client: FrameClient, id: number) =>
+    client.frames.filter((seen) => seen.id === id && (seen.type === Type.DATA || seen.type === Type.HEADERS));
+
+  test.each([
+    ["a gRPC refusal by Node's own server", "/stock/refused"],
+    ["one that it ends later than it begins", "/stock/refused-late"],
+  ])("%s", async (_what, path) => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(call(1, path), call(3, "/hot/echo", "x"), stockCall(5, "/stock/echo", "y"));
+    const [first, , third] = await answersOf(client, 1, 3, 5);
+    expect([first!.length, String(third)]).toEqual([0, "stock:y"]);
+    expect(framesOf(client, 1).map(({ type, flags }) => [type, flags & Flag.END_STREAM])).toEqual([[Type.HEADERS, 1]]);
+    expect(field(client, 1, "grpc-status")).toBe("12");
+  });
+
+  test("a refusal while the client still sends: it may stop, and is not waited for", async () => {
+    const { listener, stock } = await start();
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/stock/refused" }));
+    await client.until(() => client.stream(1).ended);
+    client.write(data(1, inEnvelope("late")));
+    await untilTrue(() => stock.closed === 1);
+    client.write(call(3, "/hot/echo", "x"));
+    await answersOf(client, 3);
+    expect(framesOf(client, 1)).toHaveLength(1);
+  });
+
+  test("an empty message in Connect's protocol", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/hot/echo", type: "application/proto", end: true }));
+    await answersOf(client, 1);
+    expect(framesOf(client, 1).map(({ type }) => type)).toEqual([Type.HEADERS]);
+  });
+
+  test("headers that something follows later are sent at once", async () => {
+    const { listener, letterbox } = await start();
+    const client = await open(listener);
+    client.write(stockCall(1, "/stock/held"));
+    await untilTrue(() => letterbox.length === 1);
+    letterbox[0]!.writeHead(200);
+    letterbox[0]!.flushHeaders();
+    await client.until(() => client.stream(1).fields.length > 0);
+    letterbox[0]!.end("late");
+    expect((await answersOf(client, 1)).map(String)).toEqual(["late"]);
   });
 });
 
