@@ -24,8 +24,10 @@ export interface Http1LaneOptions {
 
 export interface Http1Lane {
   serve(socket: Socket): void;
-  /** Each connection ends when its call under way is answered. */
+  /** Each connection ends with the next answer. */
   drain(): void;
+  /** Ends those on which nothing is under way. */
+  endIdle(): void;
   stop(): void;
 }
 
@@ -52,6 +54,9 @@ export function createHttp1Lane(options: Http1LaneOptions): Http1Lane {
     drain() {
       draining = true;
       for (const connection of connections) connection.drain();
+    },
+    endIdle() {
+      for (const connection of connections) connection.endIdle();
     },
     stop: () => clearInterval(timer),
   };
@@ -277,6 +282,9 @@ class Connection {
 
   drain(): void {
     this.draining = true;
+  }
+
+  endIdle(): void {
     if (this.rest.length === 0 && this.call === undefined) this.end();
   }
 

@@ -49,7 +49,7 @@ export interface Http2LaneOptions {
 
 export interface Http2Lane {
   serve(socket: Socket): void;
-  /** Tells every peer by GOAWAY which stream was the last to be served; each connection ends when its open streams have. */
+  /** Asks every peer to go, and serves it until it knows; each connection ends when its open streams have. */
   drain(): void;
   stop(): void;
 }
@@ -70,6 +70,7 @@ export function createHttp2Lane(options: Http2LaneOptions): Http2Lane {
   };
   const everyMs = Math.min(1_000, options.requestTimeoutMs, options.idleTimeoutMs);
   const timer = setInterval(sweep, everyMs).unref();
+  let draining = false;
   return {
     serve(socket) {
       const connection = new Connection(socket, options);
@@ -78,8 +79,10 @@ export function createHttp2Lane(options: Http2LaneOptions): Http2Lane {
         connections.delete(connection);
         connection.closed();
       });
+      if (draining) connection.drain();
     },
     drain() {
+      draining = true;
       for (const connection of connections) connection.drain();
     },
     stop: () => clearInterval(timer),
@@ -112,7 +115,11 @@ class Connection {
   private preface: Buffer | undefined = EMPTY;
   private sawSettings = false;
   private ended = false;
+  /** The client was asked to go; and then: it was told which stream is the last that is served. */
   private draining = false;
+  private leaving = false;
+  /** Until which it is waited for the client to know. */
+  private patience: NodeJS.Timeout | undefined;
   private lastId = 0;
   private refused = 0;
   /** Streams above it are not served: the client was told so. */
@@ -381,6 +388,7 @@ class Connection {
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if (payload.length !== 8) return this.fail(Fault.FRAME_SIZE_ERROR);
     if ((flags & Flag.ACK) === 0) this.output.put(frame(Type.PING, Flag.ACK, 0, payload));
+    else if (this.draining && payload.equals(DRAIN_PING)) this.leave();
   }
 
   // ---- answering
@@ -556,7 +564,14 @@ class Connection {
   }
 
   private endIfDone() {
-    if (this.draining && this.isIdle()) this.end();
+    if (!this.leaving || this.ended || !this.isIdle()) return;
+    this.ended = true;
+    this.output.flush();
+    const { socket } = this;
+    // What the client still sends (credit, pings) is read: a socket that is closed on unread bytes takes its last answers back.
+    socket.end(() => setTimeout(() => socket.destroy(), LINGER_MS).unref());
+    socket.resume();
+    this.closed();
   }
 
   private openStreams(): number {
@@ -567,9 +582,20 @@ class Connection {
     return this.openStreams() === 0 && (this.stock === undefined || this.stock.isIdle());
   }
 
+  /** RFC 9113, 6.8: what the client sent before it knew is served. Its answer to the ping says that it knows. */
   drain(): void {
     if (this.draining || this.ended) return;
     this.draining = true;
+    this.output.put(goawayFrame(MAX_STREAM_ID, Fault.NO_ERROR));
+    this.output.put(frame(Type.PING, 0, 0, DRAIN_PING));
+    this.output.flushSoon();
+    this.patience = setTimeout(() => this.leave(), ROUND_TRIP_MS);
+  }
+
+  private leave() {
+    if (this.leaving || this.ended) return;
+    clearTimeout(this.patience);
+    this.leaving = true;
     this.goneId = this.lastId;
     this.output.put(goawayFrame(this.lastId, Fault.NO_ERROR));
     this.output.flushSoon();
@@ -578,6 +604,7 @@ class Connection {
 
   closed(): void {
     this.ended = true;
+    clearTimeout(this.patience);
     this.share.leave();
     for (const open of this.calls.values()) open.call?.abort();
     this.bidis.abort();
@@ -606,6 +633,12 @@ class Connection {
   }
 }
 
+const MAX_STREAM_ID = 2 ** 31 - 1;
+const DRAIN_PING = Buffer.from("latchkey");
+/** In which a client should have answered a ping; it is not waited for longer. */
+const ROUND_TRIP_MS = 2_000;
+/** In which a client should have closed its end after ours. */
+const LINGER_MS = 1_000;
 /** Settings: a client that leaves no room for the answers before an acknowledgement could heap them up. */
 const MAX_UNACKNOWLEDGED = 100;
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);

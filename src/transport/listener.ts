@@ -293,15 +293,19 @@ export async function listen({
   server.on("error", () => {});
   const bound = server.address() as AddressInfo;
 
+  /** From here on every answer says that it is the connection's last. */
   const drain = () => {
-    for (const socket of undecided) socket.destroy();
     http2Lane.drain();
     http1Lane.drain();
     bidi.drain();
-    for (const [connection, open] of answers) {
-      if (open.size === 0) connection.end();
+    for (const open of answers.values()) {
       for (const response of open) if (!response.headersSent) response.setHeader("connection", "close");
     }
+  };
+  const endIdle = () => {
+    for (const socket of undecided) socket.destroy();
+    http1Lane.endIdle();
+    for (const [connection, open] of answers) if (open.size === 0) connection.end();
   };
   return {
     address: formatAddress(bound.address, bound.port),
@@ -314,8 +318,11 @@ export async function listen({
         const cut = setTimeout(() => {
           for (const socket of sockets) socket.destroy();
         }, graceMs);
+        // HTTP/1.1 can't say "no more" on a connection without a request: the next one may be on its way.
+        const idle = setTimeout(endIdle, Math.min(graceMs, LAST_REQUEST_MS));
         server.close(() => {
           clearTimeout(cut);
+          clearTimeout(idle);
           release();
           resolve();
         });
@@ -326,6 +333,8 @@ export async function listen({
   };
 }
 
+/** For requests that were sent before their client could know. */
+const LAST_REQUEST_MS = 500;
 const OLDEST_TLS = "TLSv1.2";
 
 function addressOf({ remoteAddress, remotePort }: Socket): string {

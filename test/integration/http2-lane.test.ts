@@ -1,15 +1,19 @@
 import { once } from "node:events";
 import type { ServerResponse } from "node:http";
 import { connect as connectHttp2, type Http2ServerRequest } from "node:http2";
+import { connect as connectTcp } from "node:net";
 import { afterEach, describe, expect, test } from "@jest/globals";
 import type { HotAnswer, HotCall, HotMethod } from "../../src/transport/hot-method.ts";
 import { encodeFields } from "../../src/transport/hpack.ts";
 import {
+  createFrameReader,
   Fault,
   Flag,
   frame,
   headersFrames,
+  MAX_FRAME_BYTES,
   number32,
+  PREFACE,
   Setting,
   settingsFrame,
   Type,
@@ -744,7 +748,7 @@ describe("a client that sends without waiting for answers", () => {
     expect(counts.size).toBe(MANY + 1);
   });
 
-  test("has what the server took served when it drains, and no more", async () => {
+  test("has all of it served by a drain, when it was sent before its client knew", async () => {
     const { listener, counts, hooks } = await start();
     const client = await open(listener);
     const closing = new Promise<void>((resolve) => {
@@ -753,11 +757,9 @@ describe("a client that sends without waiting for answers", () => {
     });
     client.write(...ids.map((id) => call(id, "/hot/size", "1")));
     await closing;
-    await client.until(() => client.goaway !== undefined);
-    const taken = ids.filter((id) => id <= client.goaway!.lastId);
-    await answersOf(client, ...taken);
-    expect(counts.size).toBe(taken.length);
-    expect(counts.size).toBeLessThan(MANY);
+    await answersOf(client, ...ids);
+    expect(client.goaways.map(({ lastId }) => lastId)).toEqual([2 ** 31 - 1, ids.at(-1)]);
+    expect(counts.size).toBe(MANY);
   });
 });
 
@@ -770,7 +772,7 @@ describe("a drain", () => {
     await untilTrue(() => held.length === 1 && letterbox.length === 1);
     await answersOf(client, 9);
     const closed = listener.close(60_000);
-    await client.until(() => client.goaway !== undefined);
+    await client.until(() => client.goaways.length === 2);
     expect(client.goaway).toEqual({ lastId: 9, fault: Fault.NO_ERROR });
     client.write(call(11, "/hot/echo", "beyond"));
     letterbox[0]!.end("stock");
@@ -783,6 +785,95 @@ describe("a drain", () => {
     await client.until(() => client.closed);
     expect(client.frames.some(({ id }) => id === 11)).toBe(false);
     await closed;
+  });
+
+  const ping = (client: FrameClient) =>
+    client.frames.find(({ type, flags }) => type === Type.PING && (flags & Flag.ACK) === 0)!;
+  const pong = (client: FrameClient) => frame(Type.PING, Flag.ACK, 0, ping(client).payload);
+
+  test.each([
+    ["on a connection of our own reader's alone", ""],
+    ["on one that Node's own server has a stream of", "/stock/held"],
+    ["on one whose stream at Node's own server has ended", "/stock/echo"],
+  ])(
+    "asks to go by GOAWAY 2³¹−1, serves what comes until its ping is answered, and only then names the last stream, %s",
+    async (_where, earlier) => {
+      const { listener, letterbox } = await start();
+      const client = await open(listener, { answersPings: false });
+      if (earlier !== "") client.write(stockCall(1, earlier));
+      if (earlier === "/stock/held") await untilTrue(() => letterbox.length === 1);
+      if (earlier === "/stock/echo") await answersOf(client, 1);
+      const closed = listener.close(60_000);
+      await client.until(() => ping(client) !== undefined);
+      expect(client.goaways).toEqual([{ lastId: 2 ** 31 - 1, fault: Fault.NO_ERROR }]);
+      // They were on their way: nothing is refused in between.
+      client.write(call(3, "/hot/echo", "x"), stockCall(5, "/stock/echo", "y"), call(7, "/hot/soon", "z"));
+      const bodies = await answersOf(client, 3, 5, 7);
+      expect(bodies.map(String)).toEqual([String(inEnvelope("x")), "stock:y", String(inEnvelope("z"))]);
+      expect([client.goaways.length, client.closed]).toEqual([1, false]);
+      client.write(frame(Type.PING, Flag.ACK, 0, Buffer.from("no, mine")), call(9, "/hot/echo"), pong(client));
+      await client.until(() => client.goaways.length === 2);
+      expect(client.goaway).toEqual({ lastId: 9, fault: Fault.NO_ERROR });
+      letterbox[0]?.end();
+      await answersOf(client, 9);
+      await client.until(() => client.closed);
+      await closed;
+    },
+  );
+
+  test("waits for no more than a bounded time for the ping's answer", async () => {
+    const { listener } = await start();
+    const client = await open(listener, { answersPings: false });
+    const closed = listener.close(60_000);
+    await client.until(() => client.closed);
+    expect(client.goaways.map(({ lastId }) => lastId)).toEqual([2 ** 31 - 1, 0]);
+    await closed;
+  });
+
+  test("serves the calls of a connection that had not said anything yet", async () => {
+    const { listener } = await start();
+    const socket = connectTcp(Number(listener.address.split(":")[1]), "127.0.0.1");
+    await once(socket, "connect");
+    // The server has it too.
+    const later = await open(listener);
+    later.write(call(1, "/hot/echo"));
+    await answersOf(later, 1);
+    const closed = listener.close(60_000);
+    socket.write(Buffer.concat([PREFACE, settingsFrame([]), call(1, "/hot/echo", "hello")]));
+    let received = "";
+    socket.on("data", (chunk: Buffer) => {
+      received += chunk.toString("latin1");
+      if (received.includes("hello")) socket.end();
+    });
+    await closed;
+    expect(received).toContain("hello");
+  });
+
+  test("reads what a client still sends behind our end: a reset would take back answers that it has not read", async () => {
+    const { listener } = await start();
+    const socket = connectTcp({ host: "127.0.0.1", port: Number(listener.address.split(":")[1]), allowHalfOpen: true });
+    cleanUps.push(() => socket.destroy());
+    let broken: Error | undefined;
+    socket.on("error", (error) => {
+      broken = error;
+    });
+    const pings: Buffer[] = [];
+    const read = createFrameReader(MAX_FRAME_BYTES, ({ type, flags, payload }) => {
+      if (type === Type.PING && (flags & Flag.ACK) === 0) socket.write(frame(Type.PING, Flag.ACK, 0, payload));
+      else if (type === Type.PING) pings.push(payload);
+    });
+    socket.on("data", read);
+    socket.write(Buffer.concat([PREFACE, settingsFrame([]), frame(Type.PING, 0, 0, Buffer.alloc(8))]));
+    await untilTrue(() => pings.length === 1);
+    const closed = listener.close(60_000);
+    await once(socket, "end");
+    for (let round = 0; round < 3; round += 1) {
+      socket.write(frame(Type.WINDOW_UPDATE, 0, 0, number32(1)));
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    socket.end();
+    await closed;
+    expect(broken).toBeUndefined();
   });
 
   test("ends at once what has no call, with and without a stock session, and last what waits for a window", async () => {

@@ -413,7 +413,7 @@ describe("close", () => {
     await closed;
   });
 
-  test("tells an HTTP/2 client which request was the last to be served, so that it can send a later one elsewhere", async () => {
+  test("tells an HTTP/2 client which request was the last to be served, once it knows that it is to go", async () => {
     const { handler, next } = holding();
     const listener = await start(handler);
     const socket = openSocket(listener);
@@ -421,12 +421,30 @@ describe("close", () => {
     socket.write(Buffer.concat([PREFACE, frame(FRAME.settings, 0, 0), wholeGet(1)]));
     const response = await next();
     const closed = listener.close(20_000);
-    const { payload } = await nextFrame(frames, FRAME.goAway);
-    expect([payload.readUInt32BE(0), payload.readUInt32BE(4)]).toEqual([1, constants.NGHTTP2_NO_ERROR]);
+    const goAway = async () => {
+      const { payload } = await nextFrame(frames, FRAME.goAway);
+      return [payload.readUInt32BE(0), payload.readUInt32BE(4)];
+    };
+    expect(await goAway()).toEqual([2 ** 31 - 1, constants.NGHTTP2_NO_ERROR]);
+    socket.write(frame(FRAME.ping, 1, 0, (await nextFrame(frames, FRAME.ping)).payload));
+    expect(await goAway()).toEqual([1, constants.NGHTTP2_NO_ERROR]);
     socket.write(wholeGet(3));
     response.end("the last");
     expect(await nextFrame(frames, FRAME.data)).toMatchObject({ streamId: 1, payload: Buffer.from("the last") });
     for await (const { streamId } of frames) expect(streamId).not.toBe(3);
+    await closed;
+  });
+
+  test("answers a request that was on its way on an idle keep-alive connection, and says that it was the last", async () => {
+    const listener = await start();
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    cleanUps.push(() => agent.destroy());
+    const first = await http1Get(listener, { agent });
+    const second = http1Get(listener, { agent });
+    const closed = listener.close(20_000);
+    const answer = await second;
+    expect(answer.socket).toBe(first.socket);
+    expect([answer.text, answer.headers.connection]).toEqual(["served over 1.1", "close"]);
     await closed;
   });
 

@@ -25,13 +25,20 @@ export interface SeenStream {
   resetBy: number | undefined;
 }
 
+export interface Goaway {
+  lastId: number;
+  fault: number;
+}
+
 export interface FrameClient {
   readonly socket: Socket;
   /** Everything that came, acknowledgements included. */
   readonly frames: Frame[];
   /** What the server did that HTTP/2 forbids. */
   readonly faults: string[];
-  readonly goaway: { lastId: number; fault: number } | undefined;
+  /** All GOAWAYs, in order, and the last one. */
+  readonly goaways: Goaway[];
+  readonly goaway: Goaway | undefined;
   readonly closed: boolean;
   /** What the client may still send on the connection, and the server. */
   readonly sendWindow: number;
@@ -51,6 +58,8 @@ export interface FrameClientOptions {
   settings?: [number, number][];
   /** Whether what was received is granted again; default true. */
   grants?: boolean;
+  /** Whether pings are answered; default true. */
+  answersPings?: boolean;
   /** Certificate of a TLS server. */
   ca?: string | undefined;
 }
@@ -58,7 +67,7 @@ export interface FrameClientOptions {
 /** An HTTP/2 client that sends the frames it is told to, and holds the server to its windows. */
 export async function openFrameClient(
   { address }: { address: string },
-  { settings = [], grants = true, ca }: FrameClientOptions = {},
+  { settings = [], grants = true, answersPings = true, ca }: FrameClientOptions = {},
 ): Promise<FrameClient> {
   const [host, port] = address.split(":");
   const to = { host: host!, port: Number(port) };
@@ -73,7 +82,7 @@ export async function openFrameClient(
   const streams = new Map<number, SeenStream>();
   const decoder = createHpackDecoder({ maxTableBytes: 4_096, maxListBytes: 1_000_000 });
   const waiting = new Set<() => void>();
-  let goaway: { lastId: number; fault: number } | undefined;
+  const goaways: Goaway[] = [];
   let closed = false;
   let block: { id: number; flags: number; parts: Buffer[] } | undefined;
   /** What the server may send, and what it may be sent. */
@@ -139,7 +148,11 @@ export async function openFrameClient(
     } else if (type === Type.SETTINGS) {
       if ((flags & Flag.ACK) === 0) socket.write(frame(Type.SETTINGS, Flag.ACK, 0, Buffer.alloc(0)));
       else firstWindow = unacknowledged.shift() ?? firstWindow;
-    } else if (type === Type.GOAWAY) goaway = { lastId: payload.readUInt32BE(0), fault: payload.readUInt32BE(4) };
+    } else if (type === Type.PING) {
+      if ((flags & Flag.ACK) === 0 && answersPings) socket.write(frame(Type.PING, Flag.ACK, 0, payload));
+    } else if (type === Type.GOAWAY) {
+      goaways.push({ lastId: payload.readUInt32BE(0), fault: payload.readUInt32BE(4) });
+    }
   });
   const tell = () => {
     for (const look of [...waiting]) look();
@@ -166,16 +179,16 @@ export async function openFrameClient(
         if (!condition() && !closed) return;
         waiting.delete(look);
         if (condition()) resolve();
-        else reject(new Error(`the connection is closed: ${JSON.stringify({ goaway, faults })}`));
+        else reject(new Error(`the connection is closed: ${JSON.stringify({ goaways, faults })}`));
       };
       waiting.add(look);
       look();
     });
   socket.write(Buffer.concat([PREFACE, settingsFrame(settings)]));
   return {
-    ...{ socket, frames, faults, stream, write, grant, until },
+    ...{ socket, frames, faults, stream, write, grant, until, goaways },
     get goaway() {
-      return goaway;
+      return goaways.at(-1);
     },
     get closed() {
       return closed;
