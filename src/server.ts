@@ -201,7 +201,8 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock, draining: draining.signal });
     const { batchVerify } = ApiKeyService.method;
     const gateway = { verify, authenticator, calls };
-    const extAuthz = createExtAuthz(config.gatewayKeyFrom, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
+    const keySources = { ...config.gatewayKeyFrom, prefixes: config.keyPrefixes.map((prefix) => `${prefix}_`) };
+    const extAuthz = createExtAuthz(keySources, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
     const handler = createRequestHandler({
       interceptors: createInterceptors({ calls, authenticator, audit: auditLog, clock }),
       maxMessageBytes: config.limits.maxMessageBytes,
@@ -229,7 +230,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       ...{ ...config.listen, tls, limits: config.limits, handler },
       hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many), extAuthz.hot],
       hotStreams: [createHotVerifyStream(many)],
-      forwardAuth: createForwardAuth(config.gatewayKeyFrom, gateway),
+      forwardAuth: createForwardAuth(keySources, gateway),
     });
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));
     taken.set(undefined);

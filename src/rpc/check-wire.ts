@@ -1,9 +1,9 @@
-import type { GatewayKeySources } from "../config.ts";
 import { displayPrefix } from "../keys/key.ts";
 import type { Entry } from "../keys/view.ts";
 import { type Denial, identityHeaders, scopesIn } from "./gateway.ts";
 import {
   headersToRemove,
+  type KeySources,
   noteAuthorization,
   noteHeader,
   noteKeyHeader,
@@ -27,10 +27,15 @@ const LENGTH_DELIMITED = 2;
 /** Where the next byte is read. One walk at a time, from beginning to end. */
 let at = 0;
 
-export function createCheckReader(sources: GatewayKeySources): CheckReader {
+export function createCheckReader(sources: KeySources): CheckReader {
   const credentials = [
-    ...sources.headers.map((name) => ({ name: Buffer.from(name), note: noteKeyHeader })),
-    ...(sources.bearer ? [{ name: Buffer.from("authorization"), note: noteAuthorization }] : []),
+    ...sources.headers.map((name, index) => ({
+      name: Buffer.from(name),
+      note: (value: string) => noteKeyHeader(presented, sources, index, value),
+    })),
+    ...(sources.bearer
+      ? [{ name: Buffer.from("authorization"), note: (value: string) => noteAuthorization(presented, sources, value) }]
+      : []),
   ];
   /** By the lengths of their names. */
   const byLength: (typeof credentials)[] = [];
@@ -75,7 +80,7 @@ export function createCheckReader(sources: GatewayKeySources): CheckReader {
     for (let index = 0; index < named.length; index += 1) {
       const { name, note } = named[index]!;
       if (!isAt(bytes, nameAt, name)) continue;
-      note(presented, value);
+      note(value);
       return true;
     }
     // Another name, or one in capitals.
@@ -229,7 +234,7 @@ export interface CheckWriter {
 }
 
 /** `maxKept`: answers that are kept, and with them the entries they are of. */
-export function createCheckWriter(sources: GatewayKeySources, maxKept: number): CheckWriter {
+export function createCheckWriter(sources: KeySources, maxKept: number): CheckWriter {
   let young = new Map<Entry, Kept>();
   let old = young;
   const denials = new WeakMap<Denial, Buffer>();

@@ -7,12 +7,11 @@ import {
   type CheckResponse,
   CheckResponseSchema,
 } from "#gen/envoy/service/auth/v3/external_auth_pb";
-import type { GatewayKeySources } from "../config.ts";
 import type { HotAnswer, HotCall, HotMethod, Peer } from "../transport/hot-method.ts";
 import { createCheckReader, createCheckWriter } from "./check-wire.ts";
 import { createDecide, type Decision, type GatewayParts, TOO_LARGE } from "./gateway.ts";
 import { logged, peer } from "./interceptors.ts";
-import type { Presented } from "./presented-key.ts";
+import type { KeySources, Presented } from "./presented-key.ts";
 import { arrived } from "./strict-decoding.ts";
 
 const { typeName: service } = Authorization;
@@ -32,10 +31,10 @@ export interface ExtAuthz {
  * Envoy's question about a request. Every refusal is an answer: errors are what `failure_mode_allow` lets pass. Of at most
  * `maxKept` keys the answer is kept.
  */
-export function createExtAuthz(sources: GatewayKeySources, maxKept: number, parts: GatewayParts): ExtAuthz {
+export function createExtAuthz(sources: KeySources, maxKept: number, parts: GatewayParts): ExtAuthz {
   const reader = createCheckReader(sources);
   const writer = createCheckWriter(sources, maxKept);
-  const decide = createDecide(parts, service, method);
+  const decide = createDecide(sources, parts, service, method);
   const count = parts.calls.often(service, method);
 
   const encoded = (decision: Decision, presented: Presented): Buffer =>

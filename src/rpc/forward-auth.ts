@@ -1,4 +1,3 @@
-import type { GatewayKeySources } from "../config.ts";
 import {
   FORWARD_AUTH_PATH,
   type ForwardAnswer,
@@ -8,6 +7,7 @@ import {
 import { createDecide, type Decision, type GatewayParts, identityHeaders, scopesIn } from "./gateway.ts";
 import {
   headersToRemove,
+  type KeySources,
   noteHeader,
   noteQuery,
   nothingPresented,
@@ -25,8 +25,8 @@ const DENIAL_HEADER = "x-latchkey-denial";
 const TARGET_HEADERS = ["x-forwarded-uri", "x-original-uri", "x-original-url", "x-envoy-original-path"];
 
 /** The question that gateways ask over plain HTTP, with the client's own headers. The same decisions as Check's. */
-export function createForwardAuth(sources: GatewayKeySources, parts: GatewayParts): ForwardAuth {
-  const decide = createDecide(parts, SERVICE, METHOD);
+export function createForwardAuth(sources: KeySources, parts: GatewayParts): ForwardAuth {
+  const decide = createDecide(sources, parts, SERVICE, METHOD);
   return (request) => {
     const { headers, peer } = request;
     const presented = presentedBy(request, sources);
@@ -42,7 +42,7 @@ export function createForwardAuth(sources: GatewayKeySources, parts: GatewayPart
   };
 }
 
-function presentedBy({ target, headers, rawHeaders }: ForwardRequest, sources: GatewayKeySources): Presented {
+function presentedBy({ target, headers, rawHeaders }: ForwardRequest, sources: KeySources): Presented {
   const presented = nothingPresented();
   for (let index = 0; index + 1 < rawHeaders.length; index += 2) {
     noteHeader(presented, sources, rawHeaders[index]!, rawHeaders[index + 1]!);
@@ -76,7 +76,7 @@ function requiredScopesOf({ target, headers }: ForwardRequest): string[] {
   return [...new Set([String(required ?? ""), ...inQuery.map(({ value }) => value)].flatMap(scopesIn))];
 }
 
-function toAnswer(decision: Decision, presented: Presented, sources: GatewayKeySources): ForwardAnswer {
+function toAnswer(decision: Decision, presented: Presented, sources: KeySources): ForwardAnswer {
   if (!decision.allowed) {
     const { status, body } = decision;
     return { status, body, headers: { ...decision.headers, [DENIAL_HEADER]: visibleJson(body) } };

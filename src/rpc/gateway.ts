@@ -4,7 +4,7 @@ import type { Entry } from "../keys/view.ts";
 import type { Peer } from "../transport/hot-method.ts";
 import { boundedTimeout } from "./api-key-service.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
-import { IDENTITY_HEADERS, isAmbiguous, type Presented } from "./presented-key.ts";
+import { IDENTITY_HEADERS, isAmbiguous, type KeySources, type Presented, placesIn } from "./presented-key.ts";
 import type { Authenticator } from "./tokens.ts";
 
 /** Whether a request may pass a gateway. */
@@ -49,7 +49,14 @@ export interface GatewayParts {
 export type Decide = (question: Question) => Decision | Promise<Decision>;
 
 /** One decision for all who ask on behalf of a gateway; `service` and `method` name them in the log. */
-export function createDecide({ verify, authenticator, calls }: GatewayParts, service: string, method: string): Decide {
+export function createDecide(
+  sources: KeySources,
+  { verify, authenticator, calls }: GatewayParts,
+  service: string,
+  method: string,
+): Decide {
+  const ambiguous = denialsByPlace(sources, ambiguousIn);
+  const malformed = denialsByPlace(sources, malformedIn);
   const count = calls.often(service, method);
 
   const ask = ({ presented, requiredScopes, timeoutMs }: Question): Conclusion | Promise<Conclusion> => {
@@ -58,14 +65,15 @@ export function createDecide({ verify, authenticator, calls }: GatewayParts, ser
     if (presented.key === "") return "key_missing";
     return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: boundedTimeout(timeoutMs) });
   };
-  const concluded = ({ requestId }: Question, startedMs: number, conclusion: Conclusion): Decision => {
+  const concluded = ({ requestId, presented }: Question, startedMs: number, conclusion: Conclusion): Decision => {
     if (typeof conclusion === "string") {
       count(startedMs, requestId, conclusion, undefined);
-      return DENIALS[conclusion];
+      return conclusion === "key_missing" ? KEY_MISSING : ambiguous(presented.places);
     }
     const { outcome, entry, missingScopes } = conclusion;
     count(startedMs, requestId, outcome, entry?.id);
     if (outcome === "valid") return { allowed: true, entry: entry! };
+    if (outcome === "malformed") return malformed(presented.places || presented.strayPlaces);
     return outcome === "insufficient_scope" ? missing(missingScopes) : DENIALS[outcome];
   };
   const refused = ({ requestId }: Question, startedMs: number, error: unknown): Decision =>
@@ -108,14 +116,8 @@ function inTime<T>(found: Promise<T>, timeoutMs: number): Promise<T> {
 const CHALLENGE = 'Bearer realm="latchkey"';
 const INVALID_TOKEN = `${CHALLENGE}, error="invalid_token"`;
 
-const DENIALS: Record<Exclude<Outcome, "valid" | "insufficient_scope"> | Refusal, Denial> = {
-  key_missing: unauthorized("KEY_MISSING", "No API key was sent.", CHALLENGE),
-  key_ambiguous: unauthorized(
-    "KEY_AMBIGUOUS",
-    "More than one API key was sent. Send one.",
-    `${CHALLENGE}, error="invalid_request"`,
-  ),
-  malformed: unauthorized("MALFORMED", "This is not an API key of this service.", INVALID_TOKEN),
+const KEY_MISSING = unauthorized("KEY_MISSING", "No API key was sent.", CHALLENGE);
+const DENIALS: Record<Exclude<Outcome, "valid" | "malformed" | "insufficient_scope">, Denial> = {
   not_found: unauthorized("NOT_FOUND", "The API key is not known.", INVALID_TOKEN),
   revoked: unauthorized("REVOKED", "The API key was revoked.", INVALID_TOKEN),
   expired: unauthorized("EXPIRED", "The API key has expired.", INVALID_TOKEN),
@@ -126,6 +128,29 @@ export const TOO_LARGE: Denial = denial(431, { reason: "HEADERS_TOO_LARGE", mess
 
 function unauthorized(reason: string, message: string, challenge: string): Denial {
   return denial(401, { reason, message }, { "www-authenticate": challenge });
+}
+
+const ambiguousIn = (places: string) =>
+  unauthorized(
+    "KEY_AMBIGUOUS",
+    `More than one API key was sent, in ${places}. Send one.`,
+    `${CHALLENGE}, error="invalid_request"`,
+  );
+
+const malformedIn = (places: string) =>
+  unauthorized("MALFORMED", `What was sent in ${places} is not an API key of this service.`, INVALID_TOKEN);
+
+const MAX_KNOWN_PLACES = 1_000;
+
+/** Garbage must stay cheap: each denial is made once. */
+function denialsByPlace(sources: KeySources, make: (places: string) => Denial): (places: number) => Denial {
+  const made = new Map<number, Denial>();
+  return (places) => {
+    const denied = made.get(places) ?? make(placesIn(places, sources));
+    if (made.size >= MAX_KNOWN_PLACES) made.clear();
+    made.set(places, denied);
+    return denied;
+  };
 }
 
 function missing(missingScopes: readonly string[]): Denial {

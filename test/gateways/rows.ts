@@ -69,12 +69,13 @@ const challenges = (challenge: string) => ({ "www-authenticate": challenge });
 const later = { "retry-after": "seconds" };
 
 export const MISSING = refuses(401, "KEY_MISSING", "No API key was sent.", challenges(CHALLENGE));
-const AMBIGUOUS = refuses(
-  ...([401, "KEY_AMBIGUOUS", "More than one API key was sent. Send one."] as const),
-  challenges(`${CHALLENGE}, error="invalid_request"`),
-);
+const ambiguous = (places: string) =>
+  refuses(
+    ...([401, "KEY_AMBIGUOUS", `More than one API key was sent, in ${places}. Send one.`] as const),
+    challenges(`${CHALLENGE}, error="invalid_request"`),
+  );
 const MALFORMED = refuses(
-  ...([401, "MALFORMED", "This is not an API key of this service."] as const),
+  ...([401, "MALFORMED", "What was sent in authorization is not an API key of this service."] as const),
   challenges(INVALID_TOKEN),
 );
 const NOT_FOUND = refuses(401, "NOT_FOUND", "The API key is not known.", challenges(INVALID_TOKEN));
@@ -217,24 +218,24 @@ export const ROWS: Row[] = [
   {
     name: "the same header twice, two keys",
     ask: ({ alice, bob }) => ({ headers: [apiKey(alice), apiKey(bob)] }),
-    expected: AMBIGUOUS,
+    expected: ambiguous("x-api-key"),
   },
   {
     name: "`authorization` twice, one key",
     ask: ({ alice }) => ({ headers: [bearer(alice), bearer(alice)] }),
-    expected: AMBIGUOUS,
+    expected: ambiguous("authorization"),
     // It takes no second one.
     except: { [nginx.name]: NGINX_REFUSES },
   },
   {
     name: "two keys and a comma",
     ask: ({ alice, bob }) => ({ headers: [apiKey(`${alice}, ${bob}`)] }),
-    expected: AMBIGUOUS,
+    expected: ambiguous("x-api-key"),
   },
   {
     name: "a key in both headers",
     ask: ({ alice, bob }) => ({ headers: [bearer(alice), apiKey(bob)] }),
-    expected: AMBIGUOUS,
+    expected: ambiguous("authorization and x-api-key"),
   },
   {
     name: "forged `x-latchkey-user`",
@@ -311,7 +312,7 @@ export const ROWS: Row[] = [
   {
     name: "`authorization` twice, Basic and Bearer",
     ask: ({ alice }) => ({ headers: [["authorization", "Basic dXNlcjpwYXNz"], bearer(alice)] }),
-    expected: AMBIGUOUS,
+    expected: ambiguous("authorization"),
     except: { [nginx.name]: NGINX_REFUSES },
   },
   {

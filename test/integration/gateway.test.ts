@@ -246,17 +246,38 @@ test("with service tokens, a gateway is asked for its own, and a client's creden
   expect(warnings.length).toBeGreaterThan(0);
 });
 
+test("what was refused is named with where it was seen, and a token for the upstream is left to it", async () => {
+  for (const ask of Object.values(DOORS)) {
+    const asked = (...headers: [string, string][]) => ask(service.server.address, { headers });
+    const jwt: [string, string] = ["authorization", "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln"];
+    const both = await asked(["authorization", `Bearer ${keys.good}`], ["x-api-key", keys.nameless]);
+    expect(both.body).toMatchObject({
+      message: "More than one API key was sent, in authorization and x-api-key. Send one.",
+    });
+    expect((await asked(jwt)).body).toMatchObject({
+      message: "What was sent in authorization is not an API key of this service.",
+    });
+    const admitted = await asked(jwt, ["x-api-key", keys.good]);
+    expect(admitted.status).toBe(200);
+    expect(admitted.removed).not.toContain("authorization");
+    expect(admitted.removed).toContain("x-api-key");
+  }
+});
+
 test("keys are looked for where they are configured to be, and nowhere else", async () => {
   const other = await another({ LATCHKEY_GATEWAY_KEY_FROM: "query:api_key, header:X-Token" });
   for (const ask of Object.values(DOORS)) {
     const asked = (path: string, ...headers: [string, string][]) => ask(other.server.address, { path, headers });
     expect(await asked(`/a?b=1&api_key=${keys.good}`)).toMatchObject({ status: 200 });
     expect(await asked("/", ["x-token", keys.good])).toMatchObject({ status: 200 });
-    const twice = [`/?api_key=${keys.good}&api%5fkey=${keys.good}`, `/?api_key=${keys.good}&api_key=`];
+    const twice = [`/?api_key=${keys.good}&api%5fkey=${keys.good}`, `/?api_key=${keys.good}&api_key=lk_x`];
     for (const path of twice) {
       expect(await asked(path)).toMatchObject({ status: 401, body: { reason: "KEY_AMBIGUOUS" } });
     }
-    expect(await asked(`/?api_key=${keys.good}`, ["x-token", keys.good])).toMatchObject({ status: 401 });
+    expect(await asked(`/?api_key=${keys.good}&api_key=`)).toMatchObject({ status: 200 });
+    const both = await asked(`/?api_key=${keys.good}`, ["x-token", keys.good]);
+    const message = "More than one API key was sent, in x-token and the query parameter api_key. Send one.";
+    expect(both).toMatchObject({ status: 401, body: { reason: "KEY_AMBIGUOUS", message } });
     const elsewhere = await asked("/", ["authorization", `Bearer ${keys.good}`], ["x-api-key", keys.good]);
     expect(elsewhere).toMatchObject({ status: 401, body: { reason: "KEY_MISSING" } });
     const { removed } = await asked("/", ["authorization", "Bearer of another's"], ["x-token", keys.good]);

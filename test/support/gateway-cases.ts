@@ -23,6 +23,9 @@ export interface GatewayCase extends Asked {
   missingScopes?: string[];
 }
 
+/** A token that is the upstream's affair. */
+const JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl";
+
 const CHALLENGE = 'Bearer realm="latchkey"';
 
 /** What a client may send and what it is told, whichever way the gateway asks. */
@@ -67,8 +70,16 @@ export function gatewayCases(keys: GatewayKeys): GatewayCase[] {
     bad("a revoked key", "REVOKED", [bearer(revoked)]),
     bad("an expired key", "EXPIRED", [apiKey(expired)]),
     two("two keys in two headers", bearer(good), apiKey(good)),
-    two("a good key and a bad one", bearer(good), apiKey("nothing")),
-    two("a good key and an empty one", bearer(good), apiKey("")),
+    two("a good key and what has a key's form", bearer(good), apiKey("lk_nothing")),
+    { name: "a good key beside a bearer of another kind", headers: [bearer(JWT), apiKey(good)], status: 200 },
+    { name: "a good key beside what is no key", headers: [bearer(good), apiKey("nothing, at all")], status: 200 },
+    { name: "a good key beside an empty one", headers: [bearer(good), apiKey("")], status: 200 },
+    { name: "an empty key before a good one", headers: [apiKey(""), apiKey(good)], status: 200 },
+    bad("a bearer of another kind", "MALFORMED", [bearer(JWT)]),
+    bad("a bearer of another kind beside what is no key", "MALFORMED", [bearer(JWT), apiKey("nothing")]),
+    bad("a bearer of another kind beside an empty key", "MALFORMED", [bearer(JWT), apiKey("")]),
+    two("three keys in one header", apiKey(`${good}, lk_x,${good}`)),
+    bad("a comma in what is no key", "MALFORMED", [apiKey("nothing, at all")]),
     two("the same header twice", apiKey(good), apiKey(good)),
     { ...two("bearer twice", bearer(good), bearer(good)), repeatsAuthorization: true },
     { ...two("Basic before a bearer", ["authorization", "Basic dTpw"], bearer(good)), repeatsAuthorization: true },

@@ -7,7 +7,7 @@ import { createCheckReader, createCheckWriter } from "../../src/rpc/check-wire.t
 import { scopesIn } from "../../src/rpc/gateway.ts";
 import { noteHeader, noteQuery, nothingPresented } from "../../src/rpc/presented-key.ts";
 
-const SOURCES = { bearer: true, headers: ["x-api-key", "api-key"], queries: ["key"] };
+const SOURCES = { bearer: true, headers: ["x-api-key", "api-key"], queries: ["key"], prefixes: ["lk_"] };
 const reader = createCheckReader(SOURCES);
 
 /** As the walk takes text: one character a byte. */

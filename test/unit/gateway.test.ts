@@ -9,7 +9,7 @@ import type { Authenticator } from "../../src/rpc/tokens.ts";
 import { createLogger, createMetrics } from "../../src/telemetry.ts";
 import { recordOf } from "../support/records.ts";
 
-const SOURCES = { bearer: true, headers: ["x-api-key"], queries: ["key"] };
+const SOURCES = { bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] };
 
 interface Line {
   level: string;
@@ -27,7 +27,7 @@ function decided(verify: VerifyKey, admitted: () => Promise<void> | undefined = 
   });
   const calls = createCallLog({ log: createLogger({ level: "info", output }), metrics: createMetrics() });
   const authenticator = { service: admitted } as unknown as Authenticator;
-  const decide = createDecide({ verify, authenticator, calls }, "s", "m");
+  const decide = createDecide(SOURCES, { verify, authenticator, calls }, "s", "m");
   const presented = { ...nothingPresented(), key: "a key", count: 1 };
   const ask = async (timeoutMs?: number, requiredScopes: readonly string[] | undefined = []) =>
     (await decide({
