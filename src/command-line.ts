@@ -1,8 +1,7 @@
-import { type DescMessage, type MessageShape, toJsonString } from "@bufbuild/protobuf";
-import { InvalidArgumentError } from "commander";
-import { parseDuration, readClientConfig, readConfig } from "./config.ts";
-import { mintDevToken, readDevSecrets } from "./dev-secrets.ts";
+import { isLoopback, readClientConfig, readConfig } from "./config.ts";
+import { readDevSecrets } from "./dev-secrets.ts";
 import { StartupError } from "./startup-error.ts";
+import { mintUserToken } from "./user-token.ts";
 
 /** What every command that calls a service takes. */
 export interface CallOptions {
@@ -13,25 +12,32 @@ export interface CallOptions {
 
 /** Where to call, and the bearer token that was given, if any. */
 export function endpointOf({ url, token }: CallOptions): { baseUrl: string; token: string | undefined } {
+  if (url !== undefined && !(URL.canParse(url) && /^https?:/.test(url)))
+    throw new StartupError("--url must be an http(s) URL, such as http://127.0.0.1:8080");
   const config = readClientConfig();
   return { baseUrl: url ?? config.url, token: token ?? config.token };
 }
 
-/** A development token for a minute, where an embedded service's data are at hand. */
-export function developmentToken(user: string, admin: boolean): Promise<string> {
-  return mintDevToken(devSecret(), { user, admin, ttlS: 60, now: new Date() });
+/** A development token for a minute, for a service on this machine whose embedded database is at hand. */
+export function developmentToken(baseUrl: string, user: string, admin: boolean): Promise<string> {
+  const { hostname } = new URL(baseUrl);
+  if (!isLoopback(hostname.replace(/^\[|\]$/g, "")))
+    throw new StartupError(
+      `No token: set LATCHKEY_TOKEN. Development tokens are for a service on this machine, and ${hostname} may be another.`,
+    );
+  const config = readConfig();
+  if (config.tokenKey !== undefined)
+    throw new StartupError(
+      `No token: set LATCHKEY_TOKEN. A key of user tokens is configured, so that development tokens are refused. Whoever holds it makes one: export LATCHKEY_TOKEN=$(npx latchkey token --user ${admin ? "root --admin" : "alice"})`,
+    );
+  return mintUserToken(config, { secret: devSecret(config.dataDir) }, { user, admin, ttlS: 60, now: new Date() });
 }
 
-export function devSecret(): string {
-  const { dataDir, tokenKey } = readConfig();
-  if (tokenKey !== undefined)
-    throw new StartupError(
-      "A key of user tokens is configured, so that development tokens are refused. Send a real token.",
-    );
+export function devSecret(dataDir: string): string {
   const secrets = readDevSecrets(dataDir);
   if (secrets !== undefined) return secrets.jwtSecret;
   throw new StartupError(
-    `There are no development secrets in ${dataDir}. Start the service there once, or send a real token.`,
+    `There are no development secrets in ${dataDir}. Start the service there once, set LATCHKEY_DATA_DIR to where it keeps its data, or set LATCHKEY_TOKEN.`,
   );
 }
 
@@ -41,24 +47,4 @@ export async function readKey(): Promise<string> {
   let key = "";
   for await (const chunk of process.stdin) key += chunk;
   return key.trim();
-}
-
-export function duration(text: string): number {
-  const ms = parseDuration(text);
-  if (ms === undefined) throw new InvalidArgumentError("It must be a number with a unit: 90s, 15m, 24h or 7d.");
-  return ms;
-}
-
-/** The answer as JSON where that is asked for, else `text`. */
-export function show<Desc extends DescMessage>(
-  schema: Desc,
-  answer: MessageShape<Desc>,
-  { json }: CallOptions,
-  text: string,
-): void {
-  if (json || text !== "") print(json ? toJsonString(schema, answer) : text);
-}
-
-export function print(text: string): void {
-  process.stdout.write(`${text}\n`);
 }

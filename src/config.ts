@@ -4,6 +4,7 @@ import { isIP } from "node:net";
 import { availableParallelism, homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { z } from "zod";
+import { parseDuration } from "./duration.ts";
 import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
 import { parseScopePatterns, type ScopePatterns } from "./keys/policy.ts";
 import type { RequestKey } from "./keys/request-id.ts";
@@ -34,8 +35,6 @@ export interface GatewayKeySources {
   /** Names of query parameters. */
   readonly queries: readonly string[];
 }
-
-const UNIT_MS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 const address = z.string().transform((text, context): Address => {
   const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
@@ -479,14 +478,8 @@ export function readClientConfig(environment: Environment = process.env): { url:
   return { url: parsed.data.LATCHKEY_URL, token: parsed.data.LATCHKEY_TOKEN };
 }
 
-/** `200ms`, `1s`, `15m`, `24h` or `7d` in milliseconds; undefined when `text` is none of these. */
-export function parseDuration(text: string): number | undefined {
-  const match = /^(\d{1,9})(ms|s|m|h|d)$/.exec(text);
-  return match ? Number(match[1]) * UNIT_MS[match[2]!]! : undefined;
-}
-
 /** Only a literal loopback address counts: a name may come to mean something else. */
-function isLoopback(host: string): boolean {
+export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 }
 

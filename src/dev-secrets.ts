@@ -1,7 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { SignJWT } from "jose";
 import { StartupError } from "./startup-error.ts";
 
 /** What an embedded service needs and nobody configured. Made once, kept in the data directory, readable by its owner only. */
@@ -52,20 +51,6 @@ export function ensureDevSecrets(dataDir: string): DevSecrets {
   writeFileSync(`${file}.new`, `${JSON.stringify(made, null, 2)}\n`, { mode: 0o600 });
   renameSync(`${file}.new`, file);
   return made;
-}
-
-/** A development user token (HS256). `role=admin` marks an admin. */
-export async function mintDevToken(
-  secret: string,
-  { user, admin, ttlS, now }: { user: string; admin: boolean; ttlS: number; now: Date },
-): Promise<string> {
-  const issuedAt = Math.floor(now.getTime() / 1_000);
-  return new SignJWT({ role: admin ? "admin" : "member" })
-    .setProtectedHeader({ alg: "HS256", typ: "JWT" })
-    .setSubject(user)
-    .setIssuedAt(issuedAt)
-    .setExpirationTime(issuedAt + ttlS)
-    .sign(new TextEncoder().encode(secret));
 }
 
 function damaged(file: string): StartupError {

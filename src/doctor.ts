@@ -1,3 +1,4 @@
+import { whyNoAnswer } from "./cli/no-answer.ts";
 import { type Config, readClientConfig, readConfig } from "./config.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
@@ -49,9 +50,9 @@ async function checkService(): Promise<{ detail: string }> {
     signal: AbortSignal.timeout(3_000),
   })
     .then((response) => response.json() as Promise<{ status?: string }>)
-    .catch(() => undefined);
-  if (answer?.status === "SERVING") return { detail: `${url} serves` };
-  throw new StartupError(
-    `${url} ${answer === undefined ? "does not answer; start it: npm start" : "answers, but does not serve at the moment"}`,
-  );
+    .catch((error: unknown) => {
+      throw new StartupError(whyNoAnswer(url, error));
+    });
+  if (answer.status === "SERVING") return { detail: `${url} serves` };
+  throw new StartupError(`${url} answers, but does not serve at the moment`);
 }

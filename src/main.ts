@@ -1,10 +1,10 @@
 import cluster from "node:cluster";
 import { setTimeout as sleep } from "node:timers/promises";
 import { readConfig } from "./config.ts";
-import { mintDevToken } from "./dev-secrets.ts";
 import { type Server, startServer } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { createLogger, type Logger } from "./telemetry.ts";
+import { welcome } from "./welcome.ts";
 import { serveAsWorker } from "./worker.ts";
 import { startWorkers } from "./workers.ts";
 
@@ -46,9 +46,9 @@ export async function serve(): Promise<number> {
     });
     const server = await starting;
     announce(log, server);
-    if (server.devTokenSecret !== undefined) {
-      const scheme = config.tls === undefined ? "http" : "https";
-      process.stderr.write(await welcome(scheme, server.address, server.devTokenSecret));
+    if (server.newUser !== undefined) {
+      const { address, opsAddress, newUser: user } = server;
+      process.stderr.write(welcome(config, { address, opsAddress, user, cwd: process.cwd() }));
     }
     const code = await ended;
     server.drain();
@@ -103,27 +103,4 @@ function onSignals(first: (signal: NodeJS.Signals) => void): Signals {
 function announce(log: Logger, server: Server): void {
   const ops = server.opsAddress === undefined ? {} : { ops: server.opsAddress };
   log.info({ event: "ready", listen: server.address, ...ops }, `listening on ${server.address}`);
-}
-
-/** What a person at a terminal needs next. Only in the embedded mode, where the token is a development token. */
-async function welcome(scheme: "http" | "https", address: string, devTokenSecret: string): Promise<string> {
-  const token = await mintDevToken(devTokenSecret, { user: "alice", admin: false, ttlS: 86_400, now: new Date() });
-  const service = "latchkey.v1.ApiKeyService";
-  return `
-Latchkey listens on ${scheme}://${address}
-It serves ${service}, grpc.health.v1.Health and server reflection over gRPC, gRPC-Web and Connect, on HTTP/1.1 and HTTP/2.
-
-A development token for the user "alice", good for 24 hours:
-${token}
-
-Make a key (or replace the one there is):
-npx buf curl --schema proto -H 'authorization: Bearer ${token}' -d '{"scopes":["read"]}' ${scheme}://${address}/${service}/Refresh
-
-Look at it:
-grpcurl ${scheme === "http" ? "-plaintext " : ""}-H 'authorization: Bearer ${token}' ${address} ${service}/Get
-
-End it:
-curl -H 'authorization: Bearer ${token}' -H 'content-type: application/json' -d '{}' ${scheme}://${address}/${service}/Revoke
-
-`;
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Db } from "mongodb";
 import { Authorization, file_envoy_service_auth_v3_external_auth } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import { file_google_rpc_error_details } from "#gen/google/rpc/error_details_pb";
 import { file_grpc_reflection_v1_reflection } from "#gen/grpc/reflection/v1/reflection_pb";
@@ -56,6 +57,7 @@ import { type Connection, connect, openVerifyClient } from "./store/connection.t
 import { createKeyStore } from "./store/keys.ts";
 import { readLineage } from "./store/lineage.ts";
 import { startMongod } from "./store/mongod.ts";
+import { newUser } from "./store/new-user.ts";
 import { startPurge } from "./store/purge.ts";
 import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
@@ -88,8 +90,8 @@ export interface Server {
   /** host:port of the public port. */
   readonly address: string;
   readonly opsAddress: string | undefined;
-  /** The secret that development tokens are signed with; undefined when tokens are configured. */
-  readonly devTokenSecret: string | undefined;
+  /** Who may be made a key to try the service; undefined where nobody is at a terminal, or development tokens are refused. */
+  readonly newUser: string | undefined;
   readonly metrics: Pick<Metrics, "values">;
   /** Not ready any more, for good, so that nobody is sent here; whoever comes is served until `stop`. Idempotent. */
   drain(): void;
@@ -113,7 +115,9 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const { uri, devSecrets } = hooks.database ?? (await openDatabase(config, hooks, cleanUps));
     const database = await connect(uri);
     cleanUps.push(() => database.close());
-    if (hooks.database === undefined) await ensureSchema(database.client.db(config.database), config);
+    const db = database.client.db(config.database);
+    if (hooks.database === undefined) await ensureSchema(db, config);
+    const triedBy = await findNewUser(config, hooks, db);
 
     const metrics = createMetrics();
     const gate = createHashGate({
@@ -245,7 +249,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     return {
       address: listener.address,
       opsAddress: ops?.address,
-      devTokenSecret: devTokenSecret(config, devSecrets),
+      newUser: triedBy,
       metrics,
       drain,
       stop: cleanUps.release,
@@ -354,9 +358,13 @@ const SERVED_FILES = [
   file_google_rpc_error_details,
 ];
 
-/** undefined: development tokens would be refused. */
-export function devTokenSecret({ tokenKey }: Config, devSecrets: DevSecrets | undefined): string | undefined {
-  return tokenKey === undefined ? devSecrets?.jwtSecret : undefined;
+/** See `Server.newUser`. */
+export async function findNewUser(
+  { mongodbUri, tokenKey }: Config,
+  { terminal }: ServerHooks,
+  db: Db,
+): Promise<string | undefined> {
+  return terminal !== undefined && mongodbUri === undefined && tokenKey === undefined ? newUser(db) : undefined;
 }
 
 /** The configured database, or an embedded one, which is started. */

@@ -5,7 +5,7 @@ import { availableParallelism } from "node:os";
 import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
 import { mergedReport, type ReadinessReport, STARTING, STOPPING, shown } from "./readiness.ts";
-import { DRAIN_MS, devTokenSecret, openDatabase, type Server, type ServerHooks } from "./server.ts";
+import { DRAIN_MS, findNewUser, openDatabase, type Server, type ServerHooks } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
 import { ensureSchema } from "./store/schema.ts";
@@ -44,9 +44,12 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
   const { log } = hooks;
   const cleanUps = createCleanUps();
   try {
-    const { uri, devSecrets } = await openDatabase(config, hooks, cleanUps);
+    const { uri } = await openDatabase(config, hooks, cleanUps);
     const database = await connect(uri);
-    await ensureSchema(database.client.db(config.database), config).finally(() => database.close());
+    const db = database.client.db(config.database);
+    const newUser = await ensureSchema(db, config)
+      .then(() => findNewUser(config, hooks, db))
+      .finally(() => database.close());
 
     let crew: Crew | undefined;
     const metrics = createMetrics();
@@ -75,7 +78,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
     return {
       address: members.address,
       opsAddress: ops?.address,
-      devTokenSecret: devTokenSecret(config, devSecrets),
+      newUser,
       metrics,
       drain: members.drain,
       stop: cleanUps.release,

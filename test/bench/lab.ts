@@ -8,8 +8,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { MongoClient } from "mongodb";
 import { readConfig, VARIABLES } from "../../src/config.ts";
-import { mintDevToken } from "../../src/dev-secrets.ts";
 import { type EmbeddedMongod, startMongod } from "../../src/store/mongod.ts";
+import { userToken } from "../support/service.ts";
 import { buildManyKeysLoad, canRun } from "./loads.ts";
 import { LOAD_CORE, moveToCore, SERVER_CORE } from "./machine.ts";
 import type { Build, Options } from "./options.ts";
@@ -120,7 +120,7 @@ export async function openLab(options: Options, say: (line: string) => void): Pr
         await untilAccepted(port);
         return server;
       },
-      adminToken: () => mintDevToken(jwtSecret, { user: "bench", admin: true, ttlS: 86_400, now: new Date() }),
+      adminToken: () => userToken("bench", { admin: true, secret: jwtSecret, ttlS: 86_400 }),
     };
   } catch (error) {
     await stop();

@@ -20,10 +20,11 @@ import { afterEach, beforeEach, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { createLatchkeyClient, describeError, Outcome } from "../../src/client/index.ts";
 import { readConfig } from "../../src/config.ts";
-import { mintDevToken, readDevSecrets } from "../../src/dev-secrets.ts";
+import { readDevSecrets } from "../../src/dev-secrets.ts";
 import type { StartupError } from "../../src/startup-error.ts";
 import { type EmbeddedMongod, startMongod } from "../../src/store/mongod.ts";
 import { findMongod } from "../../src/store/mongod-binary.ts";
+import { userToken } from "../support/service.ts";
 
 const { cacheDir, path, mongodBinary } = readConfig({ ...process.env, MONGODB_URI: "" });
 const cleanUps: (() => Promise<unknown>)[] = [];
@@ -135,7 +136,7 @@ test("mongod killed with -9 is started again under the same address, with its da
 test("the service goes on after its mongod was killed with -9, and loses no key", async () => {
   const service = await serve();
   const secret = readDevSecrets(dataDir)!.jwtSecret;
-  const token = await mintDevToken(secret, { user: "alice", admin: false, ttlS: 600, now: new Date() });
+  const token = await userToken("alice", { secret });
   const client = createLatchkeyClient({ baseUrl: service.url, token });
   const { key } = await client.create({ scopes: ["read"] });
   process.kill(service.mongodPid, "SIGKILL");

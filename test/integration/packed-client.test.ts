@@ -1,31 +1,19 @@
 import { execFile } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { readdirSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
+import { installPacked, MODULES } from "../support/packed.ts";
 import { startService, type TestService } from "../support/service.ts";
 
 const run = promisify(execFile);
-const MODULES = resolve("node_modules");
 
 let service: TestService;
 let project: string;
-// A program elsewhere that has the packed client and what it depends on, and nothing of this repository.
 beforeAll(async () => {
   service = await startService();
-  project = mkdtempSync(join(tmpdir(), "latchkey consumer "));
-  const { stdout } = await run("npm", ["pack", "--ignore-scripts", "--json", "--pack-destination", project]);
-  const [packed] = JSON.parse(stdout) as { filename: string }[];
-  const installed = join(project, "node_modules", "latchkey");
-  mkdirSync(installed, { recursive: true });
-  await run("tar", ["-xzf", join(project, packed!.filename), "-C", installed, "--strip-components=1"]);
-  for (const name of readdirSync(MODULES)) {
-    if (!name.startsWith(".") && name !== "latchkey")
-      symlinkSync(join(MODULES, name), join(project, "node_modules", name));
-  }
-  writeFileSync(join(project, "package.json"), '{"type":"module"}');
+  project = await installPacked();
   writeFileSync(join(project, "consumer.ts"), CONSUMER);
 });
 afterAll(async () => {

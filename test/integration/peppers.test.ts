@@ -1,9 +1,9 @@
 import { afterEach, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { createLatchkeyClient } from "../../src/client/index.ts";
-import { mintDevToken, readDevSecrets } from "../../src/dev-secrets.ts";
+import { readDevSecrets } from "../../src/dev-secrets.ts";
 import { newDirectory, runToEnd, serve, stopProcesses } from "../support/process.ts";
-import { JWT_SECRET, PEPPER, startService } from "../support/service.ts";
+import { JWT_SECRET, PEPPER, startService, userToken } from "../support/service.ts";
 
 afterEach(stopProcesses);
 
@@ -65,7 +65,7 @@ test("it works beside a running service's embedded database, and says what to do
   expect(nowhere).toEqual({ code: 1, output: expect.stringContaining("Start the service there") });
   const service = await serve({ LATCHKEY_DATA_DIR: dataDir });
   const secret = readDevSecrets(dataDir)!.jwtSecret;
-  const token = await mintDevToken(secret, { user: "alice", admin: false, ttlS: 600, now: new Date() });
+  const token = await userToken("alice", { secret });
   await createLatchkeyClient({ baseUrl: service.url, token }).create({ scopes: ["read"] });
   const { code, output } = await runToEnd(["peppers"], { LATCHKEY_DATA_DIR: dataDir });
   expect({ code, output }).toEqual({

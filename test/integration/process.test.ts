@@ -13,7 +13,7 @@ import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
 import { parseAnyKey } from "../../src/keys/format.ts";
 import { endAfterTest, newDirectory, runToEnd, serve as serveWith, stopProcesses } from "../support/process.ts";
-import { SERVICE_TOKEN, sha256 } from "../support/service.ts";
+import { SERVICE_TOKEN, sha256, userToken } from "../support/service.ts";
 
 afterEach(stopProcesses);
 
@@ -126,10 +126,10 @@ test("after kill -9 during refreshes, the next start works without help and each
   const first = await serve(dataDir);
   const users = Array.from({ length: 20 }, (_, index) => `user-${index}`);
   const tokens = new Map<string, string>();
-  const { mintDevToken, readDevSecrets } = await import("../../src/dev-secrets.ts");
+  const { readDevSecrets } = await import("../../src/dev-secrets.ts");
   for (const user of users) {
     const secret = readDevSecrets(dataDir)!.jwtSecret;
-    tokens.set(user, await mintDevToken(secret, { user, admin: false, ttlS: 600, now: new Date() }));
+    tokens.set(user, await userToken(user, { secret }));
   }
   const clients = (url: string) =>
     users.map((user) =>
@@ -206,8 +206,7 @@ test("no key, token, pepper or hash reaches the output, whatever is asked", asyn
     LATCHKEY_VERIFY_AUTH: "token",
     LATCHKEY_SERVICE_TOKENS: `gateway:sha256:${sha256(SERVICE_TOKEN)}`,
   });
-  const { mintDevToken } = await import("../../src/dev-secrets.ts");
-  const token = await mintDevToken(jwtSecret, { user: "alice", admin: false, ttlS: 60, now: new Date() });
+  const token = await userToken("alice", { secret: jwtSecret });
   const client = createLatchkeyClient({ baseUrl: service.url, token });
   const verifier = createLatchkeyClient({ baseUrl: service.url, token: SERVICE_TOKEN });
   const first = await client.create({ scopes: ["read"] });
@@ -316,14 +315,16 @@ test("an admin searches, looks at and ends keys by the CLI, and reads who did wh
   };
   const bob = await make("bob", "--name", "laptop");
   const eve = await make("eve\u009b2J", "--name", "right\u202eleft");
-  expect((await admin("list", "--name", "LAP")).output).toBe(
-    `${bob.id}\tlk_${bob.id.slice(0, 8)}\tactive\tbob\tread\tlaptop`,
-  );
-  expect((await admin("list", "--prefix", eve.key)).output).toContain("eve\\u{9b}2J\tread\tright\\u{202e}left");
+  expect((await admin("list", "--name", "LAP")).output.split("\n").map((line) => line.split(/ {2,}/))).toEqual([
+    ["id", "prefix", "state", "user", "scopes", "name"],
+    [bob.id, `lk_${bob.id.slice(0, 8)}`, "active", "bob", "read", "laptop"],
+  ]);
+  expect((await admin("list", "--prefix", eve.key)).output).toContain("eve\\u{9b}2J  read    right\\u{202e}left");
   const page = await admin("list", "--page-size", "1");
   const [, token] = /--page-token (\S+)/.exec(page.output)!;
   const next = await admin("list", "--page-size", "1", "--page-token", token!);
-  expect([page, next].map(({ output }) => output.slice(0, 16)).sort()).toEqual([bob.id, eve.id].sort());
+  const firstKey = ({ output }: { output: string }) => output.split("\n")[1]!.slice(0, 16);
+  expect([page, next].map(firstKey).sort()).toEqual([bob.id, eve.id].sort());
   expect(JSON.parse((await admin("get", bob.id, "--json")).output)).toMatchObject({ apiKey: { userId: "bob" } });
 
   const presented = ["admin", "revoke-presented", "--reason", "in a log"];
@@ -342,8 +343,12 @@ test("an admin searches, looks at and ends keys by the CLI, and reads who did wh
   ])
     expect((await admin(...args)).code).toBe(2);
 
-  const trail = (await admin("audit", "--result", "changed", "--since", "1h")).output.split("\n");
-  expect(trail.map((line) => line.split("\t").slice(1, 4).join(" "))).toEqual([
+  const [headings, ...trail] = (await admin("audit", "--result", "changed", "--since", "1h")).output.split("\n");
+  for (const heading of ["action", "result", "actor", "user"]) {
+    const at = headings!.indexOf(heading);
+    for (const line of trail) expect(line.slice(at - 1, at + 1)).toMatch(/^ \S/);
+  }
+  expect(trail.map((line) => line.split(/ +/).slice(1, 4).join(" "))).toEqual([
     "RevokeUser changed admin",
     "RevokeByPresentedKey changed admin",
     "Create changed eve\\u{9b}2J",

@@ -5,8 +5,9 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, test } from "@jest/globals";
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
-import { mintDevToken, readDevSecrets } from "../../src/dev-secrets.ts";
+import { readDevSecrets } from "../../src/dev-secrets.ts";
 import { launch, newDirectory, runToEnd, type ServiceProcess, serve, stopProcesses } from "../support/process.ts";
+import { userToken } from "../support/service.ts";
 
 afterEach(stopProcesses);
 
@@ -16,7 +17,7 @@ const two = (dataDir: string, env: Record<string, string> = {}) =>
 const clientOf = async ({ url }: ServiceProcess, dataDir: string, user: string) =>
   createLatchkeyClient({
     ...{ baseUrl: url, timeoutMs: 30_000 },
-    token: await mintDevToken(readDevSecrets(dataDir)!.jwtSecret, { user, admin: false, ttlS: 600, now: new Date() }),
+    token: await userToken(user, { secret: readDevSecrets(dataDir)!.jwtSecret }),
   });
 
 /** Each client has a connection of its own, and so a worker of its own. */

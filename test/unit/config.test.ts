@@ -4,14 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { z } from "zod";
-import {
-  CLIENT_VARIABLES,
-  isSecret,
-  isServiceLinkName,
-  parseDuration,
-  readConfig,
-  VARIABLES,
-} from "../../src/config.ts";
+import { CLIENT_VARIABLES, isSecret, isServiceLinkName, readConfig, VARIABLES } from "../../src/config.ts";
+import { parseDuration } from "../../src/duration.ts";
 import { defaultListenerLimits } from "../../src/transport/listener.ts";
 
 const problemsOf = (environment: Record<string, string>): string => {

@@ -54,6 +54,12 @@ test("keys imports neither http nor the network", () => {
   expect(network).toEqual([]);
 });
 
+test("help, the version and wrong usage of the command line load commander and nothing heavier", () => {
+  const reached = new Set<string>(["src/cli.ts"]);
+  for (const file of reached) if (file.startsWith("src/")) for (const target of importsOf(file)) reached.add(target);
+  expect([...reached].filter((name) => !/^(?:src\/|node:)/.test(name))).toEqual(["commander"]);
+});
+
 test("process.env is read in config.ts alone", () => {
   const readers = sources.filter((file) => readFileSync(file, "utf8").includes("process.env"));
   expect(readers).toEqual(["src/config.ts"]);

@@ -1,0 +1,16 @@
+const ADVICE = "Start the service (npx latchkey serve), or say where it is by LATCHKEY_URL or --url.";
+
+/** Why a call got no answer from Latchkey, with the URL and what to do. `error`: of `fetch`, or a ConnectError without a reason. */
+export function whyNoAnswer(url: string, error: unknown): string {
+  const { name, rawMessage, message, cause } = error as Error & { rawMessage?: string };
+  const { code, syscall, message: deeper } = (cause ?? {}) as NodeJS.ErrnoException;
+  const said = firstLine(rawMessage ?? deeper ?? message);
+  if (syscall !== undefined) return `${url} does not answer (${code}). ${ADVICE}`;
+  if (name === "TimeoutError" || /timed out/.test(said)) return `${url} does not answer in time. ${ADVICE}`;
+  const scheme = url.startsWith("https:") ? "http" : "https";
+  return `${url} does not answer as Latchkey does (${code ?? said}). Is the port right, and is it ${scheme}? ${ADVICE}`;
+}
+
+function firstLine(text: string): string {
+  return text.split("\n")[0]!.slice(0, 160);
+}
