@@ -197,7 +197,11 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       () => Number(CHANGING.every(readiness.isReady)),
       "max",
     );
-    const drain = () => taken.set(STOPPING);
+    let dismiss = () => {};
+    const drain = () => {
+      taken.set(STOPPING);
+      dismiss();
+    };
 
     const calls = createCallLog({ log, metrics });
     const verifyMany = createVerifyMany(verify, calls);
@@ -237,6 +241,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       forwardAuth: createForwardAuth(keySources, gateway),
     });
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));
+    dismiss = listener.dismiss;
     taken.set(undefined);
     cleanUps.push(async () => {
       drain();

@@ -95,6 +95,11 @@ export const defaultListenerLimits: ListenerLimits = {
 export interface Listener {
   /** host:port as bound; an IPv6 host stands in brackets. */
   readonly address: string;
+  /**
+   * Accepts all as before, and over HTTP/1.1 makes each answer the last of its connection: a client that is told to go can't
+   * have its next request cross with the close of an idle connection.
+   */
+  dismiss(): void;
   /** Accepts nothing more, lets open requests finish for at most `graceMs`, then cuts what is left. Idempotent. */
   close(graceMs: number): Promise<void>;
   /** For connections from now on. Only where TLS is served, and with a `ca` only where there was one. */
@@ -117,6 +122,7 @@ export async function listen({
 }: ListenerOptions): Promise<Listener> {
   const limits = { ...defaultListenerLimits, ...given };
   let closing: Promise<void> | undefined;
+  let dismissed = false;
   const sockets = new Set<Socket>();
   const undecided = new Set<Socket>();
   /** Answers under way, by HTTP/1.1 connection. */
@@ -143,7 +149,7 @@ export async function listen({
     const connection: Duplex = request.socket;
     if (connection instanceof StockConnection) connection.asked(response);
     answers.get(connection)?.add(response);
-    if (closing !== undefined) response.setHeader("connection", "close");
+    if (dismissed) response.setHeader("connection", "close");
     (asked.delete(connection) ? stock : serveRequest)(request, response);
   };
   const http1 = createHttp1Server(
@@ -293,14 +299,18 @@ export async function listen({
   server.on("error", () => {});
   const bound = server.address() as AddressInfo;
 
-  /** From here on every answer says that it is the connection's last. */
-  const drain = () => {
-    http2Lane.drain();
+  const dismiss = () => {
+    dismissed = true;
     http1Lane.drain();
-    bidi.drain();
     for (const open of answers.values()) {
       for (const response of open) if (!response.headersSent) response.setHeader("connection", "close");
     }
+  };
+  /** From here on every answer says that it is the connection's last. */
+  const drain = () => {
+    dismiss();
+    http2Lane.drain();
+    bidi.drain();
   };
   const endIdle = () => {
     for (const socket of undecided) socket.destroy();
@@ -313,6 +323,7 @@ export async function listen({
       // Its tickets are sealed with new keys: no session of the old one is resumed, and with it no client that the old CA signed.
       (server as TlsServer).setSecureContext({ ...identity, minVersion: OLDEST_TLS });
     },
+    dismiss,
     close(graceMs) {
       closing ??= new Promise((resolve) => {
         const cut = setTimeout(() => {

@@ -1,3 +1,4 @@
+import { Agent, request } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
@@ -87,4 +88,28 @@ test("from the drain on nothing is ready, whatever the database does, and calls 
   expect(await healthOf()).toEqual(NONE);
   expect(await readyz()).toEqual({ status: 503, text: expect.stringContaining("[-] calls: The service is stopping.") });
   expect((await service.client().create({ scopes: ["read"] })).key).toMatch(/^lk_/);
-});
+}, 120_000);
+
+test("from the drain on each answer over HTTP/1.1 is its connection's last, so that no request meets the close of an idle one", async () => {
+  await start("30s");
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const connectionOf = (path: string) =>
+    new Promise((resolve, reject) => {
+      const headers = { "content-type": "application/json" };
+      request(service.baseUrl + path, { ...{ agent, headers }, method: "POST" }, (response) => {
+        response.resume().on("end", () => resolve(response.headers.connection));
+      })
+        .on("error", reject)
+        .end("{}");
+    });
+  const paths = ["Verify", "Get"].map((method) => `/latchkey.v1.ApiKeyService/${method}`).concat("/v1/authorize");
+  for (const path of paths) {
+    expect(await connectionOf(path)).toBe("keep-alive");
+    service.server.drain();
+    // On the connection of before, and on one that is made now.
+    expect([await connectionOf(path), await connectionOf(path)]).toEqual(["close", "close"]);
+    await service.stop();
+    await start("30s");
+  }
+  agent.destroy();
+}, 120_000);
