@@ -5,7 +5,7 @@ import { isLive, type KeyRecord, revoked, type StoredState } from "./key.ts";
 import type { KeyStore } from "./key-store.ts";
 import { type Caller, changedBy } from "./manage.ts";
 import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
-import { checkReason, checkUserId } from "./policy.ts";
+import { checkReason, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
 import type { SecretKeeper } from "./secret.ts";
 
 export interface KeyFilter {
@@ -80,14 +80,14 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
   return {
     async list(filter, { size, token }, deadlineMs) {
       const { limit, after } = checked((violations) => {
-        if (filter.userId !== undefined) checkUserId(filter.userId, violations);
+        if (filter.userId !== undefined) checkSoughtUserId(filter.userId, violations);
         for (const field of ["prefix", "name"] as const) {
           const { length } = filter[field] ?? "";
           if (length > MAX_FILTER)
             violations.push({ field, description: `must have at most ${MAX_FILTER} characters` });
         }
         // No name holds any, and MongoDB refuses to look for some.
-        if (/\p{Cc}/u.test(filter.name ?? ""))
+        if (hasControlCharacter(filter.name ?? ""))
           violations.push({ field: "name", description: "must not contain control characters" });
         return { limit: checkPageSize(size, violations), after: readPageToken(token, { keys: filter }, violations) };
       });
@@ -129,7 +129,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
 
     async listAudit(filter, { size, token }, deadlineMs) {
       const { limit, before } = checked((violations) => {
-        if (filter.userId !== undefined) checkUserId(filter.userId, violations);
+        if (filter.userId !== undefined) checkSoughtUserId(filter.userId, violations);
         if (filter.keyId !== undefined && !isKeyId(filter.keyId))
           violations.push({ field: "key_id", description: "is not the id of a key" });
         for (const field of ["since", "until"] as const) {

@@ -66,6 +66,7 @@ export function cleanUserAgent(text: string): string {
   return text
     .slice(0, 4 * MAX_USER_AGENT)
     .replace(SECRETS, "[secret]")
+    .replace(/\p{Cc}/gu, " ")
     .slice(0, MAX_USER_AGENT);
 }
 

@@ -53,16 +53,47 @@ export function parseScopePatterns(patterns: readonly string[]): ScopePatterns |
   };
 }
 
+/** What is wrong with a text that names or explains something: people and logs read it in one line. */
+function textFaults(text: string, max: number): string[] {
+  const faults: string[] = [];
+  if (length(text) > max) faults.push(`must have at most ${max} characters, and has ${length(text)}`);
+  if (hasControlCharacter(text)) faults.push("must not contain control characters");
+  if (!text.isWellFormed()) faults.push("must be well-formed Unicode");
+  return faults;
+}
+
+/** C0, DEL and C1. */
+export function hasControlCharacter(text: string): boolean {
+  return /\p{Cc}/u.test(text);
+}
+
+function isBlank(text: string): boolean {
+  return text.trim() === "";
+}
+
+const BLANK = "must not be blank";
+
+function userIdFaults(userId: string): string[] {
+  return isBlank(userId) ? [BLANK] : textFaults(userId, MAX_USER_ID);
+}
+
 export function isUserId(text: string): boolean {
-  return length(text) >= 1 && length(text) <= MAX_USER_ID && text.isWellFormed();
+  return userIdFaults(text).length === 0;
 }
 
 export function checkUserId(userId: string, violations: FieldViolation[]): void {
-  if (isUserId(userId)) return;
-  violations.push({
-    field: "user_id",
-    description: `must have 1 to ${MAX_USER_ID} characters, and has ${length(userId)}`,
-  });
+  reportAll("user_id", userIdFaults(userId), violations);
+}
+
+/** For a search: records from before control characters were refused are found too. */
+export function checkSoughtUserId(userId: string, violations: FieldViolation[]): void {
+  if (length(userId) >= 1 && length(userId) <= MAX_USER_ID && userId.isWellFormed()) return;
+  const description = `must have 1 to ${MAX_USER_ID} characters, and has ${length(userId)}`;
+  violations.push({ field: "user_id", description });
+}
+
+function reportAll(field: string, descriptions: readonly string[], violations: FieldViolation[]): void {
+  for (const description of descriptions) violations.push({ field, description });
 }
 
 export function isRequestId(text: string): boolean {
@@ -80,11 +111,8 @@ export function checkRequestId(requestId: string | undefined, violations: FieldV
 export function checkName(name: string | undefined, violations: FieldViolation[]): string | undefined {
   if (name === undefined) return undefined;
   const trimmed = name.trim();
-  const report = (description: string) => violations.push({ field: "name", description });
-  if (trimmed === "") report("must not be blank; leave it out for a key without a name");
-  else if (length(trimmed) > MAX_NAME) report(`must have at most ${MAX_NAME} characters, and has ${length(trimmed)}`);
-  if (/\p{Cc}/u.test(trimmed)) report("must not contain control characters");
-  if (!trimmed.isWellFormed()) report("must be well-formed Unicode");
+  const blank = `${BLANK}; leave it out for a key without a name`;
+  reportAll("name", isBlank(trimmed) ? [blank] : textFaults(trimmed, MAX_NAME), violations);
   return trimmed;
 }
 
@@ -108,10 +136,9 @@ export function checkRequiredScopes(scopes: readonly string[], violations: Field
 }
 
 export function checkReason(reason: string, violations: FieldViolation[]): void {
-  const report = (description: string) => violations.push({ field: "reason", description });
-  if (length(reason) > MAX_REASON) report(`must have at most ${MAX_REASON} characters, and has ${length(reason)}`);
-  if (!reason.isWellFormed()) report("must be well-formed Unicode");
-  if (reason.trim() === SUPERSEDED) report(`"${SUPERSEDED}" is reserved for keys that Refresh replaced`);
+  reportAll("reason", textFaults(reason, MAX_REASON), violations);
+  if (reason.trim() !== SUPERSEDED) return;
+  reportAll("reason", [`"${SUPERSEDED}" is reserved for keys that Refresh replaced`], violations);
 }
 
 /** The lifetime in milliseconds from `now`, or undefined when none was given. */

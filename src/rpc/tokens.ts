@@ -92,7 +92,9 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
       if (rules.audience === undefined && verifyAuth.kind === "jwt" && holds(payload.aud, verifyAuth.audience))
         throw unauthenticated("The token is for callers of Verify, and no user's.");
       if (typeof payload.sub !== "string" || !isUserId(payload.sub))
-        throw unauthenticated("The token's sub must have 1 to 256 characters.");
+        throw unauthenticated(
+          "The token's sub must have 1 to 256 characters, no control character among them, and not be blank.",
+        );
       return { userId: payload.sub, admin: holds(payload[rules.adminClaim.name], rules.adminClaim.value) };
     },
     service(authorization, peer) {

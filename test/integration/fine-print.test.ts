@@ -5,7 +5,8 @@ import { createClient } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
-import { ApiKeyService, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
+import { ApiKeyService, Consistency, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
+import { createLatchkeyAdminClient } from "../../src/client/index.ts";
 import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
 import type { KeyStore } from "../../src/keys/key-store.ts";
 import { createKeyManager } from "../../src/keys/manage.ts";
@@ -154,7 +155,7 @@ test("scopes are compared exactly: no part, pattern or other case of one stands 
   expect((await client.verify({ key, requiredScopes: ["billing:read"] })).outcome).toBe(Outcome.VALID);
 });
 
-test("user_id and sub have 1 to 256 characters and are compared exactly", async () => {
+test("user_id and sub have 1 to 256 characters, no control characters, and are compared exactly", async () => {
   const service = await start();
   const admin = service.client(undefined, { admin: true });
   const name = randomUUID();
@@ -163,7 +164,15 @@ test("user_id and sub have 1 to 256 characters and are compared exactly", async 
     const { apiKey } = await admin.create({ userId, scopes: ["read"] });
     expect((await service.client(userId).get({})).apiKey).toMatchObject({ id: apiKey?.id, userId });
   }
-  for (const userId of ["", name.padEnd(257, "x")]) {
+  for (const userId of [
+    "",
+    " \t",
+    name.padEnd(257, "x"),
+    `${name}\u0000`,
+    `${name}\n`,
+    `${name}\u007f`,
+    `${name}\u0085`,
+  ]) {
     for (const call of [
       () => admin.create({ userId, scopes: ["read"] }),
       () => admin.get({ userId }),
@@ -171,6 +180,42 @@ test("user_id and sub have 1 to 256 characters and are compared exactly", async 
     ])
       expect(await refusalOf(call())).toMatchObject({ reason: "INVALID_ARGUMENT", fields: ["user_id"] });
   }
+});
+
+test("a sub that is blank or has control characters is UNAUTHENTICATED, and a reason with some is refused by name", async () => {
+  const service = await start();
+  for (const sub of [" ", "a\u0000b", "a\nb", "a\u007f", "a\u009f"]) {
+    expect(await refusalOf(service.client(sub).get({}))).toMatchObject({
+      reason: "UNAUTHENTICATED",
+      message: "The token's sub must have 1 to 256 characters, no control character among them, and not be blank.",
+    });
+  }
+  const client = service.client();
+  await client.create({ scopes: ["read"] });
+  for (const reason of ["left\u0000", "left\nthe team", "\u009b31m"]) {
+    const refusal = { reason: "INVALID_ARGUMENT", fields: ["reason"] };
+    expect(await refusalOf(client.revoke({ reason }))).toMatchObject(refusal);
+  }
+  await client.revoke({ reason: "left the team\u2028" });
+});
+
+test("a record whose user_id is no longer taken still verifies, is found, and is ended by its id", async () => {
+  const service = await start();
+  const { apiKey, key } = await service.client().create({ scopes: ["read"] });
+  const userId = "old\nuser\u0000";
+  const mongo = await MongoClient.connect(process.env.TEST_MONGODB_URI!);
+  const keys = mongo.db(service.database).collection<{ _id: string }>("api_keys");
+  await keys.updateOne({ _id: apiKey!.id }, { $set: { userId }, $inc: { rev: 1 } });
+  await mongo.close();
+  const strong = { key, consistency: Consistency.STRONG };
+  expect(await service.client().verify(strong)).toMatchObject({ outcome: Outcome.VALID, apiKey: { userId } });
+  const admin = createLatchkeyAdminClient({
+    baseUrl: service.baseUrl,
+    token: () => userToken("root", { admin: true }),
+  });
+  expect((await admin.listKeys({ userId })).apiKeys).toMatchObject([{ id: apiKey!.id, userId }]);
+  expect(await admin.revokeKey({ keyId: apiKey!.id, reason: "old" })).toMatchObject({ revoked: true });
+  expect((await service.client().verify(strong)).outcome).toBe(Outcome.REVOKED);
 });
 
 test("LATCHKEY_MAX_GRACE: an explicit excess is refused, as much as it allows is taken", async () => {

@@ -257,7 +257,7 @@ test("a bad reason is refused before anything is read", async () => {
   expect(await refusalOf(admin.revoke(root, ACTIVE, LONG, DEADLINE_MS))).toBe(TOO_LONG);
   expect(await refusalOf(admin.revokePresented(root, keyOf(ACTIVE), LONG, DEADLINE_MS))).toBe(TOO_LONG);
   expect(await refusalOf(admin.revokeUser(root, "", LONG, DEADLINE_MS))).toBe(
-    TOO_LONG.replace("reason", "user_id: must have 1 to 256 characters, and has 0; reason"),
+    TOO_LONG.replace("reason", "user_id: must not be blank; reason"),
   );
   expect(asks).toEqual([]);
 });

@@ -28,6 +28,7 @@ test("what looks like a key or a token is cut out of what a caller says of itsel
 });
 
 test("256 characters of a user agent are kept, none of them of a secret, and only its first 1,024 are looked at", () => {
+  expect(cleanUserAgent("a\u0085b\tc")).toBe("a b c");
   expect(cleanUserAgent("x".repeat(256))).toBe("x".repeat(256));
   expect(cleanUserAgent("x".repeat(257))).toBe("x".repeat(256));
   const atTheCut = `${"x ".repeat(124)}${KEY}`;

@@ -61,6 +61,8 @@ const isScope = (one: string) =>
   [...one].every((char, index) => (index === 0 ? /[a-z0-9]/ : /[a-z0-9._:/-]/).test(char)) &&
   one !== "";
 const points = (one: string) => Array.from(one).length;
+/** C0, DEL and C1. */
+const hasControls = (one: string) => [...one].some((char) => char < " " || (char >= "\u007f" && char <= "\u009f"));
 const span = fc.record<TimeSpan>({
   seconds: fc.oneof(fc.bigInt({ min: -(2n ** 63n), max: 2n ** 63n - 1n }), fc.bigInt({ min: -3n, max: 3n })),
   nanos: fc.oneof(fc.integer({ min: -(2 ** 31), max: 2 ** 31 - 1 }), fc.constantFrom(0, 999_999_999, -1, 1)),
@@ -72,29 +74,26 @@ describe("whatever comes in, a check answers with the field's name or takes it",
       fc.property(text, (name) => {
         const { value, fields } = seen((violations) => checkName(name, violations));
         const trimmed = name.trim();
-        const good =
-          points(trimmed) >= 1 &&
-          points(trimmed) <= 128 &&
-          trimmed.isWellFormed() &&
-          ![...trimmed].some((char) => char < " " || (char >= "\u007f" && char <= "\u009f"));
+        const good = points(trimmed) >= 1 && points(trimmed) <= 128 && trimmed.isWellFormed() && !hasControls(trimmed);
         expect({ value, fields }).toEqual({ value: trimmed, fields: good ? [] : ["name"] });
       }),
     );
   });
 
-  test("user_id: 1 to 256 characters, kept as it is", () => {
+  test("user_id: 1 to 256 characters, not blank, no control characters, kept as it is", () => {
     fc.assert(
       fc.property(text, (userId) => {
-        const good = points(userId) >= 1 && points(userId) <= 256 && userId.isWellFormed();
+        const good = userId.trim() !== "" && points(userId) <= 256 && userId.isWellFormed() && !hasControls(userId);
         expect(seen((violations) => checkUserId(userId, violations)).fields).toEqual(good ? [] : ["user_id"]);
       }),
     );
   });
 
-  test("reason: at most 512 characters, well-formed, and not the reserved word however it is padded", () => {
+  test("reason: at most 512 characters, no control characters, well-formed, and not the reserved word however it is padded", () => {
     fc.assert(
       fc.property(text, (reason) => {
-        const good = points(reason) <= 512 && reason.isWellFormed() && reason.trim() !== "superseded";
+        const isReserved = reason.trim() === "superseded";
+        const good = points(reason) <= 512 && reason.isWellFormed() && !hasControls(reason) && !isReserved;
         expect(seen((violations) => checkReason(reason, violations)).fields).toEqual(good ? [] : ["reason"]);
       }),
     );
@@ -225,12 +224,12 @@ test("a malformed pattern is not taken, and only ! patterns leave all others", (
 test("each complaint says what would be right", () => {
   const bounded = { ...policy, scopes: parseScopePatterns(["read"])!, maxTtlMs: 10_000, maxGraceMs: 5_000 };
   const { violations } = seen((all) => {
-    checkUserId("😀".repeat(257), all);
+    for (const userId of ["😀".repeat(257), " ", "a\n", "\udc00"]) checkUserId(userId, all);
     checkRequestId("r".repeat(21), all);
     for (const name of ["", "😀".repeat(129), "a\u0000", "\ud800"]) checkName(name, all);
     checkScopes(["write", "-a", ...Array(63).fill("read")], bounded, all);
     scopesMissing(all);
-    for (const reason of ["x".repeat(513), "\ud800", " superseded"]) checkReason(reason, all);
+    for (const reason of ["x".repeat(513), "a\u0000", "\ud800", " superseded"]) checkReason(reason, all);
     for (const seconds of [0n, 11n, 253_402_300_800n]) {
       checkLifetime({ case: "ttl", value: { seconds, nanos: 0 } }, bounded, NOW, all);
     }
@@ -242,7 +241,10 @@ test("each complaint says what would be right", () => {
     checkGracePeriod({ seconds: 0n, nanos: 1_000_000_000 }, bounded, all);
   });
   expect(violations.map(({ field, description }) => `${field}: ${description}`)).toEqual([
-    "user_id: must have 1 to 256 characters, and has 257",
+    "user_id: must have at most 256 characters, and has 257",
+    "user_id: must not be blank",
+    "user_id: must not contain control characters",
+    "user_id: must be well-formed Unicode",
     "request_id: must have 22 to 64 of the characters 0-9 A-Z a-z _ -, drawn at random for each call, for example a UUID",
     "name: must not be blank; leave it out for a key without a name",
     "name: must have at most 128 characters, and has 129",
@@ -253,6 +255,7 @@ test("each complaint says what would be right", () => {
     'scopes[0]: "write" is not a scope of this service',
     "scopes: must name at least one scope",
     "reason: must have at most 512 characters, and has 513",
+    "reason: must not contain control characters",
     "reason: must be well-formed Unicode",
     'reason: "superseded" is reserved for keys that Refresh replaced',
     "ttl: must be at least 1 s",

@@ -256,6 +256,8 @@ export const RevokeByPresentedKeyResponseSchema: GenMessage<RevokeByPresentedKey
  */
 export type RevokeUserRequest = Message<"latchkey.v1.RevokeUserRequest"> & {
   /**
+   * As in CreateRequest. Keys of an owner whose id is no longer taken (one with control characters) are ended by RevokeKey.
+   *
    * @generated from field: string user_id = 1;
    */
   userId: string;

@@ -158,7 +158,8 @@ export type CreateRequest = Message<"latchkey.v1.CreateRequest"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * The owner, 1 to 256 characters. Unset: the caller. Only an admin may name another user.
+   * The owner: 1 to 256 characters, not blank, no control characters (C0, DEL, C1). Unset: the caller. Only an admin may
+   * name another user.
    *
    * @generated from field: optional string user_id = 5;
    */
@@ -408,7 +409,7 @@ export type RevokeRequest = Message<"latchkey.v1.RevokeRequest"> & {
   userId?: string | undefined;
 
   /**
-   * Why, for the record: at most 512 characters. `superseded` is reserved.
+   * Why, for the record: at most 512 characters, no control characters. `superseded` is reserved.
    *
    * @generated from field: string reason = 2;
    */
