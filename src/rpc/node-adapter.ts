@@ -26,6 +26,7 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
     if (handler === undefined) return fallback(request, response);
     const values = createContextValues().set(peerAddress, addressOf(request.socket)).set(peer, who);
+    nameAuthority(request);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
     shortenEchoed(asked.header);
     handler(asked)
@@ -36,6 +37,17 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
       .catch(() => response.destroy());
   };
 }
+
+/**
+ * Connect makes a URL of each request, and throws where a client said no authority (HTTP/1.0 need not) or one that no URL can
+ * have. Only path and query are looked at.
+ */
+function nameAuthority(request: Parameters<Handler>[0]): void {
+  if ("authority" in request) Object.defineProperty(request, "authority", { value: AUTHORITY });
+  else request.headers.host = AUTHORITY;
+}
+
+const AUTHORITY = "latchkey";
 
 /** Headers whose values Connect repeats in errors; no good value is longer than `MAX_ECHOED` characters. */
 const ECHOED = [
