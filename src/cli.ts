@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import "./node-version.ts";
 import { readFileSync } from "node:fs";
 import { Command, Option } from "commander";
 import { duration, moment, wholeNumber } from "./cli/arguments.ts";

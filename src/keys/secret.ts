@@ -1,4 +1,4 @@
-import { createHash, hash, timingSafeEqual } from "node:crypto";
+import { createHash, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import { hash as argon2Hash, argon2id, verify as argon2Verify } from "argon2";
 import { ID_LENGTH, SECRET_LENGTH } from "./format.ts";
 import type { HashGate } from "./hash-gate.ts";
@@ -34,7 +34,8 @@ export interface SecretKeeper {
 }
 
 /** The OWASP minimum for argon2id. The secret has 256 random bits: more would only cost more. */
-const ARGON2 = { type: argon2id, memoryCost: 19 * 1024, timeCost: 2, parallelism: 1 } as const;
+const ARGON2 = { type: argon2id, version: 0x13, memoryCost: 19 * 1024, timeCost: 2, parallelism: 1 } as const;
+const SALT_BYTES = 16;
 
 /** `peppers`: newest first, at least one. New fingerprints are made under the first. */
 export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): SecretKeeper {
@@ -75,7 +76,7 @@ export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): 
 
   return {
     async digest(id, secret, deadlineMs) {
-      const secretHash = await gate.run(() => argon2Hash(secret, ARGON2), deadlineMs);
+      const secretHash = await gate.run(() => hashSecret(secret), deadlineMs);
       return { secretHash, fingerprint: fingerprint(id, secret) };
     },
     prove(id, secret, digests, deadlineMs) {
@@ -92,6 +93,18 @@ export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): 
   function renewed(id: string, secret: string, proven: boolean): Proof {
     return proven ? { proven, newFingerprint: fingerprint(id, secret) } : { proven };
   }
+}
+
+/**
+ * A PHC string with its parameters in the order m, t, p, which libargon2 and all who read as it does insist on (PHP, Python,
+ * Go). The package of ours writes them sorted by name.
+ */
+async function hashSecret(secret: string): Promise<string> {
+  const salt = randomBytes(SALT_BYTES);
+  const digest = await argon2Hash(secret, { ...ARGON2, salt, raw: true });
+  const { version, memoryCost, timeCost, parallelism } = ARGON2;
+  const [saltText, digestText] = [salt, digest].map((bytes) => bytes.toString("base64").replaceAll("=", ""));
+  return `$argon2id$v=${version}$m=${memoryCost},t=${timeCost},p=${parallelism}$${saltText}$${digestText}`;
 }
 
 const MAC_BYTES = 32;

@@ -2,15 +2,35 @@ import { execFile } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { promisify } from "node:util";
 import { expect, test } from "@jest/globals";
+import { MongoClient } from "mongodb";
+import { parseAnyKey } from "../../src/keys/format.ts";
 import { pythonPackages } from "../support/python-client.ts";
 import { SERVICE_TOKEN, sha256, startService, userToken } from "../support/service.ts";
+
+const run = promisify(execFile);
 
 const packages = pythonPackages();
 if ("unavailable" in packages) {
   process.stderr.write(`SKIPPED: Python's gRPC can't be had here (${packages.unavailable}).\n`);
 }
 
-(("unavailable" in packages ? test.skip : test) as typeof test)(
+const withPython = ("unavailable" in packages ? test.skip : test) as typeof test;
+const env = { ...process.env, PYTHONPATH: "path" in packages ? packages.path : "" };
+
+withPython("libargon2, by Python, reads and verifies the argon2id hash that a key's record holds", async () => {
+  const service = await startService();
+  const { key, apiKey } = await service.client(randomUUID()).create({ scopes: ["read"] });
+  const client = await MongoClient.connect(process.env.TEST_MONGODB_URI!);
+  const keys = client.db(service.database).collection<{ _id: string; secretHash: string }>("api_keys");
+  const { secretHash } = (await keys.findOne({ _id: apiKey!.id }))!;
+  await client.close();
+  await service.stop();
+  const program = "import sys, argon2; print(argon2.PasswordHasher().verify(sys.argv[1], sys.argv[2]))";
+  const { stdout } = await run("python3", ["-c", program, secretHash, parseAnyKey(key)!.secret], { env });
+  expect(stdout.trim()).toBe("True");
+});
+
+withPython(
   "Python's own gRPC finds the service by reflection, makes all five calls, reads an error's reason and the health",
   async () => {
     const service = await startService({
@@ -21,8 +41,7 @@ if ("unavailable" in packages) {
     });
     const token = await userToken(randomUUID());
     const args = ["test/support/python_client.py", service.server.address, token, SERVICE_TOKEN];
-    const env = { ...process.env, PYTHONPATH: "path" in packages ? packages.path : "" };
-    const { stdout } = await promisify(execFile)("python3", args, { env });
+    const { stdout } = await run("python3", args, { env });
     expect(JSON.parse(stdout)).toEqual({
       services: [
         "envoy.service.auth.v3.Authorization",

@@ -3,9 +3,12 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { readConfig } from "../../src/config.ts";
 
-const REQUIREMENTS = ["grpcio>=1.60,<2", "grpcio-reflection>=1.60,<2", "grpcio-health-checking>=1.60,<2"];
+const REQUIREMENTS = [
+  ...["grpcio>=1.60,<2", "grpcio-reflection>=1.60,<2", "grpcio-health-checking>=1.60,<2"],
+  "argon2-cffi>=23,<26",
+];
 
-/** Where Python's gRPC packages are, installed beside the cached mongod when missing; or why they can't be had. */
+/** Where Python's gRPC packages, and libargon2 for Python, are, installed beside the cached mongod when missing; or why they can't be had. */
 export function pythonPackages(): { path: string } | { unavailable: string } {
   try {
     const tag = python(["-c", "import sys; print(sys.implementation.cache_tag)"]).trim();
@@ -27,7 +30,7 @@ export function pythonPackages(): { path: string } | { unavailable: string } {
 
 function imports(path: string): boolean {
   try {
-    python(["-c", "import grpc, grpc_reflection, grpc_health"], path);
+    python(["-c", "import grpc, grpc_reflection, grpc_health, argon2"], path);
     return true;
   } catch {
     return false;

@@ -45,10 +45,9 @@ const handler: Parameters<typeof listen>[0]["handler"] = (request, response) => 
     const known = request.method === "POST" && (request.url === ECHO || request.url === LATE);
     const type = request.headers["content-type"];
     const body = Buffer.concat(chunks);
-    response.writeHead(known ? 200 : 404, {
-      "content-type": type ?? "text/plain",
-      "content-length": known ? body.length : 0,
-    });
+    response.statusCode = known ? 200 : 404;
+    response.setHeader("content-type", type ?? "text/plain");
+    response.setHeader("content-length", known ? body.length : 0);
     response.end(known ? body : EMPTY);
   });
 };
