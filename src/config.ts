@@ -205,6 +205,12 @@ export const VARIABLES = {
     .meta({ secret: true })
     .describe("public key of user tokens, PEM (SPKI)"),
   LATCHKEY_JWKS_URL: url.optional().describe("key set of user tokens"),
+  LATCHKEY_JWKS_MAX_AGE: duration
+    .refine((ms) => ms >= 60_000 && ms < 2 ** 31, "must be 1m to 24d")
+    .prefault("12h")
+    .describe(
+      "how long the last key set that could be fetched is good without another; it is fetched every few minutes",
+    ),
   LATCHKEY_JWT_ISSUER: z.string().optional().describe("`iss` that user tokens must carry"),
   LATCHKEY_JWT_AUDIENCE: z
     .string()
@@ -379,6 +385,7 @@ export interface Config {
   /** Undefined: made once when embedded, else none. */
   readonly requestKeys: readonly RequestKey[] | undefined;
   readonly tokenKey: TokenKey | undefined;
+  readonly jwksMaxAgeMs: number;
   readonly tokenIssuer: string | undefined;
   readonly tokenAudience: string | undefined;
   readonly adminClaim: { name: string; value: string };
@@ -562,6 +569,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     peppers: settings.LATCHKEY_PEPPERS,
     requestKeys: settings.LATCHKEY_REQUEST_KEYS,
     tokenKey: tokenKey(settings),
+    jwksMaxAgeMs: settings.LATCHKEY_JWKS_MAX_AGE,
     tokenIssuer: settings.LATCHKEY_JWT_ISSUER,
     tokenAudience: settings.LATCHKEY_JWT_AUDIENCE,
     adminClaim: settings.LATCHKEY_ADMIN_CLAIM,

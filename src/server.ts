@@ -165,18 +165,33 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         log.warn({ event: "fingerprint_renewal_failed", err: error }, "a fingerprint could not be renewed"),
     });
 
-    const authenticator = await createAuthenticator(
+    const authenticator = createAuthenticator(
       {
         key: config.tokenKey ?? developmentKey(devSecrets!),
         ...{ issuer: config.tokenIssuer, audience: config.tokenAudience, adminClaim: config.adminClaim, clock },
-        onKeySetFailed: (error) =>
-          log.error(
-            { event: "key_set_failed", err: error },
-            "LATCHKEY_JWKS_URL can't be fetched: no user token can be checked",
-          ),
+        keySet: {
+          maxAgeMs: config.jwksMaxAgeMs,
+          onFailed(error, ageMs) {
+            const fetched = "LATCHKEY_JWKS_URL can't be fetched";
+            const effect =
+              ageMs === undefined
+                ? "no token can be checked"
+                : `tokens are checked with the keys of ${Math.round(ageMs / 1_000)} s ago, until LATCHKEY_JWKS_MAX_AGE`;
+            log.error({ event: "key_set_failed", err: error }, `${fetched}: ${effect}`);
+          },
+          onRecovered: () => log.info({ event: "key_set_fetched" }, "LATCHKEY_JWKS_URL can be fetched again"),
+        },
       },
       verifyAuth(config),
     );
+    cleanUps.push(() => authenticator.stop());
+    if (config.tokenKey?.kind === "jwks")
+      metrics.gauge(
+        "latchkey_key_set_age_seconds",
+        "Age of the key set that tokens are checked with",
+        () => Math.min(authenticator.keySetAgeMs! / 1_000, Number.MAX_SAFE_INTEGER),
+        "max",
+      );
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.counter("latchkey_hash_runs_total", "argon2 runs since the start", () => gate.runs);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);

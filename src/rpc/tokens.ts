@@ -1,5 +1,13 @@
 import { createHash, hash, randomBytes, timingSafeEqual } from "node:crypto";
-import { createRemoteJWKSet, errors, importSPKI, type JWTPayload, type JWTVerifyGetKey, jwtVerify } from "jose";
+import {
+  decodeProtectedHeader,
+  errors,
+  importSPKI,
+  type JWTPayload,
+  type JWTVerifyGetKey,
+  type JWTVerifyOptions,
+  jwtVerify,
+} from "jose";
 import { LRUCache } from "lru-cache";
 import type { TokenKey } from "../config.ts";
 import { KeyError } from "../keys/errors.ts";
@@ -7,7 +15,7 @@ import { parseAnyKey } from "../keys/format.ts";
 import type { Caller } from "../keys/manage.ts";
 import { isUserId } from "../keys/policy.ts";
 import type { Peer } from "../transport/hot-method.ts";
-import { onceASecond } from "./call-log.ts";
+import { createKeySet, type KeySet, type KeySetOptions, mayNeedAnotherKey } from "./key-set.ts";
 
 export interface TokenRules {
   key: TokenKey;
@@ -15,8 +23,8 @@ export interface TokenRules {
   audience?: string | undefined;
   adminClaim: { name: string; value: string };
   clock: () => Date;
-  /** The key set can't be fetched: whatever is told to callers, operators must hear of it. Told at most once a second. */
-  onKeySetFailed?: ((error: unknown) => void) | undefined;
+  /** Needed where the key is a set: how long it is good, and who hears of it. */
+  keySet?: Omit<KeySetOptions, "url" | "onChanged">;
 }
 
 export type VerifyAuth =
@@ -31,6 +39,10 @@ export interface Authenticator {
   user(authorization: string | null): Promise<Caller>;
   /** Admits a caller of Verify, or throws or rejects as `user` does. No promise: admitted at once. */
   service(authorization: string | null | undefined, peer: Peer | undefined): Promise<void> | undefined;
+  /** How old the key set is that tokens are checked with; Infinity: there is none yet; undefined: there is to be none. */
+  readonly keySetAgeMs: number | undefined;
+  /** Fetches nothing more. */
+  stop(): void;
 }
 
 const CLOCK_TOLERANCE_S = 30;
@@ -52,28 +64,33 @@ const ASYMMETRIC = [
   "Ed25519",
 ];
 
-export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyAuth): Promise<Authenticator> {
-  const { getKey, algorithms } = await openKey(rules.key, rules.onKeySetFailed);
+export function createAuthenticator(rules: TokenRules, verifyAuth: VerifyAuth): Authenticator {
   // Verify's callers send the same header with every call. Admitted ones are remembered by a digest under a prefix of this
-  // process, so that its memory holds no token; a token whose key was taken out of a key set goes on for a minute.
+  // process, so that its memory holds no token.
   const salt = randomBytes(16).toString("hex");
   const admittedUntilMs = new LRUCache<string, number>({ max: MAX_ADMITTED });
+  let forgotten = 0;
+  const key = openKey(rules, () => {
+    // Whoever proved themselves by a key that is no longer in the set must do so again.
+    forgotten += 1;
+    admittedUntilMs.clear();
+  });
   const remember = (digest: string, untilMs: number) => {
-    admittedUntilMs.set(digest, Math.min(untilMs, rules.clock().getTime() + ADMITTED_MS));
+    const goodMs = key.keySet === undefined ? ADMITTED_MS : rules.keySet!.maxAgeMs - key.keySet.ageMs;
+    admittedUntilMs.set(digest, Math.min(untilMs, rules.clock().getTime() + Math.min(ADMITTED_MS, goodMs)));
   };
 
   async function claims(token: string, audience: string | undefined): Promise<JWTPayload> {
     if (token.length > MAX_TOKEN_LENGTH) throw tooLong();
     try {
-      const { payload } = await jwtVerify(token, getKey, {
-        algorithms,
+      return await verified(token, key, {
+        algorithms: key.algorithms,
         ...(rules.issuer !== undefined && { issuer: rules.issuer }),
         ...(audience !== undefined && { audience }),
         clockTolerance: CLOCK_TOLERANCE_S,
         requiredClaims: ["exp", "sub"],
         currentDate: rules.clock(),
       });
-      return payload;
     } catch (error) {
       if (error instanceof KeyError) throw error;
       throw unauthenticated(whyRefused(error), error);
@@ -110,8 +127,15 @@ export async function createAuthenticator(rules: TokenRules, verifyAuth: VerifyA
         remember(digest, Number.POSITIVE_INFINITY);
         return undefined;
       }
-      return claims(token, verifyAuth.audience).then(({ exp = 0 }) => remember(digest, exp * 1_000));
+      const before = forgotten;
+      return claims(token, verifyAuth.audience).then(({ exp = 0 }) => {
+        if (forgotten === before) remember(digest, exp * 1_000);
+      });
     },
+    get keySetAgeMs() {
+      return key.keySet?.ageMs;
+    },
+    stop: () => key.keySet?.stop(),
   };
 }
 
@@ -132,26 +156,19 @@ function admitServiceToken(token: string, tokens: readonly { sha256: Uint8Array 
   if (!known) throw unauthenticated("The service token is not known here.");
 }
 
-async function openKey(
-  key: TokenKey,
-  onKeySetFailed: TokenRules["onKeySetFailed"],
-): Promise<{ getKey: JWTVerifyGetKey; algorithms: string[] }> {
+/** What tokens are checked with: one key, or a set that others change. */
+type OpenKey = { algorithms: string[] } & (
+  | { getKey: JWTVerifyGetKey; keySet?: undefined }
+  | { getKey?: undefined; keySet: KeySet }
+);
+
+function openKey({ key, keySet }: TokenRules, onChanged: () => void): OpenKey {
   if (key.kind === "secret") {
     const bytes = new TextEncoder().encode(key.secret);
     return { getKey: async () => bytes, algorithms: ["HS256"] };
   }
-  if (key.kind === "jwks") {
-    const keySet = createRemoteJWKSet(new URL(key.url), { timeoutDuration: 3_000 });
-    const isTold = onceASecond();
-    const getKey: JWTVerifyGetKey = (...token) =>
-      keySet(...token).catch((error: unknown) => {
-        if (!couldNotBeFetched(error)) throw error;
-        if (isTold()) onKeySetFailed?.(error);
-        const message = "The key set that tokens are checked with can't be fetched. Try again.";
-        throw new KeyError("KEY_SET_UNAVAILABLE", message, { retryAfterMs: 1_000, cause: error });
-      });
-    return { getKey, algorithms: ASYMMETRIC };
-  }
+  if (key.kind === "jwks")
+    return { keySet: createKeySet({ ...keySet!, url: key.url, onChanged }), algorithms: ASYMMETRIC };
   const imported = new Map<string, ReturnType<typeof importSPKI>>();
   const getKey: JWTVerifyGetKey = ({ alg }) => {
     const algorithm = alg ?? "";
@@ -162,9 +179,43 @@ async function openKey(
   return { getKey, algorithms: ASYMMETRIC };
 }
 
-function couldNotBeFetched(error: unknown): boolean {
-  const isOfSet = error instanceof errors.JWKSTimeout || error instanceof errors.JWKSInvalid;
-  return isOfSet || !(error instanceof errors.JOSEError) || error.code === errors.JOSEError.code;
+/** A token that no key of the set has signed may be signed with a newer one, which is looked for once. */
+async function verified(token: string, { getKey, keySet }: OpenKey, options: JWTVerifyOptions): Promise<JWTPayload> {
+  if (getKey !== undefined) return (await jwtVerify(token, getKey, options)).payload;
+  const set = await keySet.current();
+  try {
+    return await verifiedByAny(token, set.getKey, options);
+  } catch (error) {
+    if (!mayNeedAnotherKey(error)) throw error;
+    const newer = await keySet.newer(set).catch((failure: unknown) => {
+      throw isDecided(token, error, keySet) ? error : failure;
+    });
+    if (newer === undefined) throw error;
+    return verifiedByAny(token, newer.getKey, options);
+  }
+}
+
+/** Whether the token is bad whatever keys were added: its key is known, or was taken out. */
+function isDecided(token: string, error: unknown, keySet: KeySet): boolean {
+  const { kid } = decodeProtectedHeader(token);
+  return kid !== undefined && (!(error instanceof errors.JWKSNoMatchingKey) || keySet.wasTakenOut(kid));
+}
+
+/** By whichever key of a set fits: a token need not say which (RFC 7515, 4.1.4). */
+async function verifiedByAny(token: string, getKey: JWTVerifyGetKey, options: JWTVerifyOptions): Promise<JWTPayload> {
+  try {
+    return (await jwtVerify(token, getKey, options)).payload;
+  } catch (error) {
+    if (!(error instanceof errors.JWKSMultipleMatchingKeys)) throw error;
+    for await (const key of error) {
+      const result = await jwtVerify(token, key, options).catch((refusal: unknown) => {
+        if (refusal instanceof errors.JWSSignatureVerificationFailed) return undefined;
+        throw refusal;
+      });
+      if (result !== undefined) return result.payload;
+    }
+    throw new errors.JWSSignatureVerificationFailed();
+  }
 }
 
 function tooLong(): KeyError {

@@ -282,7 +282,7 @@ async function startWatchOnly(options: { maxHeld?: number; maxWatchers?: number 
   changes.proven(1, 2n);
   const log = createLogger({ level: "silent", output: new Writable({ write: (_chunk, _encoding, done) => done() }) });
   const rules = { key: { kind: "secret" as const, secret: JWT_SECRET }, adminClaim: { name: "role", value: "admin" } };
-  const authenticator = await createAuthenticator({ ...rules, clock: () => new Date() }, { kind: "none" });
+  const authenticator = createAuthenticator({ ...rules, clock: () => new Date() }, { kind: "none" });
   const calls = createCallLog({ log, metrics: createMetrics() });
   const audit = { note: () => {} };
   const handler = createRequestHandler({

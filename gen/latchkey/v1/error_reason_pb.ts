@@ -140,7 +140,8 @@ export enum ErrorReason {
   KEY_NOT_FOUND = 16,
 
   /**
-   * UNAVAILABLE, with RetryInfo: the key set that tokens are checked with can't be fetched. It says nothing of the token.
+   * UNAVAILABLE, with RetryInfo: the key set that tokens are checked with can't be fetched, and what was fetched last is too
+   * old, or has no key for the token. It says nothing of the token.
    *
    * @generated from enum value: ERROR_REASON_KEY_SET_UNAVAILABLE = 17;
    */
