@@ -32,6 +32,9 @@ export const REQUEST_REMEMBERED_MS = 24 * 3_600_000;
 /** Far more than the 44 bytes that a secret takes on average: to run out of them is less likely than any defect. */
 const STREAM_BYTES = 512;
 
+/** node:crypto takes no more. A user id of 256 characters in other scripts alone may have as many. */
+const MAX_INFO_BYTES = 1024;
+
 /** `ring`: newest first, at least one. */
 export function createRequestSecrets(ring: readonly RequestKey[]): RequestSecrets {
   const byId = new Map(ring.map((key) => [key.id, key]));
@@ -40,7 +43,8 @@ export function createRequestSecrets(ring: readonly RequestKey[]): RequestSecret
     derive({ userId, requestId }, keyId, ringId) {
       const key = byId.get(ringId);
       if (key === undefined) return undefined;
-      const info = JSON.stringify(["latchkey key secret", userId, requestId, keyId]);
+      const asked = JSON.stringify(["latchkey key secret", userId, requestId, keyId]);
+      const info = Buffer.byteLength(asked) <= MAX_INFO_BYTES ? asked : sha256(asked);
       const stream = Buffer.from(hkdfSync("sha256", key.secret, "", info, STREAM_BYTES));
       let taken = 0;
       return randomBase62(SECRET_LENGTH, (size) => {

@@ -46,6 +46,14 @@ test("another user, request id, key id or request key makes another secret, and 
   for (const count of counts.values()) expect(Math.abs(count - 2_774)).toBeLessThan(350);
 });
 
+test("the longest user id in another script has its secrets too", () => {
+  const { derive } = createRequestSecrets([keyOf("k1", 1)]);
+  const longest = (first: string) => ({ userId: first + "\u{1f511}".repeat(255), requestId: "r".repeat(64) });
+  const [one, other] = [derive(longest("a"), "0", "k1"), derive(longest("b"), "0", "k1")];
+  expect(one).toMatch(/^[0-9A-Za-z]{43}$/);
+  expect(other).not.toBe(one);
+});
+
 test("under a request key that is not in the ring nothing can be derived", () => {
   expect(createRequestSecrets([keyOf("k2", 2)]).derive(asked, "0000000000000000", "k1")).toBeUndefined();
 });
