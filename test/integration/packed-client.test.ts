@@ -39,7 +39,7 @@ export const noUrl = () => createLatchkeyClient({});
 export const noField = () => createLatchkeyClient({ baseUrl: "" }).create({ scopes: [], tll: 1 });
 `;
 
-test("the packed client type-checks in a strict program, and its types refuse what there is not", async () => {
+test("the packed client type-checks in a strict program, also where only erasable syntax is allowed, and its types refuse what there is not", async () => {
   writeFileSync(
     join(project, "tsconfig.json"),
     JSON.stringify({
@@ -51,6 +51,7 @@ test("the packed client type-checks in a strict program, and its types refuse wh
           types: ["node"],
           outDir: "built",
           skipLibCheck: false,
+          erasableSyntaxOnly: true,
         },
       },
       files: ["consumer.ts"],
@@ -72,5 +73,5 @@ test("the package opens the client alone, and carries the contract but no source
   writeFileSync(intruder, 'await import("latchkey/dist/src/server.js")');
   await expect(run(process.execPath, [intruder])).rejects.toThrow("ERR_PACKAGE_PATH_NOT_EXPORTED");
   const installed = join(project, "node_modules", "latchkey");
-  expect(readdirSync(installed).sort()).toEqual(["README.md", "dist", "gen", "package.json", "proto"]);
+  expect(readdirSync(installed).sort()).toEqual(["CHANGELOG.md", "LICENSE", "README.md", "dist", "package.json", "proto"]);
 });
