@@ -246,6 +246,12 @@ export const VARIABLES = {
     .describe(
       "where requests to a gateway carry their API key, comma-separated: `bearer` (`authorization`), `header:NAME`, `query:NAME`",
     ),
+  LATCHKEY_GATEWAY_TIMEOUT: duration
+    .refine((ms) => ms >= 50 && ms <= 10_000, "must be 50ms to 10s")
+    .prefault("400ms")
+    .describe(
+      "time in which a gateway is answered that names none (as `grpc-timeout` does), the reason included: less than the gateway waits, which is 500 ms in the shipped files",
+    ),
   LATCHKEY_SCOPES: scopePatterns
     .prefault("*")
     .describe("scopes that exist: patterns, comma-separated; `*` matches anything, `!pattern` takes away"),
@@ -395,6 +401,7 @@ export interface Config {
   /** Names, one of which a client's certificate must have; empty: any will do. */
   readonly verifyClients: readonly string[];
   readonly gatewayKeyFrom: GatewayKeySources;
+  readonly gatewayTimeoutMs: number;
   readonly scopes: ScopePatterns;
   readonly memberScopes: ScopePatterns;
   readonly maxTtlMs: number | undefined;
@@ -578,6 +585,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     serviceTokens: settings.LATCHKEY_SERVICE_TOKENS ?? [],
     verifyClients: settings.LATCHKEY_VERIFY_CLIENTS ?? [],
     gatewayKeyFrom: settings.LATCHKEY_GATEWAY_KEY_FROM,
+    gatewayTimeoutMs: settings.LATCHKEY_GATEWAY_TIMEOUT,
     scopes: settings.LATCHKEY_SCOPES,
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
     maxTtlMs: settings.LATCHKEY_MAX_TTL,

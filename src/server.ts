@@ -223,7 +223,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const draining = new AbortController();
     const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock, draining: draining.signal });
     const { batchVerify } = ApiKeyService.method;
-    const gateway = { verify, authenticator, calls };
+    const gateway = { verify, authenticator, calls, answerMs: config.gatewayTimeoutMs };
     const keySources = { ...config.gatewayKeyFrom, prefixes: config.keyPrefixes.map((prefix) => `${prefix}_`) };
     const extAuthz = createExtAuthz(keySources, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
     const handler = createRequestHandler({

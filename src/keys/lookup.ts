@@ -36,16 +36,21 @@ export interface Found {
 export interface KeyLookup {
   /** The record, if the view is fresh and knows. */
   peek(id: string): Found | undefined;
-  /** The record, at most as old as the bounds allow. DB_UNAVAILABLE when nothing that new can be had. */
-  find(id: string): Promise<Found>;
-  /** The record as of now; DB_UNAVAILABLE when that can't be proven. */
-  findStrong(id: string): Promise<Found>;
+  /**
+   * The record, at most as old as the bounds allow. DB_UNAVAILABLE when nothing that new can be had: where the database does not
+   * answer, a little before `deadlineMs` (of `performance.now()`), so that the caller still hears of it.
+   */
+  find(id: string, deadlineMs?: number): Promise<Found>;
+  /** The record as of now; DB_UNAVAILABLE when that can't be proven, in time as with `find`. */
+  findStrong(id: string, deadlineMs?: number): Promise<Found>;
   /** True while reads fail. */
   readonly outage: boolean;
 }
 
-/** How long a call that nothing else can answer waits for the database; its caller may well wait less. */
+/** How long a call that nothing else can answer waits for the database, where its caller waits as long. */
 const PATIENCE_MS = 2_000;
+/** What an answer may take to reach a caller; more than what a gateway's door leaves for it. */
+const WAY_BACK_MS = 50;
 
 /**
  * While the view is fresh, it answers, and what it lacks is read. While it is not, each call reads (shared with those that
@@ -54,7 +59,8 @@ const PATIENCE_MS = 2_000;
  */
 export function createLookup(options: LookupOptions): KeyLookup {
   const { view, freshness, source, readTimeoutMs, wallMs, clockMs = () => performance.now() } = options;
-  const common = { view, lateMs: readTimeoutMs, timeoutMs: Math.max(readTimeoutMs, PATIENCE_MS), wallMs };
+  const patienceMs = Math.max(readTimeoutMs, PATIENCE_MS);
+  const common = { view, lateMs: readTimeoutMs, timeoutMs: patienceMs, wallMs };
   const readRecent = createBatchedRead({ ...common, read: source.readRecent });
   const readProven = createBatchedRead({ ...common, read: source.readProven });
   const readFromSecondary = createBatchedRead({ ...common, read: source.readFromSecondary });
@@ -103,6 +109,17 @@ export function createLookup(options: LookupOptions): KeyLookup {
       });
   }
 
+  /** `answer`, or DB_UNAVAILABLE while its caller still waits. */
+  function before<T>(deadlineMs: number, answer: Promise<T>): Promise<T> {
+    const leftMs = Math.max(0, deadlineMs - clockMs());
+    const waitMs = Math.max(leftMs - WAY_BACK_MS, leftMs / 2);
+    if (waitMs >= patienceMs) return answer;
+    return new Promise<T>((resolve, reject) => {
+      const timer = setTimeout(() => reject(unavailable()), waitMs);
+      answer.then(resolve, reject).finally(() => clearTimeout(timer));
+    });
+  }
+
   /** As of the last proof, by a read that need not prove more. */
   async function fromMember(read: BatchedRead, id: string): Promise<Found> {
     const { asOfMs, provenMs } = freshness;
@@ -116,7 +133,7 @@ export function createLookup(options: LookupOptions): KeyLookup {
    * What can be had: from memory; from a secondary, which may be the very member that is frozen; from the primary, which may
    * go on without a majority to prove anything by; or from it with proof after all, where it was only slow.
    */
-  async function findInOutage(id: string, answer?: Promise<Found>): Promise<Found> {
+  async function findInOutage(id: string, deadlineMs: number, answer?: Promise<Found>): Promise<Found> {
     const good = freshness.isWithinGrace();
     const entry = good ? view.get(id) : undefined;
     if (entry !== undefined) {
@@ -125,12 +142,13 @@ export function createLookup(options: LookupOptions): KeyLookup {
     }
     const late = answer ?? attempt(readProven, id).then(asOfItsBegin);
     const members = good && !view.isUnknown(id) ? [readFromSecondary, readRecent] : [];
-    return Promise.any([late, ...members.map((read) => fromMember(read, id))]).catch((failures) => {
+    const found = Promise.any([late, ...members.map((read) => fromMember(read, id))]).catch((failures) => {
       const causes: unknown[] = failures.errors;
       throw (
         causes.find((cause) => cause instanceof KeyError && cause.reason !== "DB_UNAVAILABLE") ?? unavailable(causes[0])
       );
     });
+    return before(deadlineMs, found);
   }
 
   function peek(id: string): Found | undefined {
@@ -141,10 +159,10 @@ export function createLookup(options: LookupOptions): KeyLookup {
     return entry !== undefined || unknown ? { entry, asOfMs: freshness.asOfMs } : undefined;
   }
 
-  async function find(id: string): Promise<Found> {
+  async function find(id: string, deadlineMs = Number.POSITIVE_INFINITY): Promise<Found> {
     const known = peek(id);
     if (known !== undefined) return known;
-    if (isOutage()) return findInOutage(id);
+    if (isOutage()) return findInOutage(id, deadlineMs);
     const fresh = freshness.isFresh();
     const { asOfMs, provenMs } = freshness;
     const { answer, inTime } = ask(fresh ? readRecent : readProven, id);
@@ -155,19 +173,19 @@ export function createLookup(options: LookupOptions): KeyLookup {
       return attempt(readProven, id).then(asOfItsBegin);
     });
     asked.catch(() => {});
-    return (await inTime) === undefined ? findInOutage(id, asked) : asked;
+    return (await inTime) === undefined ? findInOutage(id, deadlineMs, asked) : asked;
   }
 
   return {
     peek,
     find,
-    async findStrong(id) {
+    async findStrong(id, deadlineMs = Number.POSITIVE_INFINITY) {
       if (isOutage()) {
         probe(id);
         throw unavailable();
       }
       try {
-        return asOfItsBegin(await attempt(readProven, id));
+        return asOfItsBegin(await before(deadlineMs, attempt(readProven, id)));
       } catch (error) {
         throw error instanceof KeyError ? error : unavailable(error);
       }

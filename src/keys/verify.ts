@@ -93,11 +93,12 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     const { id, secret, prefix } = parsed;
     const isOpen = entry !== undefined && entry.provenDigest === undefined && entry.prefix === prefix;
     const digests = isOpen ? entry.digests : undefined;
-    const proof = secrets.prove(id, secret, digests, performance.now() + timeoutMs);
+    const deadlineMs = performance.now() + timeoutMs;
+    const proof = secrets.prove(id, secret, digests, deadlineMs);
     if (!("then" in proof)) return conclude(input, { entry, asOfMs }, proof, digest);
     return proof.then(async (late) => {
       // An argon2 may have waited long: what was true before it is not judged by.
-      const found = input.strong ? { entry, asOfMs } : await lookup.find(id);
+      const found = input.strong ? { entry, asOfMs } : await lookup.find(id, deadlineMs);
       return conclude(input, found, late, digest);
     });
   };
@@ -142,7 +143,8 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
     // Before anything is looked up: garbage costs no read.
     const parsed = parseKey(key, prefixes);
     if (parsed === undefined) return refusal("malformed", wallMs());
-    const finding = strong ? lookup.findStrong(parsed.id) : lookup.find(parsed.id);
+    const deadlineMs = performance.now() + input.timeoutMs;
+    const finding = strong ? lookup.findStrong(parsed.id, deadlineMs) : lookup.find(parsed.id, deadlineMs);
     return finding.then((found) => answer(input, found, parsed));
   };
 }

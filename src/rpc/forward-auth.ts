@@ -34,12 +34,18 @@ export function createForwardAuth(sources: KeySources, parts: GatewayParts): For
     const decision = decide({
       ...{ presented, requiredScopes: requiredScopesOf(request), requestId: headers["x-request-id"] },
       gatewayToken: typeof token === "string" ? `Bearer ${token}` : undefined,
-      ...{ peer, timeoutMs: undefined },
+      ...{ peer, timeoutMs: expectedMs(headers, parts.answerMs) },
     });
     return decision instanceof Promise
       ? decision.then((late) => toAnswer(late, presented, sources))
       : toAnswer(decision, presented, sources);
   };
+}
+
+/** A client may have written it: it can only shorten what is configured. */
+function expectedMs(headers: ForwardRequest["headers"], answerMs: number): number {
+  const expected = headers["x-envoy-expected-rq-timeout-ms"];
+  return typeof expected === "string" && /^\d{1,9}$/.test(expected) ? Math.min(Number(expected), answerMs) : answerMs;
 }
 
 function presentedBy({ target, headers, rawHeaders }: ForwardRequest, sources: KeySources): Presented {

@@ -43,6 +43,8 @@ export interface GatewayParts {
   verify: VerifyKey;
   authenticator: Authenticator;
   calls: CallLog;
+  /** Time for the answer to a gateway that names none, in milliseconds. */
+  answerMs: number;
 }
 
 /** Decides, counts and logs. Never throws or rejects. */
@@ -51,19 +53,21 @@ export type Decide = (question: Question) => Decision | Promise<Decision>;
 /** One decision for all who ask on behalf of a gateway; `service` and `method` name them in the log. */
 export function createDecide(
   sources: KeySources,
-  { verify, authenticator, calls }: GatewayParts,
+  { verify, authenticator, calls, answerMs }: GatewayParts,
   service: string,
   method: string,
 ): Decide {
   const ambiguous = denialsByPlace(sources, ambiguousIn);
   const malformed = denialsByPlace(sources, malformedIn);
   const count = calls.often(service, method);
+  const timeoutOf = ({ timeoutMs }: Question) => boundedTimeout(timeoutMs ?? answerMs);
 
-  const ask = ({ presented, requiredScopes, timeoutMs }: Question): Conclusion | Promise<Conclusion> => {
+  const ask = (question: Question): Conclusion | Promise<Conclusion> => {
+    const { presented, requiredScopes } = question;
     if (requiredScopes === undefined) throw invalid([{ field: "", description: "the request can't be read" }]);
     if (isAmbiguous(presented)) return "key_ambiguous";
     if (presented.key === "") return "key_missing";
-    return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: boundedTimeout(timeoutMs) });
+    return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: timeoutOf(question) });
   };
   const concluded = ({ requestId, presented }: Question, startedMs: number, conclusion: Conclusion): Decision => {
     if (typeof conclusion === "string") {
@@ -86,7 +90,7 @@ export function createDecide(
       const admitted = authenticator.service(question.gatewayToken, question.peer);
       const found = admitted === undefined ? ask(question) : admitted.then(() => ask(question));
       if (!(found instanceof Promise)) return concluded(question, startedMs, found);
-      return inTime(found, boundedTimeout(question.timeoutMs)).then(
+      return inTime(found, timeoutOf(question)).then(
         (late) => concluded(question, startedMs, late),
         (error) => refused(question, startedMs, error),
       );

@@ -2,7 +2,8 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
-import { FOLDER } from "./gateways.ts";
+import { readConfig } from "../../src/config.ts";
+import { caddy, envoyGrpc, envoyHttp, FOLDER, haproxy, nginx } from "./gateways.ts";
 
 // What can't be run here is held to its structure: the fields are those of the documentation, and what keeps a request from
 // passing unasked stands where it must.
@@ -126,4 +127,17 @@ test("Gateway API: every route has a policy of its own that asks Latchkey and fa
     );
   }
   expect(named("ClientTrafficPolicy")).toHaveLength(1);
+});
+
+test("who asks by a shipped file is answered, the reason included, before the file's timeout: LATCHKEY_GATEWAY_TIMEOUT is less than each", () => {
+  const { gatewayTimeoutMs } = readConfig({});
+  // Of HAProxy's, the script's own time is only to lie above the section's.
+  const sections = { ...haproxy, timeouts: haproxy.timeouts.slice(0, 1) };
+  for (const { name, files, timeouts } of [envoyGrpc, envoyHttp, nginx, caddy, sections]) {
+    const text = readFileSync(join(FOLDER, files[0]), "utf8");
+    const shipped = timeouts.flatMap(([pattern]) => text.match(pattern) ?? []);
+    expect({ name, times: shipped.filter((line) => !/(^|\D)(500ms|0\.5s)$/.test(line)) }).toEqual({ name, times: [] });
+    expect(shipped.length).toBeGreaterThan(0);
+  }
+  expect(gatewayTimeoutMs).toBeLessThan(500);
 });

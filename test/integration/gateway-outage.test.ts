@@ -16,7 +16,12 @@ let key: string;
 beforeAll(async () => {
   set = await startReplicaSet({ size: 1 });
   // Nothing in memory is good for longer than its proof.
-  const env = { MONGODB_URI: set.uri, LATCHKEY_OUTAGE_GRACE: "0s", LATCHKEY_READ_TIMEOUT: "5s" };
+  const env = {
+    MONGODB_URI: set.uri,
+    LATCHKEY_OUTAGE_GRACE: "0s",
+    LATCHKEY_READ_TIMEOUT: "5s",
+    LATCHKEY_GATEWAY_TIMEOUT: "10s",
+  };
   service = await startService({ env });
   ({ key } = await service.client().create({ scopes: ["read"] }));
 }, 120_000);
@@ -64,6 +69,30 @@ test("while MongoDB is away, every door says 503 and when to come back, and neve
     });
     // What needs no database is answered as ever.
     expect(await ask(service.server.address, { headers: [] })).toMatchObject({ status: 401 });
+  }
+}, 60_000);
+
+test("with MongoDB away and a key not in memory, a gateway that names no time is answered, the reason included, long before who may wait", async () => {
+  const brief = await startService({ env: { MONGODB_URI: set.uri } });
+  try {
+    const { key: unseen } = await service.client().create({ scopes: ["read"] });
+    weather({ blackHole: "both" });
+    await untilGauge(brief, "latchkey_view_fresh", (fresh) => fresh === 0);
+    const asked = { headers: [["x-api-key", unseen] as [string, string]] };
+    // The first finds the outage out, the others are in it.
+    for (const ask of Object.values(DOORS)) {
+      const patient = brief
+        .client()
+        .verify({ key: unseen })
+        .catch(() => "who may wait");
+      expect(await Promise.race([patient, ask(brief.server.address, asked)])).toMatchObject({
+        ...{ status: 503, body: { reason: "DB_UNAVAILABLE" } },
+      });
+      await patient;
+    }
+  } finally {
+    weather({});
+    await brief.stop();
   }
 }, 60_000);
 

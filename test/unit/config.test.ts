@@ -164,7 +164,7 @@ test("the listener's limits are its own defaults, and each has its variable", ()
   expect(readConfig({}).limits).toEqual(defaultListenerLimits);
   const environment = Object.fromEntries(
     Object.entries(VARIABLES)
-      .filter(([name]) => /^LATCHKEY_(MAX_(?!TTL|GRACE|STALENESS)|(?!READ)\w+_TIMEOUT$|KEEPALIVE)/.test(name))
+      .filter(([name]) => /^LATCHKEY_(MAX_(?!TTL|GRACE|STALENESS)|(?!READ|GATEWAY)\w+_TIMEOUT$|KEEPALIVE)/.test(name))
       .map(([name], index) => [name, /TIMEOUT|PROBE/.test(name) ? `${7 + index}ms` : String(7 + index)]),
   );
   const values = Object.values(readConfig(environment).limits);

@@ -27,7 +27,7 @@ function decided(verify: VerifyKey, admitted: () => Promise<void> | undefined = 
   });
   const calls = createCallLog({ log: createLogger({ level: "info", output }), metrics: createMetrics() });
   const authenticator = { service: admitted } as unknown as Authenticator;
-  const decide = createDecide(SOURCES, { verify, authenticator, calls }, "s", "m");
+  const decide = createDecide(SOURCES, { verify, authenticator, calls, answerMs: 100 }, "s", "m");
   const presented = { ...nothingPresented(), key: "a key", count: 1 };
   const ask = async (timeoutMs?: number, requiredScopes: readonly string[] | undefined = []) =>
     (await decide({
@@ -91,6 +91,16 @@ describe("what can't be answered", () => {
     const { body, ...denial } = await ask(30);
     expect(denial).toMatchObject({ status: 503, outage: true });
     expect(JSON.parse(body)).toMatchObject({ reason: "DEADLINE_EXCEEDED" });
+  });
+
+  test("a gateway that names no time is answered in the one that is configured", async () => {
+    const { ask } = decided(() => new Promise(() => {}));
+    const unnamed = ask().then((answer) => ({ which: "unnamed", answer }));
+    const named = ask(3_000).then((answer) => ({ which: "named", answer }));
+    const { which, answer } = await Promise.race([named, unnamed]);
+    expect(which).toBe("unnamed");
+    expect(JSON.parse(answer.body)).toMatchObject({ reason: "DEADLINE_EXCEEDED" });
+    await named;
   });
 
   test("a gateway that is not admitted is refused before its key is looked at, and operators are warned once a second", async () => {

@@ -181,6 +181,23 @@ test("where no secondary answers either, the call is UNAVAILABLE, with the cause
   expect(error).toMatchObject({ ...unavailable, cause: { message: "readRecent is down" } });
 });
 
+test("where the database does not answer, a call is UNAVAILABLE before its own deadline, not only when the reads are given up", async () => {
+  build({ readTimeoutMs: 20 });
+  prove(0);
+  clock.pass(1);
+  const stuck = deferred<void>();
+  hinder = () => stuck.promise;
+  down.add("readFromSecondary");
+  const patient = lookup.find("a").catch(() => "patient");
+  // Of the first call, which finds the outage out, of one in it, and of a strong one.
+  const soon = clock.nowMs() + 100;
+  await expect(Promise.race([patient, lookup.find("b", soon)])).rejects.toMatchObject(unavailable);
+  await expect(Promise.race([patient, lookup.find("c", soon)])).rejects.toMatchObject(unavailable);
+  await expect(Promise.race([patient, lookup.findStrong("d", soon)])).rejects.toMatchObject(unavailable);
+  stuck.resolve();
+  await patient;
+});
+
 test("in an outage strong calls are UNAVAILABLE at once, without waiting for a read", async () => {
   hold(recordOf("a", 1));
   prove(1_000);
