@@ -1,3 +1,4 @@
+import type { OutgoingHttpHeaders } from "node:http";
 import { createConnectRouter, createContextValues } from "@connectrpc/connect";
 import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
@@ -7,8 +8,17 @@ import {
   universalRequestFromNodeRequest,
   universalResponseToNodeResponse,
 } from "@connectrpc/connect-node";
-import type { Peer } from "../transport/hot-method.ts";
+import { invalid, type KeyError } from "../keys/errors.ts";
+import { ENVELOPE_BYTES, type Peer } from "../transport/hot-method.ts";
+import {
+  envelopeWithTrailers,
+  escapeMessage,
+  readTimeout,
+  statusFirst,
+  webTrailers,
+} from "../transport/wire-format.ts";
 import { peer, peerAddress } from "./interceptors.ts";
+import { undecodable } from "./strict-decoding.ts";
 
 type Options = Parameters<typeof connectNodeAdapter>[0] & { fallback: Handler };
 type Handler = ReturnType<typeof connectNodeAdapter>;
@@ -28,11 +38,15 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     const values = createContextValues().set(peerAddress, addressOf(request.socket)).set(peer, who);
     nameAuthority(request);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
+    const unread = normaliseTimeouts(asked.header);
+    if (unread !== undefined) values.set(undecodable, unread);
     shortenEchoed(asked.header);
+    const { addTrailers } = response;
+    response.addTrailers = (trailers: OutgoingHttpHeaders) => addTrailers.call(response, asGrpcHasThem(trailers));
     handler(asked)
       .then((answer) => {
-        if (answer.body === undefined && answer.trailer === undefined) endBare(response, answer);
-        else return universalResponseToNodeResponse(answer, response);
+        if (answer.body === undefined && answer.trailer === undefined) return endBare(response, answer);
+        return universalResponseToNodeResponse(withWebTrailers(answer), response);
       })
       .catch(() => response.destroy());
   };
@@ -62,6 +76,51 @@ function shortenEchoed(header: Headers): void {
     const value = header.get(name);
     if (value !== null && value.length > MAX_ECHOED) header.set(name, value.slice(0, MAX_ECHOED));
   }
+}
+
+/**
+ * Connect takes eight digits alone, and lets what is more than a timer can count end at once. Returns what is wrong with a
+ * timeout that is none, which is then taken for no timeout.
+ */
+function normaliseTimeouts(header: Headers): KeyError | undefined {
+  for (const name of ["grpc-timeout", "connect-timeout-ms"] as const) {
+    const value = header.get(name);
+    if (value === null) continue;
+    const timeoutMs = Math.ceil(readTimeout(name, value));
+    if (Number.isNaN(timeoutMs)) {
+      header.delete(name);
+      return invalid([{ field: "", description: `the header ${name} holds no timeout` }]);
+    }
+    const inSeconds = `${Math.floor(timeoutMs / 1_000)}S`;
+    const grpc = timeoutMs < 1e8 ? `${timeoutMs}m` : inSeconds;
+    header.set(name, name === "grpc-timeout" ? grpc : String(timeoutMs));
+  }
+  return undefined;
+}
+
+/** Connect sorts trailers by name, and escapes more of a message than gRPC does. */
+function asGrpcHasThem<T>(trailers: Record<string, T>): Record<string, T> {
+  const message = trailers["grpc-message"];
+  if (typeof message !== "string") return statusFirst(trailers);
+  return statusFirst({ ...trailers, "grpc-message": escapeMessage(decodeURIComponent(message)) as T });
+}
+
+/** In gRPC-Web they are the body's last envelope. */
+function withWebTrailers(answer: UniversalServerResponse): UniversalServerResponse {
+  const isWeb = answer.header?.get("content-type")?.startsWith("application/grpc-web");
+  if (!isWeb || answer.body === undefined) return answer;
+  async function* body(envelopes: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    for await (const envelope of envelopes) yield envelope[0] === WEB_TRAILERS ? inOrder(envelope) : envelope;
+  }
+  return { ...answer, body: body(answer.body) };
+}
+
+const WEB_TRAILERS = 0x80;
+
+function inOrder(envelope: Uint8Array): Uint8Array {
+  const lines = Buffer.from(envelope.subarray(ENVELOPE_BYTES)).toString("latin1").split("\r\n").slice(0, -1);
+  const trailers = Object.fromEntries(lines.map((line) => /^([^:]*): (.*)$/.exec(line)!.slice(1)));
+  return envelopeWithTrailers(undefined, webTrailers(asGrpcHasThem<string>(trailers)));
 }
 
 /** In headers alone: once they are written, Node's HTTP/2 can only end an answer by an empty DATA frame. */

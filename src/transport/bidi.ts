@@ -13,7 +13,6 @@ import {
   EMPTY,
   FORMATS,
   type Headers,
-  MAX_TIMEOUT_MS,
   OK_TRAILERS,
   statusTrailers,
   TIMED_OUT,
@@ -131,14 +130,14 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
   const open = new Set<AbortController>();
   let draining = false;
 
-  async function serve(stream: BidiStream, openSession: () => HotStreamSession, timeoutMs: number) {
+  async function serve(stream: BidiStream, openSession: () => HotStreamSession, timeoutMs: number | undefined) {
     const interruption: Interruption = { reading: new AbortController(), answering: new AbortController() };
     const { reading, answering } = interruption;
     const interrupt = (reason: WireError) => {
       reading.abort(reason);
       answering.abort();
     };
-    const timer = timeoutMs > MAX_TIMEOUT_MS ? undefined : setTimeout(() => interrupt(TIMED_OUT), timeoutMs);
+    const timer = timeoutMs === undefined ? undefined : setTimeout(() => interrupt(TIMED_OUT), timeoutMs);
     open.add(reading);
     stream.once("aborted", () => interrupt(GONE));
     const session = openSession();
@@ -199,7 +198,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
       const format = FORMATS.get(headers["content-type"]);
       if (method === undefined || format?.protocol !== "grpc" || format.json || draining) return undefined;
       const timeout = headers["grpc-timeout"];
-      const timeoutMs = timeout === undefined ? Number.POSITIVE_INFINITY : timeoutFrom(format, String(timeout));
+      const timeoutMs = timeout === undefined ? undefined : timeoutFrom(format, String(timeout));
       const encoding = headers["grpc-encoding"] ?? "identity";
       if (encoding !== "identity" || Number.isNaN(timeoutMs)) return undefined;
       return (stream) => void serve(stream, () => method.open(headers, peer), timeoutMs);

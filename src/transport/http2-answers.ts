@@ -5,7 +5,7 @@ import { Flag, FRAME_HEAD_BYTES, MAX_FRAME_BYTES, putHead, Type } from "./http2-
 import type { Output } from "./http2-output.ts";
 import type { Sender, StreamWindow } from "./http2-sender.ts";
 import { bodyOf, headersOf } from "./unary.ts";
-import { EMPTY, FORMATS, type Format, type Headers, OK_TRAILERS, statusTrailers } from "./wire-format.ts";
+import { EMPTY, FORMATS, type Format, type Headers, OK_TRAILERS, statusFirst, statusTrailers } from "./wire-format.ts";
 
 /** Answers a call, and ends its stream. */
 export function writeAnswer(sender: Sender, output: Output, of: StreamWindow, format: Format, answer: HotAnswer): void {
@@ -22,7 +22,7 @@ export function writeAnswer(sender: Sender, output: Output, of: StreamWindow, fo
   }
   const head = encodeFields([":status", "200", ...fieldsOf(headersOf(format, answer)), "date", httpDate()]);
   const status = error === undefined ? OK_TRAILERS : { "cache-control": "no-store", ...statusTrailers(error) };
-  const last = encodeFields(fieldsOf({ ...trailers, ...status }));
+  const last = encodeFields(fieldsOf(statusFirst<string | number>({ ...trailers, ...status })));
   const content = answer.roomy ? message!.subarray(ENVELOPE_BYTES) : (message ?? EMPTY);
   output.putHeaders(0, of.id, head);
   sender.send(of, error === undefined ? envelope(content) : EMPTY, last);

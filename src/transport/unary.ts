@@ -17,7 +17,6 @@ import {
   FORMATS,
   type Format,
   type Headers,
-  MAX_TIMEOUT_MS,
   OK_TRAILERS,
   statusTrailers,
   TIMED_OUT,
@@ -243,7 +242,7 @@ export function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: H
   };
   const { timeoutMs } = call;
   const timer =
-    timeoutMs === undefined || timeoutMs > MAX_TIMEOUT_MS
+    timeoutMs === undefined
       ? undefined
       : setTimeout(() => {
           close({ error: TIMED_OUT });

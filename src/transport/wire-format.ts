@@ -71,13 +71,11 @@ function putEnvelope(target: Buffer, offset: number, flags: number, content: Uin
 }
 
 export function webTrailers(trailers: Record<string, string>): Buffer {
-  const lines = Object.keys(trailers)
-    .sort()
-    .map((name) => `${name}: ${trailers[name]}\r\n`);
+  const lines = Object.entries(statusFirst(trailers)).map(([name, value]) => `${name}: ${value}\r\n`);
   return Buffer.from(lines.join(""), "latin1");
 }
 
-/** Of Node's timers; a longer timeout is none. */
+/** Of Node's timers: a longer one ends at once. */
 export const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 export const EMPTY: Buffer = Buffer.alloc(0);
 export const OK_TRAILERS = { "grpc-status": "0" };
@@ -86,14 +84,24 @@ export const TIMED_OUT: WireError = { code: 4, message: "the operation timed out
 const UNIT_MS: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000, m: 1, u: 1e-3, n: 1e-6 };
 
 /** The header's milliseconds; NaN when it is none that is served here: malformed, or so short that it has passed. */
-export function timeoutFrom({ protocol }: Format, text: string): number {
-  const value = protocol === "connect" ? digits(text, text.length, 10) : digits(text, text.length - 1, 8);
-  const timeoutMs = protocol === "connect" ? value : value * (UNIT_MS[text.charAt(text.length - 1)] ?? Number.NaN);
+export function timeoutFrom({ timeoutHeader }: Format, text: string): number {
+  const timeoutMs = readTimeout(timeoutHeader, text);
   return timeoutMs >= 1 ? timeoutMs : Number.NaN;
 }
 
-function digits(text: string, count: number, most: number): number {
-  if (count < 1 || count > most) return Number.NaN;
+/**
+ * The header's milliseconds, no more than a timer can count; NaN when it is malformed. Of any number of digits: clients write
+ * nine and more, though gRPC has eight.
+ */
+export function readTimeout(header: Format["timeoutHeader"], text: string): number {
+  const isGrpc = header === "grpc-timeout";
+  const value = digits(text, isGrpc ? text.length - 1 : text.length);
+  const unitMs = isGrpc ? (UNIT_MS[text.charAt(text.length - 1)] ?? Number.NaN) : 1;
+  return Math.min(value * unitMs, MAX_TIMEOUT_MS);
+}
+
+function digits(text: string, count: number): number {
+  if (count < 1) return Number.NaN;
   let value = 0;
   for (let index = 0; index < count; index++) {
     const digit = text.charCodeAt(index) - 48;
@@ -103,14 +111,32 @@ function digits(text: string, count: number, most: number): number {
   return value;
 }
 
-/** What gRPC has in its trailers, and gRPC-Web in its last envelope. */
+/** What gRPC has in its trailers, and gRPC-Web in its last envelope; in gRPC's order. */
 export function statusTrailers(error: WireError): Record<string, string> {
   const trailers: Record<string, string> = {
-    "grpc-message": encodeURIComponent(error.message),
     "grpc-status": String(error.code),
+    "grpc-message": escapeMessage(error.message),
   };
   if (error.details.length > 0) trailers["grpc-status-details-bin"] = base64(encodeStatus(error));
   return trailers;
+}
+
+/** As gRPC has `grpc-message`: some clients undo less than all escapes, and show people the rest. No blank may stand at an end. */
+export function escapeMessage(message: string): string {
+  return message
+    .toWellFormed()
+    .replace(/[^\x20-\x24\x26-\x7e]+/g, encodeURIComponent)
+    .replace(/^ | $/g, "%20");
+}
+
+const STATUS_FIRST = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
+
+/** The same trailers: the status, then all others by name. */
+export function statusFirst<T>(trailers: Record<string, T>): Record<string, T> {
+  const ordered: Record<string, T> = {};
+  for (const name of STATUS_FIRST) if (name in trailers) ordered[name] = trailers[name]!;
+  for (const name of Object.keys(trailers).sort()) ordered[name] = trailers[name]!;
+  return ordered;
 }
 
 /** `google.rpc.Status` by hand: the transport knows no protobuf runtime. */

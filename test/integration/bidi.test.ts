@@ -411,7 +411,7 @@ describe("the transport", () => {
     });
   });
 
-  test.each(["1", "S", "123456789S", "-1S", "1s", "0S"])(
+  test.each(["1", "S", "S1", "-1S", "1s", "0S"])(
     "a grpc-timeout of %j is the next one's to judge",
     async (text) => {
       const stream = openStream(session, PATH, { "grpc-timeout": text });

@@ -424,7 +424,7 @@ describe("a hot method that fails", () => {
     const client = await open(listener);
     client.write(call(1, path));
     await answersOf(client, 1);
-    expect([field(client, 1, "grpc-status"), field(client, 1, "grpc-message")]).toEqual(["13", "internal%20error"]);
+    expect([field(client, 1, "grpc-status"), field(client, 1, "grpc-message")]).toEqual(["13", "internal error"]);
   });
 
   test("one that does not answer in the caller's time: DEADLINE_EXCEEDED, and its signal is aborted", async () => {

@@ -22,6 +22,8 @@ const ROOMS: Record<string, string[]> = {
     // The interfaces through which the two meet.
     "src/transport/hot-method.ts",
     "src/transport/forward-auth.ts",
+    // How gRPC is written, whoever writes it.
+    "src/transport/wire-format.ts",
     "src/telemetry.ts",
     "src/readiness.ts",
     "src/config.ts",
