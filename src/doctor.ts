@@ -2,6 +2,7 @@ import { whyNoAnswer } from "./cli/no-answer.ts";
 import { type Config, readClientConfig, readConfig } from "./config.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
+import { freeMib, whyFull } from "./store/disk.ts";
 import { findMongod } from "./store/mongod-binary.ts";
 
 export interface Finding {
@@ -26,7 +27,10 @@ export async function runDoctor(): Promise<Finding[]> {
   };
   const config = await check<Config>("configuration", async () => ({ detail: "complete", value: readConfig() }));
   if (config?.mongodbUri !== undefined) await check("MongoDB", () => checkDatabase(config.mongodbUri!));
-  else if (config !== undefined) await check("mongod", () => checkMongod(config));
+  else if (config !== undefined) {
+    await check("mongod", () => checkMongod(config));
+    await check("disk", () => checkDisk(config));
+  }
   await check("service", checkService);
   return findings;
 }
@@ -39,6 +43,12 @@ async function checkDatabase(uri: string): Promise<{ detail: string }> {
 
 async function checkMongod({ cacheDir, mongodBinary: binary, path }: Config): Promise<{ detail: string }> {
   return { detail: await findMongod({ cacheDir, binary, path, download: false, say: () => {} }) };
+}
+
+async function checkDisk({ dataDir }: Config): Promise<{ detail: string }> {
+  const full = await whyFull(dataDir);
+  if (full !== undefined) throw new StartupError(full);
+  return { detail: `${await freeMib(dataDir)} MiB are free for ${dataDir}` };
 }
 
 async function checkService(): Promise<{ detail: string }> {

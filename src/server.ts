@@ -54,6 +54,7 @@ import type { StartupError } from "./startup-error.ts";
 import { createAuditStore } from "./store/audit.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
 import { type Connection, connect, openVerifyClient } from "./store/connection.ts";
+import { namingFullDisk } from "./store/disk.ts";
 import { createKeyStore } from "./store/keys.ts";
 import { readLineage } from "./store/lineage.ts";
 import { startMongod } from "./store/mongod.ts";
@@ -63,6 +64,7 @@ import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
 import { type KeyEvent, watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
+import { checkAddresses } from "./transport/free-address.ts";
 import { type Listener, listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
 import { endOfCertificate, loadTls, type TlsFiles, type TlsIdentity, watchTls, whatEnded } from "./transport/tls.ts";
@@ -299,6 +301,7 @@ async function openView(config: Config, uri: string, hooks: ServerHooks, metrics
   const lineage = await readLineage(db);
   const lookup = createLookup({ view, freshness, source, readTimeoutMs, wallMs });
 
+  let isFollowing = true;
   let firstProof = () => {};
   const proven = new Promise<void>((resolve) => {
     firstProof = resolve;
@@ -317,11 +320,15 @@ async function openView(config: Config, uri: string, hooks: ServerHooks, metrics
       proven: (moment, time) => {
         freshness.prove(moment);
         changes.proven(moment.wallMs, time);
+        isFollowing = true;
         firstProof();
       },
     },
-    onInterrupted: (error) =>
-      hooks.log.warn({ event: "watch_interrupted", err: error }, "the change stream is opened again"),
+    // One line until it follows again: it is tried several times a second.
+    onInterrupted: (error) => {
+      if (isFollowing) hooks.log.warn({ event: "watch_interrupted", err: error }, "the change stream is opened again");
+      isFollowing = false;
+    },
   });
   cleanUps.push(() => watch.stop());
   metrics.gauge("latchkey_view_keys", "Records in memory", () => view.size);
@@ -387,21 +394,29 @@ export async function findNewUser(
   return terminal !== undefined && mongodbUri === undefined && tokenKey === undefined ? newUser(db) : undefined;
 }
 
-/** The configured database, or an embedded one, which is started. */
+/** The configured database, or an embedded one, which is started: not before it is known that there are addresses to listen on. */
 export async function openDatabase(
   config: Config,
   { log, say, terminal, onFatal }: ServerHooks,
   cleanUps: CleanUps,
 ): Promise<ReadyDatabase> {
+  await checkAddresses([
+    { setting: "LATCHKEY_LISTEN", ...config.listen },
+    ...(config.opsListen === "off" ? [] : [{ setting: "LATCHKEY_OPS_LISTEN" as const, ...config.opsListen }]),
+  ]);
   if (config.mongodbUri !== undefined) return { uri: config.mongodbUri, devSecrets: undefined };
   const mongod = await startMongod({
     ...{ dataDir: config.dataDir, cacheDir: config.cacheDir, binary: config.mongodBinary, path: config.path },
     ...{ say, terminal, onLost: onFatal },
+    onEnded: (why) => log.error({ event: "mongod_ended" }, why),
   });
   cleanUps.push(() => mongod.stop());
   log.debug({ event: "mongod_started", pid: mongod.pid }, "embedded MongoDB started");
   const needed = [config.tokenKey, config.peppers, config.requestKeys].includes(undefined);
-  return { uri: mongod.uri, devSecrets: needed ? ensureDevSecrets(config.dataDir) : undefined };
+  return {
+    uri: mongod.uri,
+    devSecrets: needed ? await namingFullDisk(config.dataDir, () => ensureDevSecrets(config.dataDir)) : undefined,
+  };
 }
 
 /** Keeps what readiness says of the database true. Returns what ends it. */

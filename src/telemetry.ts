@@ -86,13 +86,23 @@ function describeError(error: unknown): Record<string, unknown> {
     message,
     ...((typeof code === "number" || typeof code === "string") && { code }),
     ...(typeof codeName === "string" && { codeName }),
-    stack: error.stack
-      ?.split("\n")
-      .filter((line) => /^\s+at /.test(line))
-      .slice(0, 12),
+    ...(!isOfConnection(error) && {
+      stack: error.stack
+        ?.split("\n")
+        .filter((line) => /^\s+at /.test(line))
+        .slice(0, 12),
+    }),
     ...(error.cause !== undefined && { cause: describeError(error.cause) }),
   };
 }
+
+/** What ended a connection, or kept one from coming about, is told by its words: where in the driver it was noticed is noise. */
+function isOfConnection(error: Error): boolean {
+  return OF_CONNECTIONS.test(error.name) || (error as NodeJS.ErrnoException).syscall !== undefined;
+}
+
+const OF_CONNECTIONS =
+  /^(?:Mongo(?:Network|ServerSelection|ServerClosed|NotConnected|Topology|Pool|WaitQueue)\w*|PoolCleared\w*|NoProofError)$/;
 
 export interface Metrics {
   /** `code` is the canonical code in lower case, `ok` included. */

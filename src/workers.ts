@@ -1,6 +1,6 @@
 import cluster, { type Worker } from "node:cluster";
 import { once } from "node:events";
-import { type AddressInfo, createServer, isIPv6 } from "node:net";
+import { type AddressInfo, createServer } from "node:net";
 import { availableParallelism } from "node:os";
 import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
@@ -10,6 +10,7 @@ import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
 import { ensureSchema } from "./store/schema.ts";
 import { createMetrics, type Logger, type MetricValues, mergedMetrics } from "./telemetry.ts";
+import { formatAddress, whyNotListen } from "./transport/free-address.ts";
 import { listenOps } from "./transport/ops.ts";
 import type { FromWorker, ToWorker } from "./worker.ts";
 
@@ -232,17 +233,14 @@ function say(worker: Worker, message: ToWorker): void {
 
 /** The address with a port: a worker that is replaced when no other is left must find the same one again. */
 async function concrete({ host, port }: Address): Promise<string> {
-  const name = isIPv6(host) ? `[${host}]` : host;
-  if (port !== 0) return `${name}:${port}`;
+  if (port !== 0) return formatAddress(host, port);
   const probe = createServer();
   try {
     probe.listen({ host, port });
     await once(probe, "listening");
-    return `${name}:${(probe.address() as AddressInfo).port}`;
+    return formatAddress(host, (probe.address() as AddressInfo).port);
   } catch (error) {
-    throw new StartupError(
-      `${name} can't be listened on (${(error as NodeJS.ErrnoException).code}). Set LATCHKEY_LISTEN to an address of this machine.`,
-    );
+    throw new StartupError(whyNotListen({ setting: "LATCHKEY_LISTEN", host, port }, error as NodeJS.ErrnoException));
   } finally {
     probe.close();
   }

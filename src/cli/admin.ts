@@ -51,7 +51,7 @@ const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.
 const RESULTS = { changed: AuditResult.CHANGED, answered: AuditResult.ANSWERED, denied: AuditResult.DENIED };
 
 const KEY_HEADINGS = ["id", "prefix", "state", "user", "scopes", "name"];
-const ENTRY_HEADINGS = ["time", "action", "result", "actor", "user", "keys", "address", "request"];
+const ENTRY_HEADINGS = ["time", "action", "result", "actor", "user", "keys", "address", "request", "stated reason"];
 
 export async function list(options: ListOptions): Promise<void> {
   const { user, state, prefix = "", name = "", pageSize = 0, pageToken = "" } = options;
@@ -127,10 +127,10 @@ function keyRow({ id, prefix, state, userId, scopes, name = "" }: ApiKey): strin
 
 function entryRow({ time, action, result, reason, leftOut, ...entry }: AuditEntry): string[] {
   const outcome = [wordOf(AuditResult, result), ...(reason === ErrorReason.UNSPECIFIED ? [] : [ErrorReason[reason]])];
-  const { actorId, userId, keyIds, peerAddress, requestId } = entry;
+  const { actorId, userId, keyIds, peerAddress, requestId, statedReason } = entry;
   const call = [timeOf(time) ?? "", action, outcome.join(":")];
-  if (leftOut > 0n) return [...call, "", "", "", "", `${leftOut} calls that were not recorded one by one`];
-  return [...call, actorId, userId, keyIds.join(","), peerAddress, requestId];
+  if (leftOut > 0n) return [...call, "", "", "", "", "", `${leftOut} calls that were not recorded one by one`];
+  return [...call, actorId, userId, keyIds.join(","), peerAddress, requestId, statedReason];
 }
 
 function endOf({ apiKey, revoked }: { apiKey?: ApiKey | undefined; revoked: boolean }): string {

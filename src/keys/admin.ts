@@ -70,7 +70,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
       const live = [active, retiring].find((record) => record?.id === id && isLive(record, at));
       if (live === undefined) return { update: [], answer: undefined };
       const answer = revoked(live, reason, at);
-      return changedBy(caller, action, userId, at, { update: [answer], answer });
+      return changedBy(caller, action, userId, at, { update: [answer], answer }, reason);
     });
     return ended === undefined
       ? { record: await find(id, deadlineMs), wasLive: false }
@@ -123,7 +123,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
           .filter((record) => record !== undefined && isLive(record, at))
           .map((record) => revoked(record!, reason, at));
         if (update.length === 0) return { update, answer: update };
-        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update });
+        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update }, reason);
       });
     },
 

@@ -1,6 +1,6 @@
 import type { ErrorReason } from "./errors.ts";
 import { isKeyId, parseAnyKey } from "./format.ts";
-import { isUserId } from "./policy.ts";
+import { isUserId, MAX_REASON } from "./policy.ts";
 
 /** Where a call came from, as far as it can be told without trusting the caller; what it says of itself is cut and cleaned. */
 export interface Origin {
@@ -29,6 +29,8 @@ export interface AuditEntry {
   userId?: string | undefined;
   keyIds: string[];
   origin?: Origin | undefined;
+  /** Why, in the caller's own words. */
+  statedReason?: string | undefined;
   /** Not one entry, but this many that were not written one by one. */
   leftOut?: number | undefined;
 }
@@ -74,6 +76,16 @@ export function cleanUserAgent(text: string): string {
 export function auditedUserId(claimed: unknown): string | undefined {
   if (typeof claimed !== "string" || !isUserId(claimed)) return undefined;
   return claimed.replace(SECRETS, "[secret]");
+}
+
+/** `stated` where a call that revokes was given a reason: cut and cleaned, as it need not have been accepted. */
+export function auditedReason(stated: unknown): string | undefined {
+  if (typeof stated !== "string" || stated === "") return undefined;
+  const cleaned = stated
+    .slice(0, 4 * MAX_REASON)
+    .replace(SECRETS, "[secret]")
+    .replace(/\p{Cc}/gu, " ");
+  return [...cleaned].slice(0, MAX_REASON).join("").toWellFormed();
 }
 
 /** The id of the key that a call was about, by its id or by the key itself: nothing else of what was sent. */

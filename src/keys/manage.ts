@@ -1,4 +1,4 @@
-import type { Origin } from "./audit.ts";
+import { type AuditEntry, auditedReason, type Origin } from "./audit.ts";
 import { checked, KeyError, listed } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
 import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./key.ts";
@@ -288,22 +288,35 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
         const answer: Revoked = { active: end(current.active), retiring: end(current.retiring) };
         const update = [answer.active, answer.retiring].filter((record) => record !== undefined);
         if (update.length === 0) throw noKey();
-        return changedBy(caller, "Revoke", userId, at, { update, answer });
+        return changedBy(caller, "Revoke", userId, at, { update, answer }, reason);
       });
     },
   };
 }
 
-/** `change`, and who made it. */
+/** `change`, and who made it. `reason`: what the caller said of why. */
 export function changedBy<T>(
   { userId: actor, admin: actorIsAdmin, origin }: Caller,
   action: string,
   userId: string,
   at: Date,
   change: Change<T>,
+  reason?: string,
 ): Change<T> {
   const keyIds = [...(change.insert ? [change.insert] : []), ...change.update].map(({ id }) => id);
-  return { ...change, audit: { at, action, result: "changed", actor, actorIsAdmin, userId, keyIds, origin } };
+  const statedReason = auditedReason(reason);
+  const audit: AuditEntry = {
+    at,
+    action,
+    result: "changed",
+    actor,
+    actorIsAdmin,
+    userId,
+    keyIds,
+    origin,
+    statedReason,
+  };
+  return { ...change, audit };
 }
 
 /** Whose key is meant. An empty `user_id` is nobody's: a bad field, not a matter of rights. */

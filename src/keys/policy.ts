@@ -31,7 +31,7 @@ const SCOPE_PATTERN = /^!?(?=[a-z0-9*])[a-z0-9._:/*-]{1,128}$/;
 const REQUEST_ID = /^[0-9A-Za-z_-]{22,64}$/;
 const MAX_SCOPES = 64;
 const MAX_NAME = 128;
-const MAX_REASON = 512;
+export const MAX_REASON = 512;
 const MAX_USER_ID = 256;
 const MIN_LIFETIME_MS = 1_000;
 /** 9999-12-31T23:59:59.999Z, the last instant a google.protobuf.Timestamp can hold. */

@@ -1,7 +1,7 @@
 import { type ContextKey, createContextKey, type Interceptor } from "@connectrpc/connect";
 import { AdminService } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
-import { auditedKeyIds, auditedUserId, cleanUserAgent, type Origin } from "../keys/audit.ts";
+import { auditedKeyIds, auditedReason, auditedUserId, cleanUserAgent, type Origin } from "../keys/audit.ts";
 import type { AuditLog } from "../keys/audit-log.ts";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Caller } from "../keys/manage.ts";
@@ -117,7 +117,7 @@ function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Intercept
     contextValues.set(origin, from);
     const entry = () => {
       const who = contextValues.get(caller);
-      const asked = request.message as { userId?: unknown; keyId?: unknown; key?: unknown };
+      const asked = request.message as { userId?: unknown; keyId?: unknown; key?: unknown; reason?: unknown };
       const implied = request.service.typeName === ApiKeyService.typeName ? who?.userId : undefined;
       return {
         ...{ at: clock(), action: method.name, actor: who?.userId, actorIsAdmin: who?.admin, origin: from },
@@ -125,6 +125,8 @@ function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Intercept
         userId:
           method.name === listAudit.name ? undefined : (call.userOfKeys ?? auditedUserId(asked.userId) ?? implied),
         keyIds: method.name === listAudit.name ? [] : auditedKeyIds({ ...asked, ...call }),
+        // Strangers have the disk to fill.
+        statedReason: who === undefined ? undefined : auditedReason(asked.reason),
       };
     };
     try {

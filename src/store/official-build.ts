@@ -12,14 +12,12 @@ export async function downloadOfficialBuild(version: string, folder: string, pro
   try {
     return await download.getMongodPath();
   } finally {
-    if (download.begun) progress.end();
+    progress.end();
   }
 }
 
 /** mongodb-memory-server's download, with our progress, one try, and TLS certificates checked: by itself it checks them only under npm's strict-ssl. */
 class QuietDownload extends MongoBinaryDownload {
-  begun = false;
-
   constructor(
     options: ConstructorParameters<typeof MongoBinaryDownload>[0],
     private readonly progress: Progress,
@@ -42,7 +40,6 @@ class QuietDownload extends MongoBinaryDownload {
   }
 
   override printDownloadProgress(chunk: { length: number }): void {
-    this.begun = true;
     this.dlProgress.current += chunk.length;
     this.progress.update(this.dlProgress.current, this.dlProgress.length);
   }

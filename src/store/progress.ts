@@ -7,6 +7,7 @@ export interface ProgressOutput {
 
 export interface Progress {
   update(doneBytes: number, totalBytes: number): void;
+  /** Ends the bar's line, if one was drawn, so that what is said next has a line of its own. Nothing is drawn after it. */
   end(): void;
 }
 
@@ -23,8 +24,10 @@ export function showProgress(
   const startedMs = clockMs();
   let drawnMs = Number.NEGATIVE_INFINITY;
   let nextLine = 0;
+  let ended = false;
   return {
     update(doneBytes, totalBytes) {
+      if (ended) return;
       const share = totalBytes > 0 ? Math.min(doneBytes / totalBytes, 1) : 0;
       const text = describe(doneBytes, totalBytes, clockMs() - startedMs);
       if (terminal?.isTTY) {
@@ -38,7 +41,8 @@ export function showProgress(
       }
     },
     end() {
-      if (terminal?.isTTY) terminal.write("\n");
+      if (terminal?.isTTY && !ended && drawnMs !== Number.NEGATIVE_INFINITY) terminal.write("\n");
+      ended = true;
     },
   };
 }

@@ -178,7 +178,7 @@ export function watchKeys({
     sendBeat().catch(() => {});
     if (performance.now() - lastSignMs <= maxStalenessMs) return;
     lastSignMs = performance.now();
-    giveUp(new Error(`no proof of freshness within ${maxStalenessMs} ms`));
+    giveUp(new NoProofError(`no proof of freshness within ${maxStalenessMs} ms`));
   }, maxStalenessMs / BEATS);
   const followed = followForEver();
 
@@ -225,4 +225,9 @@ function pipeline(process: string): object[] {
 function isHistoryLost(error: unknown): boolean {
   if (!(error instanceof MongoServerError)) return false;
   return HISTORY_LOST.has(Number(error.code)) || error.hasErrorLabel("NonResumableChangeStreamError");
+}
+
+/** The stream may be silent or dead: no heartbeat of this process came back in time. */
+class NoProofError extends Error {
+  override readonly name = "NoProofError";
 }

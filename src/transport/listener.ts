@@ -1,6 +1,6 @@
 import { createServer as createHttp1Server, type IncomingMessage, type ServerResponse } from "node:http";
 import { createServer as createHttp2Server, type Http2ServerRequest, type Http2ServerResponse } from "node:http2";
-import { type AddressInfo, createServer, isIPv6, type Socket } from "node:net";
+import { type AddressInfo, createServer, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from "node:tls";
 import { StartupError } from "../startup-error.ts";
@@ -12,6 +12,7 @@ import {
   isForwardAuth,
   type StreamListener,
 } from "./forward-auth.ts";
+import { formatAddress, whyNotListen } from "./free-address.ts";
 import type { HotMethod, HotStreamMethod, Peer } from "./hot-method.ts";
 import { createHttp1Lane } from "./http1-lane.ts";
 import { StockConnection } from "./http1-stock.ts";
@@ -294,7 +295,7 @@ export async function listen({
     server.once("error", reject).listen({ host, port }, resolve);
   }).catch((error: NodeJS.ErrnoException) => {
     release();
-    throw new StartupError(whyNot(formatAddress(host, port), error));
+    throw new StartupError(whyNotListen({ setting: "LATCHKEY_LISTEN", host, port }, error));
   });
   server.on("error", () => {});
   const bound = server.address() as AddressInfo;
@@ -350,16 +351,4 @@ const OLDEST_TLS = "TLSv1.2";
 
 function addressOf({ remoteAddress, remotePort }: Socket): string {
   return `${remoteAddress} ${remotePort}`;
-}
-
-function whyNot(address: string, error: NodeJS.ErrnoException): string {
-  if (error.code === "EADDRINUSE")
-    return `${address} is in use by another program. Stop it, or set LATCHKEY_LISTEN to a free address.`;
-  if (error.code === "EACCES")
-    return `${address} may not be used by this user. Set LATCHKEY_LISTEN to a port above 1023.`;
-  return `${address} can't be listened on (${error.code ?? error.message}). Set LATCHKEY_LISTEN to an address of this machine.`;
-}
-
-function formatAddress(host: string, port: number): string {
-  return isIPv6(host) ? `[${host}]:${port}` : `${host}:${port}`;
 }

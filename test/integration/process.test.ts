@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -180,8 +180,8 @@ test("a taken port, a bad directory, a missing mongod and a bad setting are one 
   const taken = `127.0.0.1:${(blocker.address() as { port: number }).port}`;
   const cases: [Record<string, string>, string][] = [
     [{ LATCHKEY_DATA_DIR: newDirectory(), LATCHKEY_LISTEN: taken }, `${taken} is in use`],
-    [{ LATCHKEY_DATA_DIR: "/dev/null/x" }, "can't be used"],
-    [{ LATCHKEY_DATA_DIR: "/proc/latchkey" }, "can't be used"],
+    [{ LATCHKEY_DATA_DIR: "/dev/null/x" }, "MONGODB_URI is not set"],
+    [{ LATCHKEY_DATA_DIR: "/proc/latchkey" }, "MONGODB_URI is not set"],
     [{ LATCHKEY_AUDIT_RETENTION: "36500d" }, "LATCHKEY_AUDIT_RETENTION must be 1s to 24855d"],
     [{ LATCHKEY_DATA_DIR: newDirectory(), MONGOD_BINARY: "/does/not/exist" }, "MONGOD_BINARY"],
     [{ LATCHKEY_HASH_QUEUE: "none" }, "LATCHKEY_HASH_QUEUE must be a whole number"],
@@ -193,6 +193,29 @@ test("a taken port, a bad directory, a missing mongod and a bad setting are one 
     expect(output).not.toMatch(/\n\s+at |canary/);
   }
   blocker.close();
+}, 60_000);
+
+test("both taken ports are told at once, and before a mongod is started; so is one address that is to be both", async () => {
+  const blockers = [createServer().listen(0, "127.0.0.1"), createServer().listen(0, "127.0.0.1")];
+  await Promise.all(blockers.map((blocker) => once(blocker, "listening")));
+  const taken = blockers.map((blocker) => `127.0.0.1:${(blocker.address() as { port: number }).port}`);
+  for (const workers of ["1", "2"]) {
+    const dataDir = join(newDirectory(), "data");
+    const settings = { LATCHKEY_LISTEN: taken[0]!, LATCHKEY_OPS_LISTEN: taken[1]!, LATCHKEY_WORKERS: workers };
+    const { code, output } = await runToEnd(["serve"], { LATCHKEY_DATA_DIR: dataDir, ...settings });
+    expect({ code, lines: output.split("\n") }).toEqual({
+      code: 1,
+      lines: [
+        `latchkey: ${taken[0]} is in use by another program. Stop it, or set LATCHKEY_LISTEN to a free address.`,
+        `${taken[1]} is in use by another program. Stop it, or set LATCHKEY_OPS_LISTEN to a free address, or to off.`,
+      ],
+    });
+    expect(existsSync(dataDir)).toBe(false);
+  }
+  for (const blocker of blockers) await new Promise((resolve) => blocker.close(resolve));
+  const one = { LATCHKEY_LISTEN: taken[0]!, LATCHKEY_OPS_LISTEN: taken[0]! };
+  const { output } = await runToEnd(["serve"], { LATCHKEY_DATA_DIR: newDirectory(), ...one });
+  expect(output).toContain("or set LATCHKEY_OPS_LISTEN to a free address");
 }, 60_000);
 
 test("no key, token, pepper or hash reaches the output, whatever is asked", async () => {
@@ -314,12 +337,12 @@ test("an admin searches, looks at and ends keys by the CLI, and reads who did wh
     return { key, id: parseAnyKey(key)!.id };
   };
   const bob = await make("bob", "--name", "laptop");
-  const eve = await make("eve\u009b2J", "--name", "right\u202eleft");
+  const eve = await make("eve\u202e2J", "--name", "right\u202eleft");
   expect((await admin("list", "--name", "LAP")).output.split("\n").map((line) => line.split(/ {2,}/))).toEqual([
     ["id", "prefix", "state", "user", "scopes", "name"],
     [bob.id, `lk_${bob.id.slice(0, 8)}`, "active", "bob", "read", "laptop"],
   ]);
-  expect((await admin("list", "--prefix", eve.key)).output).toContain("eve\\u{9b}2J  read    right\\u{202e}left");
+  expect((await admin("list", "--prefix", eve.key)).output).toContain("eve\\u{202e}2J  read    right\\u{202e}left");
   const page = await admin("list", "--page-size", "1");
   const [, token] = /--page-token (\S+)/.exec(page.output)!;
   const next = await admin("list", "--page-size", "1", "--page-token", token!);
@@ -334,7 +357,7 @@ test("an admin searches, looks at and ends keys by the CLI, and reads who did wh
     output: `The API key lk_${bob.id.slice(0, 8)} of bob was revoked.`,
   });
   expect((await admin("revoke", bob.id)).output).toContain("had ended before: it is revoked");
-  expect((await admin("revoke", "--user", "eve\u009b2J")).output).toContain("was revoked");
+  expect((await admin("revoke", "--user", "eve\u202e2J")).output).toContain("was revoked");
   expect((await runToEnd(["verify"], env, eve.key)).output).toBe("REVOKED");
   for (const args of [["revoke"], ["revoke", bob.id, "--user", "bob"]]) expect((await admin(...args)).code).toBe(1);
   for (const args of [
@@ -351,7 +374,7 @@ test("an admin searches, looks at and ends keys by the CLI, and reads who did wh
   expect(trail.map((line) => line.split(/ +/).slice(1, 4).join(" "))).toEqual([
     "RevokeUser changed admin",
     "RevokeByPresentedKey changed admin",
-    "Create changed eve\\u{9b}2J",
+    "Create changed eve\\u{202e}2J",
     "Create changed bob",
   ]);
   expect((await admin("audit", "--until", "1h")).output).toBe("");

@@ -109,6 +109,7 @@ const ended = (id: string, reason?: string) => ({
 });
 const entry = (action: string, userId: string, ...keyIds: string[]) => ({
   ...{ at: AT, action, result: "changed", actor: "root", actorIsAdmin: true, userId, keyIds, origin: root.origin },
+  statedReason: undefined as string | undefined,
 });
 const LONG = "x".repeat(513);
 const TOO_LONG = "INVALID_ARGUMENT reason: must have at most 512 characters, and has 513";
@@ -195,7 +196,10 @@ test("a live key is ended by its id or by itself, it alone, and its end is in th
   });
   expect(records.get(ACTIVE)).toMatchObject({ ...ended(ACTIVE), rev: 6 });
   expect(records.get(RETIRING)).toMatchObject({ ...ended(RETIRING, "leaked"), rev: 6 });
-  expect(trail).toEqual([entry("RevokeKey", "alice", RETIRING), entry("RevokeByPresentedKey", "alice", ACTIVE)]);
+  expect(trail).toEqual([
+    { ...entry("RevokeKey", "alice", RETIRING), statedReason: "leaked" },
+    entry("RevokeByPresentedKey", "alice", ACTIVE),
+  ]);
   expect(asks).toEqual([
     ["findById", RETIRING, DEADLINE_MS],
     ["change", "alice", DEADLINE_MS],
@@ -245,7 +249,7 @@ test("a user's live keys are ended at once, with one entry for all, and none whe
   store(OTHER, { expiresAt: AT });
   for (const userId of ["alice", "bob", "nobody"])
     expect(await admin.revokeUser(root, userId, "again", DEADLINE_MS)).toEqual([]);
-  expect(trail).toEqual([entry("RevokeUser", "alice", ACTIVE, RETIRING)]);
+  expect(trail).toEqual([{ ...entry("RevokeUser", "alice", ACTIVE, RETIRING), statedReason: "left" }]);
   expect(records.get(OTHER)!.state).toBe("active");
   expect(asks[0]).toEqual(["change", "alice", DEADLINE_MS]);
 

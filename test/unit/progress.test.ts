@@ -27,6 +27,9 @@ test("on a terminal a bar is drawn over itself, with bytes, rate and time left, 
   at(2_000, 20);
   at(2_010, 40);
   end();
+  end();
+  // What pip has written is looked at beside it, and may come late.
+  at(3_000, 40);
   expect(drawn).toEqual([
     "\r\x1b[KFetching [######                  ] 10.0 of 40.0 MiB, 10.0 MiB/s, 3 s left",
     "\r\x1b[KFetching [############            ] 20.0 of 40.0 MiB, 10.0 MiB/s, 2 s left",
@@ -34,6 +37,12 @@ test("on a terminal a bar is drawn over itself, with bytes, rate and time left, 
     "\n",
   ]);
   expect(lines).toEqual([]);
+});
+
+test("a bar's line is ended only where there is one", () => {
+  const { end, drawn } = shown({ isTTY: true });
+  end();
+  expect(drawn).toEqual([]);
 });
 
 test("elsewhere a plain line is said at each tenth of the way, and no more", () => {
