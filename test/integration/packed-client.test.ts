@@ -73,5 +73,12 @@ test("the package opens the client alone, and carries the contract but no source
   writeFileSync(intruder, 'await import("latchkey/dist/src/server.js")');
   await expect(run(process.execPath, [intruder])).rejects.toThrow("ERR_PACKAGE_PATH_NOT_EXPORTED");
   const installed = join(project, "node_modules", "latchkey");
-  expect(readdirSync(installed).sort()).toEqual(["CHANGELOG.md", "LICENSE", "README.md", "dist", "package.json", "proto"]);
+  expect(readdirSync(installed).sort()).toEqual([
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "dist",
+    "package.json",
+    "proto",
+  ]);
 });
