@@ -51,24 +51,47 @@ export function createLogger({ level, output }: LogOptions): Logger {
 
 /**
  * Writes to the file itself: as a stream, standard output would end the process once the disk is full or its reader gone, or
- * be silent for ever after. What can't be written is lost, and there is nowhere left to say so.
+ * be silent for ever after. What can't be written is counted, and the next line that can be is followed by how many were lost.
  */
 function lines(fd: number): { write(line: string): void } {
-  return {
-    write(line) {
-      const bytes = Buffer.from(line);
-      let busy = 0;
-      for (let at = 0; at < bytes.length; ) {
-        try {
-          at += writeSync(fd, bytes, at);
-        } catch (error) {
-          busy += 1;
-          if ((error as NodeJS.ErrnoException).code !== "EAGAIN" || busy > MAX_BUSY) return;
-          Atomics.wait(PAUSE, 0, 0, 1);
+  let unreported = 0;
+  /** The last line was cut short. */
+  let torn = false;
+  const put = (line: string): boolean => {
+    const bytes = Buffer.from(torn ? `\n${line}` : line);
+    // A reader that is slow is waited for, but not again for each line.
+    let patience = unreported === 0 ? MAX_BUSY : 0;
+    for (let at = 0; at < bytes.length; ) {
+      try {
+        at += writeSync(fd, bytes, at);
+      } catch (error) {
+        patience -= 1;
+        if ((error as NodeJS.ErrnoException).code === "EAGAIN" && patience >= 0) Atomics.wait(PAUSE, 0, 0, 1);
+        else {
+          torn ||= at > 0;
+          return false;
         }
       }
+    }
+    torn = false;
+    return true;
+  };
+  return {
+    write(line) {
+      if (!put(line)) {
+        unreported += 1;
+        lostLines += 1;
+      } else if (unreported > 0 && put(lossOf(unreported))) unreported = 0;
     },
   };
+}
+
+/** Lines of this process's log that could not be written. */
+let lostLines = 0;
+
+function lossOf(lines: number): string {
+  const msg = "lines of this log could not be written before this one";
+  return `${JSON.stringify({ level: "warn", time: new Date().toISOString(), event: "log_lines_lost", lines, msg })}\n`;
 }
 
 /** Times that a reader who is slow is waited for, a millisecond each. */
@@ -142,6 +165,15 @@ export function createMetrics(): Metrics {
     collect() {
       this.reset();
       for (const [outcome, count] of outcomes) this.inc({ outcome }, count);
+    },
+  });
+  new Counter({
+    name: "latchkey_log_lines_lost_total",
+    help: "Lines of the log that could not be written: a full disk, or a reader that is gone",
+    registers: [registry],
+    collect() {
+      this.reset();
+      this.inc(lostLines);
     },
   });
   const streams = new Gauge({

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
-import type { ErrorReason, KeyError } from "../keys/errors.ts";
+import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Logger, Metrics } from "../telemetry.ts";
 import { asKeyError, CODES, toConnectError } from "./error-map.ts";
 
@@ -165,6 +165,12 @@ export function onceASecond(): () => boolean {
 /** Nothing that the caller did: the cause belongs in the log. */
 function isOurs(reason: ErrorReason): boolean {
   return CODES[reason] === Code.Internal || reason === "DB_UNAVAILABLE";
+}
+
+/** What the caller has been told by now, whatever there is to say: undefined while there is time. */
+export function pastDeadline(startedMs: number, timeoutMs: number | undefined): KeyError | undefined {
+  if (timeoutMs === undefined || performance.now() - startedMs < timeoutMs) return undefined;
+  return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed before there was an answer.");
 }
 
 /** The caller's id where it is fit for a log, else a new one. Without `_`, it can't be a key. */

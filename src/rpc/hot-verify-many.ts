@@ -11,7 +11,7 @@ import {
   type HotStreamMethod,
 } from "../transport/hot-method.ts";
 import { boundedTimeout, MAX_CALL_MS, toVerifyInput } from "./api-key-service.ts";
-import { type CallLog, type LoggedCall, requestIdFrom } from "./call-log.ts";
+import { type CallLog, type LoggedCall, pastDeadline, requestIdFrom } from "./call-log.ts";
 import { toWireError } from "./error-map.ts";
 import type { Authenticator } from "./tokens.ts";
 import { checkBatchSize, MAX_BATCH_BYTES, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
@@ -49,7 +49,11 @@ export function createHotBatchVerify({ verifyMany, authenticator, calls }: HotVe
     try {
       const admitted = authenticator.service(call.headers.authorization, call.peer);
       const verdicts = admitted === undefined ? run() : admitted.then(run);
-      return verdicts instanceof Promise ? verdicts.then(answered, refused) : answered(verdicts);
+      if (!(verdicts instanceof Promise)) return answered(verdicts);
+      return verdicts.then((late) => {
+        const tooLate = pastDeadline(logged.startedMs, call.timeoutMs);
+        return tooLate === undefined ? answered(late) : refused(tooLate);
+      }, refused);
     } catch (error) {
       return refused(error);
     }

@@ -2,7 +2,7 @@ import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Verification, VerifyKey } from "../keys/verify.ts";
 import { ENVELOPE_BYTES, type HotAnswer, type HotCall, type HotMethod } from "../transport/hot-method.ts";
 import { boundedTimeout } from "./api-key-service.ts";
-import { type CallLog, requestIdFrom } from "./call-log.ts";
+import { type CallLog, pastDeadline, requestIdFrom } from "./call-log.ts";
 import { toWireError } from "./error-map.ts";
 import type { Authenticator } from "./tokens.ts";
 import { decodeVerify, decodeVerifyJson, encodeVerification, isPlain, verificationJson } from "./verify-wire.ts";
@@ -35,7 +35,10 @@ export function createHotVerify({ verify, authenticator, calls }: HotVerifyParts
     }
     if (found instanceof Promise) {
       return found.then(
-        (late) => answered(call, startedMs, late),
+        (late) => {
+          const tooLate = pastDeadline(startedMs, call.timeoutMs);
+          return tooLate === undefined ? answered(call, startedMs, late) : refused(call, startedMs, tooLate);
+        },
         (error) => refused(call, startedMs, error),
       );
     }

@@ -1,14 +1,24 @@
-import { closeSync, openSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { PassThrough, Writable } from "node:stream";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { expect, jest, test } from "@jest/globals";
+import { BatchVerifyRequestSchema, VerifyRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import { KeyError } from "../../src/keys/errors.ts";
+import type { Verification } from "../../src/keys/verify.ts";
 import { type CallLog, createCallLog } from "../../src/rpc/call-log.ts";
-import { createLogger, createMetrics } from "../../src/telemetry.ts";
+import { createHotVerify } from "../../src/rpc/hot-verify.ts";
+import { createHotBatchVerify } from "../../src/rpc/hot-verify-many.ts";
+import type { Authenticator } from "../../src/rpc/tokens.ts";
+import { createLogger, createMetrics, type Metrics } from "../../src/telemetry.ts";
+import type { HotMethod } from "../../src/transport/hot-method.ts";
+import { deferred } from "../support/records.ts";
 
 type Line = { level: string; reason?: string; untold?: number };
 
-function logged(): { lines: Line[]; calls: CallLog } {
+function logged(): { lines: Line[]; calls: CallLog; metrics: Metrics } {
   const lines: Line[] = [];
   const output = new Writable({
     write(chunk, _encoding, done) {
@@ -16,7 +26,8 @@ function logged(): { lines: Line[]; calls: CallLog } {
       done();
     },
   });
-  return { lines, calls: createCallLog({ log: createLogger({ level: "info", output }), metrics: createMetrics() }) };
+  const metrics = createMetrics();
+  return { lines, metrics, calls: createCallLog({ log: createLogger({ level: "info", output }), metrics }) };
 }
 const call = { service: "s", method: "m", startedMs: 0, requestId: "00000000" };
 
@@ -63,4 +74,64 @@ test("a log whose disk is full loses lines, and nothing else", () => {
   const log = createLogger({ level: "info", output: Object.assign(new PassThrough(), { fd }) });
   for (let line = 0; line < 3; line += 1) expect(() => log.info("lost")).not.toThrow();
   closeSync(fd);
+});
+
+test("log lines that can't be written are counted, and the log says how many were lost once it can be written again", async () => {
+  const metrics = createMetrics();
+  const lost = async () => Number(/^latchkey_log_lines_lost_total (\d+)$/m.exec(await metrics.text())?.[1]);
+  const before = await lost();
+  const folder = mkdtempSync(join(tmpdir(), "latchkey log "));
+  const file = join(folder, "log");
+  try {
+    const fd = openSync("/dev/full", "w");
+    const log = createLogger({ level: "info", output: Object.assign(new PassThrough(), { fd }) });
+    for (let line = 0; line < 3; line += 1) log.info("lost");
+    expect(await lost()).toBe(before + 3);
+    closeSync(fd);
+    // The lowest number that is free is given out next.
+    expect(openSync(file, "w")).toBe(fd);
+    log.info("there is room again");
+    log.info("and goes on");
+    closeSync(fd);
+    const written = readFileSync(file, "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    expect(written).toMatchObject([
+      { msg: "there is room again" },
+      { level: "warn", event: "log_lines_lost", lines: 3 },
+      { msg: "and goes on" },
+    ]);
+    expect(await lost()).toBe(before + 3);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("a call that is answered past its deadline is counted as DEADLINE_EXCEEDED, as its caller was told", async () => {
+  const { calls, metrics } = logged();
+  const authenticator = { service: () => undefined } as unknown as Authenticator;
+  const late = deferred<Verification>();
+  const valid = { outcome: "valid", entry: undefined, missingScopes: [], asOfMs: 0, nowMs: 0 } as const;
+  const verify = createHotVerify({ verify: () => late.promise, authenticator, calls });
+  const verifyMany = createHotBatchVerify({ verifyMany: () => late.promise.then(() => []), authenticator, calls });
+  const asked = { protocol: "grpc", headers: {}, peer: undefined, json: false } as const;
+  const messages: [HotMethod, Uint8Array][] = [
+    [verify, toBinary(VerifyRequestSchema, create(VerifyRequestSchema, { key: "lk_x" }))],
+    [verifyMany, toBinary(BatchVerifyRequestSchema, create(BatchVerifyRequestSchema, { requests: [{ key: "lk_x" }] }))],
+  ];
+  const answers = messages.flatMap(([method, message]) =>
+    [undefined, 1].map((timeoutMs) => {
+      const signal = () => new AbortController().signal;
+      return method.answer({ ...asked, message: Buffer.from(message), timeoutMs, signal });
+    }),
+  );
+  await new Promise((resolve) => setTimeout(resolve, 2));
+  late.resolve(valid);
+  await Promise.all(answers);
+  const text = await metrics.text();
+  for (const method of ["Verify", "BatchVerify"])
+    for (const code of ["ok", "DeadlineExceeded"])
+      expect(text).toContain(`_count{method="latchkey.v1.ApiKeyService/${method}",code="${code}"} 1\n`);
+  expect(text).toContain('latchkey_verify_total{outcome="valid"} 1\n');
 });
