@@ -38,6 +38,11 @@ function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): 
   const contentType = request.headers["content-type"] ?? "";
   const message = "There is no such method. Ask server reflection, or see proto/latchkey/v1/api_key_service.proto.";
   request.resume();
+  if (request.method === "OPTIONS" && request.url === "*") {
+    response.writeHead(204, { allow: "GET, HEAD, POST, OPTIONS" });
+    response.end();
+    return;
+  }
   if (contentType.startsWith("application/grpc")) {
     // Trailers-only: the gRPC way to refuse a call without an answer.
     const header = new Headers({

@@ -41,10 +41,12 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     const unread = normaliseTimeouts(asked.header);
     if (unread !== undefined) values.set(undecodable, unread);
     shortenEchoed(asked.header);
+    plainContentType(asked.header);
     const { addTrailers } = response;
     response.addTrailers = (trailers: OutgoingHttpHeaders) => addTrailers.call(response, asGrpcHasThem(trailers));
     handler(asked)
       .then((answer) => {
+        if (answer.status === 405 || answer.status === 415) return endInWords(response, answer.status, handler);
         if (answer.body === undefined && answer.trailer === undefined) return endBare(response, answer);
         return universalResponseToNodeResponse(withWebTrailers(answer), response);
       })
@@ -62,6 +64,32 @@ function nameAuthority(request: Parameters<Handler>[0]): void {
 }
 
 const AUTHORITY = "latchkey";
+
+/** `essence; charset="UTF-8"`, however it is spelled: Connect knows some spellings of a content type, and none with quotes. */
+const UTF_8 = /^([^;]*?)[ \t]*;[ \t]*charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*;?[ \t]*$/i;
+
+function plainContentType(header: Headers): void {
+  const plain = UTF_8.exec(header.get("content-type") ?? "")?.[1];
+  if (plain !== undefined) header.set("content-type", plain);
+}
+
+const CONTENT_TYPES =
+  "application/json, application/proto, application/grpc, application/grpc+json, application/grpc-web, application/grpc-web+json";
+
+/** Connect says these two by their status alone. */
+function endInWords(
+  response: Parameters<Handler>[1],
+  status: 405 | 415,
+  { allowedMethods }: { allowedMethods: string[] },
+): void {
+  const allowed = [...new Set(allowedMethods)].join(", ");
+  const [name, value, message] =
+    status === 405
+      ? ["allow", allowed, `This method is called by ${allowed}.`]
+      : ["accept-post", CONTENT_TYPES, `The content type is none of ${CONTENT_TYPES}.`];
+  response.writeHead(status, { "content-type": "application/json", "cache-control": "no-store", [name]: value });
+  response.end(JSON.stringify({ code: "unknown", message }));
+}
 
 /** Headers whose values Connect repeats in errors; no good value is longer than `MAX_ECHOED` characters. */
 const ECHOED = [

@@ -15,11 +15,13 @@ export interface Http1LaneOptions {
   /** Time without a request after which a connection is closed. */
   idleTimeoutMs: number;
   /**
-   * Takes a connection from the beginning of a request on; what was read of it is given back to the socket.
+   * Takes a connection from the beginning of a request on.
    *
    * @param isAsked - whether that request's hot method has left it to the stock path
+   * @param rest - what was read of the connection and not served
+   * @param hasEnded - whether the client sends nothing after it
    */
-  handOver(socket: Socket, isAsked: boolean): void;
+  handOver(socket: Socket, isAsked: boolean, rest: Buffer, hasEnded: boolean): void;
 }
 
 export interface Http1Lane {
@@ -47,7 +49,9 @@ export function createHttp1Lane(options: Http1LaneOptions): Http1Lane {
   let draining = false;
   return {
     serve(socket) {
-      if (draining) return options.handOver(socket, false);
+      // A client that sends no more may still want what it asked for.
+      socket.allowHalfOpen = true;
+      if (draining) return options.handOver(socket, false, EMPTY, false);
       const connection = new Connection(socket, options, () => connections.delete(connection));
       connections.add(connection);
     },
@@ -75,6 +79,10 @@ class Connection {
   private readonly options: Http1LaneOptions;
   private readonly left: () => void;
   private readonly onData = (chunk: Buffer): void => this.receive(chunk);
+  private readonly onEnd = (): void => {
+    this.hasEnded = true;
+    this.goOn();
+  };
   private readonly onClose = (): void => this.close();
   private readonly share = new Share(() => this.goOn());
   /** What has come and is not answered. */
@@ -87,6 +95,8 @@ class Connection {
   /** The last request's: most clients send the same with each. */
   private head: Head | undefined;
   private call: Call | undefined;
+  /** The client sends nothing more. */
+  private hasEnded = false;
   private draining = false;
   /** Nothing more is served: the last answer says so. */
   private ending = false;
@@ -110,6 +120,7 @@ class Connection {
     this.options = options;
     this.left = left;
     socket.on("data", this.onData);
+    socket.once("end", this.onEnd);
     socket.once("close", this.onClose);
   }
 
@@ -135,6 +146,7 @@ class Connection {
     this.serve();
     this.flush();
     if (this.isOver || this.ending) return;
+    if (this.hasEnded && this.call === undefined && !this.holding) return this.end();
     // What comes while a call is answered is read all the same, or nobody would see its client leave; but not for ever.
     if (this.holding || this.isFarAhead()) this.socket.pause();
     else this.share.renew();
@@ -254,8 +266,7 @@ class Connection {
     this.forget();
     if (socket.destroyed) return;
     socket.pause();
-    socket.unshift(rest);
-    this.options.handOver(socket, isAsked);
+    this.options.handOver(socket, isAsked, rest, this.hasEnded);
     socket.resume();
   }
 
@@ -263,6 +274,7 @@ class Connection {
     this.isOver = true;
     this.share.leave();
     this.socket.off("data", this.onData);
+    this.socket.off("end", this.onEnd);
     this.socket.off("close", this.onClose);
     this.socket.off("drain", this.onDrain);
     this.left();

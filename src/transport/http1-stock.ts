@@ -15,15 +15,18 @@ export class StockConnection extends Duplex {
   readonly encrypted: boolean;
   private readonly socket: Socket;
   private readonly share = new Share(() => this.feed());
-  private held: Buffer = EMPTY;
+  private held: Buffer;
   private sliceBytes = MIN_SLICE_BYTES;
-  private hasEnded = false;
+  private hasEnded: boolean;
   /** Requests under way. */
   private open = 0;
 
-  constructor(socket: Socket) {
-    super({ allowHalfOpen: false, decodeStrings: false });
+  /** `read`: what was read of it before. `hasEnded`: whether the client sends nothing after it. */
+  constructor(socket: Socket, read: Buffer = EMPTY, hasEnded = false) {
+    super({ decodeStrings: false });
     this.socket = socket;
+    this.held = read;
+    this.hasEnded = hasEnded;
     this.remoteAddress = socket.remoteAddress;
     this.encrypted = (socket as Partial<TLSSocket>).encrypted === true;
     notePeer(this, peerOf(socket));

@@ -19,6 +19,7 @@ import { StockConnection } from "./http1-stock.ts";
 import { createHttp2Lane } from "./http2-lane.ts";
 import { trackSessions } from "./http2-sessions.ts";
 import { notePeer, peerOf, verifiedPeer } from "./peer.ts";
+import { mayLackItsBody, originForm } from "./request-target.ts";
 import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
 import { createHotMethods, type RequestListener, serveHotRequests } from "./unary.ts";
@@ -150,8 +151,15 @@ export async function listen({
     const connection: Duplex = request.socket;
     if (connection instanceof StockConnection) connection.asked(response);
     answers.get(connection)?.add(response);
-    if (dismissed) response.setHeader("connection", "close");
+    if (dismissed || mayLackItsBody(request)) response.setHeader("connection", "close");
     (asked.delete(connection) ? stock : serveRequest)(request, response);
+  };
+  /** With the target in the form that is looked at from here on. */
+  const targeted = (listener: RequestListener): RequestListener => {
+    return (request, response) => {
+      request.url = originForm(request.url ?? "", request.method);
+      listener(request, response);
+    };
   };
   const http1 = createHttp1Server(
     {
@@ -161,8 +169,10 @@ export async function listen({
       keepAliveTimeout: limits.idleTimeoutMs,
       connectionsCheckingInterval: Math.min(1_000, limits.headersTimeoutMs),
     },
-    takeRequest,
+    targeted(takeRequest),
   );
+  // RFC 9112, 9.6: a client that sends no more may still want what it asked for.
+  (http1 as unknown as { httpAllowHalfOpen: boolean }).httpAllowHalfOpen = true;
   // A gateway passes on what the client expects of its own server. Here the body is not waited for, so it is not asked for.
   const expecting = (otherwise: RequestListener): RequestListener => {
     return (request, response) => {
@@ -175,11 +185,9 @@ export async function listen({
     response.writeContinue();
     takeRequest(request, response);
   };
-  http1.on("checkContinue", expecting(sendContinue));
-  http1.on(
-    "checkExpectation",
-    expecting((_request, response) => void response.writeHead(417).end()),
-  );
+  http1.on("checkContinue", targeted(expecting(sendContinue)));
+  http1.on("checkExpectation", targeted(expecting((_request, response) => void response.writeHead(417).end())));
+  http1.on("connect", (_request, socket: Duplex) => void socket.end(NO_TUNNEL));
   // Node checks headersTimeout and requestTimeout only from this event on, and a server that is handed its sockets never
   // has it: without this line a client could hold a connection for ever with half a header.
   http1.emit("listening");
@@ -213,8 +221,8 @@ export async function listen({
   const http1Lane = createHttp1Lane({
     ...limits,
     methods,
-    handOver(socket, isAsked) {
-      const connection = new StockConnection(socket);
+    handOver(socket, isAsked, rest, hasEnded) {
+      const connection = new StockConnection(socket, rest, hasEnded);
       if (isAsked) asked.add(connection);
       answers.set(connection, new Set());
       connection.once("close", () => answers.delete(connection));
@@ -347,6 +355,15 @@ export async function listen({
 
 /** For requests that were sent before their client could know. */
 const LAST_REQUEST_MS = 500;
+const NO_TUNNEL = [
+  "HTTP/1.1 405 Method Not Allowed",
+  "allow: GET, HEAD, POST, OPTIONS",
+  "content-type: text/plain; charset=utf-8",
+  "connection: close",
+  "",
+  "This is no proxy: CONNECT is not served.\n",
+].join("\r\n");
+
 const OLDEST_TLS = "TLSv1.2";
 
 function addressOf({ remoteAddress, remotePort }: Socket): string {

@@ -2,6 +2,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { StartupError } from "../startup-error.ts";
 import { formatAddress, whyNotListen } from "./free-address.ts";
+import { mayLackItsBody, originForm } from "./request-target.ts";
 
 export interface OpsParts {
   host: string;
@@ -19,14 +20,18 @@ export interface OpsServer {
 /** `/livez`: the process runs. `/readyz`: it should get calls (200 or 503). `/metrics`: Prometheus text. Plain HTTP, for operators only. */
 export async function listenOps({ host, port, readiness, metrics }: OpsParts): Promise<OpsServer> {
   const server = createServer(async (request, response) => {
-    const answer = (status: number, text: string, type = "text/plain; charset=utf-8") =>
-      response.writeHead(status, { "content-type": type, "cache-control": "no-store" }).end(text);
-    if (request.method !== "GET" && request.method !== "HEAD") answer(405, "GET only\n");
-    else if (request.url === "/livez") answer(200, "ok\n");
-    else if (request.url === "/readyz") {
+    const answer = (status: number, text: string, type = "text/plain; charset=utf-8", more = {}) =>
+      response.writeHead(status, { "content-type": type, "cache-control": "no-store", ...more }).end(text);
+    if (mayLackItsBody(request)) response.setHeader("connection", "close");
+    // Some ask for `/readyz?verbose`, and all that is known is told anyway.
+    const [path] = originForm(request.url ?? "").split("?", 1);
+    if (request.method !== "GET" && request.method !== "HEAD") {
+      answer(405, "GET only\n", undefined, { allow: "GET, HEAD" });
+    } else if (path === "/livez") answer(200, "ok\n");
+    else if (path === "/readyz") {
       const { ready, text } = readiness();
       answer(ready ? 200 : 503, text);
-    } else if (request.url === "/metrics") answer(200, await metrics.text(), metrics.contentType);
+    } else if (path === "/metrics") answer(200, await metrics.text(), metrics.contentType);
     else answer(404, "Here are /livez, /readyz and /metrics.\n");
   });
   server.maxConnections = 256;

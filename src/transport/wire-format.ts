@@ -34,6 +34,8 @@ export const FORMATS: ReadonlyMap<string | undefined, Format> = new Map<string, 
   ["application/grpc-web+json", format("grpc-web", true, "application/grpc-web+json")],
   ["application/proto", format("connect", false, "application/proto")],
   ["application/json", format("connect", true, "application/json")],
+  // As .NET, Java and PowerShell send it.
+  ["application/json; charset=utf-8", format("connect", true, "application/json")],
 ]);
 
 const TRAILER_FLAG = 0x80;

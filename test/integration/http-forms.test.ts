@@ -38,6 +38,8 @@ async function ask(bytes: string, wanted: RegExp, address = service.server.addre
 
 const post = (target: string, { head = "Host: a\r\n", version = "1.1", type = "application/json" } = {}) =>
   `POST ${target} HTTP/${version}\r\n${head}content-type: ${type}\r\ncontent-length: 2\r\n\r\n{}`;
+/** For an answer that is read to the connection's end. */
+const NEVER = /(?!)/;
 const statusOf = (answer: string) => Number(/^HTTP\/1\.1 (\d+)/.exec(answer)?.[1]);
 
 describe("an authority that is missing, or that no URL can have", () => {
@@ -62,3 +64,97 @@ describe("an authority that is missing, or that no URL can have", () => {
     session.destroy();
   });
 });
+
+describe("request targets", () => {
+  test("a target that is a whole URL is served as its path is, at every door", async () => {
+    expect(statusOf(await ask(post(`http://other.example:8080${VERIFY}`), /OUTCOME_MALFORMED/))).toBe(200);
+    expect(statusOf(await ask(post(`HTTP://[::1]${GET}`), /unauthenticated/))).toBe(401);
+    const authorize = "GET https://a/v1/authorize/x?b=c HTTP/1.1\r\nHost: a\r\n\r\n";
+    expect(await ask(authorize, /reason.*\}$/)).toContain('"reason":"KEY_MISSING"');
+    const ready = "GET http://a/readyz?verbose HTTP/1.1\r\nHost: a\r\n\r\n";
+    expect(statusOf(await ask(ready, /0\r\n\r\n$/, service.server.opsAddress))).toBe(200);
+  });
+
+  test("OPTIONS * is answered, and CONNECT refused in words", async () => {
+    for (const target of ["*", "http://a"]) {
+      const answer = await ask(`OPTIONS ${target} HTTP/1.1\r\nHost: a\r\n\r\n`, /\r\n\r\n$/);
+      expect([statusOf(answer), /^allow: (.*)\r$/im.exec(answer)?.[1]]).toEqual([204, "GET, HEAD, POST, OPTIONS"]);
+    }
+    const refused = await ask("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", /served/);
+    expect([statusOf(refused), refused]).toEqual([405, expect.stringContaining("CONNECT is not served")]);
+  });
+
+  test.each(["/livez?verbose", "/readyz?verbose=1&exclude=x", "/metrics?name=a"])(
+    "%s on the ops port is what stands before its query",
+    async (target) => {
+      const answer = await ask(`GET ${target} HTTP/1.1\r\nHost: a\r\n\r\n`, /0\r\n\r\n$/, service.server.opsAddress);
+      expect(statusOf(answer)).toBe(200);
+    },
+  );
+});
+
+describe("content types", () => {
+  test.each([
+    'application/json; charset="utf-8"',
+    "application/json; charset=utf-8",
+    "application/json;charset=UTF-8",
+    "application/json ;  charset = utf8 ;",
+    "Application/JSON",
+  ])("%s is JSON", async (type) => {
+    expect(statusOf(await ask(post(VERIFY, { type }), /OUTCOME_MALFORMED/))).toBe(200);
+    expect(statusOf(await ask(post(GET, { type }), /unauthenticated/))).toBe(401);
+  });
+
+  test("another charset, and another type, are refused with the types that are served", async () => {
+    for (const type of ["application/json; charset=latin1", "text/plain", "application/jsonx"]) {
+      const answer = await ask(post(VERIFY, { type }), /\}\r\n0\r\n\r\n$/);
+      expect([statusOf(answer), answer]).toEqual([415, expect.stringContaining("accept-post: application/json, ")]);
+      expect(answer).toContain("The content type is none of");
+    }
+  });
+
+  test("another method is refused with the one that is served", async () => {
+    const answer = await ask(`GET ${VERIFY} HTTP/1.1\r\nHost: a\r\n\r\n`, /\}\r\n0\r\n\r\n$/);
+    expect([statusOf(answer), answer]).toEqual([405, expect.stringContaining("allow: POST\r\n")]);
+  });
+});
+
+test.each([
+  ["an unknown path", "GET /x"],
+  ["a gateway's question", "GET /v1/authorize"],
+  ["a gateway's question by HEAD", "HEAD /v1/authorize"],
+])("%s with a body that never comes is answered, and its connection is not used again", async (_name, line) => {
+  const next = `POST ${VERIFY} HTTP/1.1\r\nHost: a\r\n`;
+  const answer = await ask(`${line} HTTP/1.1\r\nHost: a\r\ncontent-length: 300\r\n\r\n${next}`, NEVER);
+  expect(answer).toMatch(/^connection: close\r$/im);
+});
+
+test("a probe of the ops port with a body that never comes is answered, and its connection is not used again", async () => {
+  const probe = "GET /livez HTTP/1.1\r\nHost: a\r\ncontent-length: 300\r\n\r\n";
+  expect(await ask(probe, NEVER, service.server.opsAddress)).toMatch(/^connection: close\r$/im);
+});
+
+test.each<[string, string[]]>([
+  ["fast", Array(40).fill(VERIFY)],
+  ["Node's own", Array(40).fill(GET)],
+  ["fast before Node's own", [VERIFY, VERIFY, ...Array(30).fill(GET)]],
+  ["Node's own before fast", [GET, ...Array(30).fill(VERIFY)]],
+])(
+  "a client that sends requests without waiting, and nothing more, has all of its answers: %s",
+  async (_name, targets) => {
+    const socket = connect({
+      host: "127.0.0.1",
+      port: Number(service.server.address.split(":")[1]),
+      allowHalfOpen: true,
+    });
+    sockets.push(socket);
+    let text = "";
+    socket.on("data", (chunk: Buffer) => {
+      text += chunk.toString("latin1");
+    });
+    socket.end(targets.map((target) => post(target)).join(""));
+    await once(socket, "close");
+    const answers = text.match(/HTTP\/1\.1 \d+/g) ?? [];
+    expect(answers).toEqual(targets.map((target) => `HTTP/1.1 ${target === VERIFY ? 200 : 401}`));
+  },
+);
