@@ -1,5 +1,7 @@
 import { EventEmitter } from "node:events";
 import type { IncomingHttpHeaders } from "node:http";
+import { gunzipSync } from "node:zlib";
+import { gunzipped } from "./gzip.ts";
 import {
   BrokenStream,
   ENVELOPE_BYTES,
@@ -10,6 +12,7 @@ import {
 } from "./hot-method.ts";
 import {
   append,
+  COMPRESSED_FLAG,
   EMPTY,
   FORMATS,
   type Headers,
@@ -130,7 +133,12 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
   const open = new Set<AbortController>();
   let draining = false;
 
-  async function serve(stream: BidiStream, openSession: () => HotStreamSession, timeoutMs: number | undefined) {
+  async function serve(
+    stream: BidiStream,
+    openSession: () => HotStreamSession,
+    timeoutMs: number | undefined,
+    isGzip: boolean,
+  ) {
     const interruption: Interruption = { reading: new AbortController(), answering: new AbortController() };
     const { reading, answering } = interruption;
     const interrupt = (reason: WireError) => {
@@ -144,7 +152,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
     let error: WireError | undefined;
     try {
       await unlessAborted(session.admit(), answering.signal);
-      await converse(stream, session, interruption);
+      await converse(stream, session, interruption, isGzip);
       if (reading.signal.aborted) {
         error = reading.signal.reason as WireError;
         session.left();
@@ -161,6 +169,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
     stream: BidiStream,
     session: HotStreamSession,
     { reading, answering }: Interruption,
+    isGzip: boolean,
   ): Promise<void> {
     const { signal } = reading;
     let rest = EMPTY;
@@ -175,7 +184,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
       let failure: unknown;
       try {
         const bytes = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
-        rest = split(bytes, maxMessageBytes, (message) => requests.push(session.read(message)));
+        rest = split(bytes, maxMessageBytes, isGzip, (message) => requests.push(session.read(message)));
       } catch (broken) {
         failure = broken;
       }
@@ -200,8 +209,9 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
       const timeout = headers["grpc-timeout"];
       const timeoutMs = timeout === undefined ? undefined : timeoutFrom(format, String(timeout));
       const encoding = headers["grpc-encoding"] ?? "identity";
-      if (encoding !== "identity" || Number.isNaN(timeoutMs)) return undefined;
-      return (stream) => void serve(stream, () => method.open(headers, peer), timeoutMs);
+      const isGzip = encoding === "gzip";
+      if ((encoding !== "identity" && !isGzip) || Number.isNaN(timeoutMs)) return undefined;
+      return (stream) => void serve(stream, () => method.open(headers, peer), timeoutMs, isGzip);
     },
     drain() {
       draining = true;
@@ -211,19 +221,35 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
 }
 
 /** Takes the whole messages off the front of `bytes`, and returns what is left. */
-function split(bytes: Buffer, maxMessageBytes: number, take: (message: Buffer) => void): Buffer {
+function split(bytes: Buffer, maxMessageBytes: number, isGzip: boolean, take: (message: Buffer) => void): Buffer {
   let at = 0;
   while (bytes.length - at >= ENVELOPE_BYTES) {
     const length = bytes.readUInt32BE(at + 1);
-    if (bytes[at] !== 0) throw new BrokenStream("A message is compressed, or is none.");
-    if (length > maxMessageBytes) {
-      throw new BrokenStream(`A message has more than ${maxMessageBytes} bytes.`, "too large");
-    }
+    const isCompressed = bytes[at] === COMPRESSED_FLAG && isGzip;
+    if (bytes[at] !== 0 && !isCompressed) throw new BrokenStream("A message is compressed, or is none.");
+    if (length > maxMessageBytes) throw tooLarge(maxMessageBytes);
     if (bytes.length - at - ENVELOPE_BYTES < length) break;
-    take(bytes.subarray(at + ENVELOPE_BYTES, at + ENVELOPE_BYTES + length));
+    const content = bytes.subarray(at + ENVELOPE_BYTES, at + ENVELOPE_BYTES + length);
+    take(isCompressed ? inflated(content, maxMessageBytes) : content);
     at += ENVELOPE_BYTES + length;
   }
   return bytes.subarray(at);
+}
+
+function inflated(content: Buffer, maxMessageBytes: number): Buffer {
+  const message = gunzipped(content, maxMessageBytes);
+  if (message !== undefined) return message;
+  try {
+    // Not as plain as most: several members, a name in it, or nothing at all.
+    return gunzipSync(content, { maxOutputLength: maxMessageBytes });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ERR_BUFFER_TOO_LARGE") throw tooLarge(maxMessageBytes);
+    throw new BrokenStream("A message is not compressed by gzip as its stream says.");
+  }
+}
+
+function tooLarge(maxMessageBytes: number): BrokenStream {
+  return new BrokenStream(`A message has more than ${maxMessageBytes} bytes.`, "too large");
 }
 
 /** Waits for `event`, or until the stream is interrupted. */

@@ -4,7 +4,16 @@ import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
 import { Share, unitsOf } from "./turns.ts";
-import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, settle } from "./unary.ts";
+import {
+  bodyOf,
+  Call,
+  type HotMethods,
+  isPromise,
+  messageIn,
+  type Recognised,
+  settle,
+  unitsToInflate,
+} from "./unary.ts";
 import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http1LaneOptions {
@@ -166,16 +175,16 @@ class Connection {
       const start = head.text.length;
       const end = start + head.bodyBytes;
       if (this.rest.length < end) return;
-      const { method, format, headers, timeoutMs } = head.recognised;
+      const { method, format, isGzip, headers, timeoutMs } = head.recognised;
       const body = head.bodyBytes === 0 ? null : this.rest.subarray(start, end);
-      const message = messageIn(format, body, this.options.methods.maxBytesOf(method));
+      const message = messageIn(format, isGzip, body, this.options.methods.maxBytesOf(method));
       const call = message && new Call(format, message, headers, timeoutMs, this.peer);
       const answer = call && this.options.methods.answer(method, call);
       if (answer === undefined) return this.handOver(call !== undefined);
       this.rest = this.rest.subarray(end);
       this.isJoined = false;
       this.pieces = undefined;
-      this.share.spend(UNITS_A_CALL + unitsOf(head.bodyBytes));
+      this.share.spend(UNITS_A_CALL + unitsOf(head.bodyBytes) + (isGzip ? unitsToInflate(message!) : 0));
       this.used = true;
       this.partialSinceMs = undefined;
       if (isPromise(answer)) this.wait(answer, call!, head.recognised);

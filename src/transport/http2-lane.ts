@@ -27,7 +27,16 @@ import { Sender, type StreamWindow, UNSWEPT } from "./http2-sender.ts";
 import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
 import { ASYNC_UNITS, Share, STOCK_UNITS, unitsOf } from "./turns.ts";
-import { Call, type HotMethods, isPromise, messageIn, type Recognised, settle, toHeaders } from "./unary.ts";
+import {
+  Call,
+  type HotMethods,
+  isPromise,
+  messageIn,
+  type Recognised,
+  settle,
+  toHeaders,
+  unitsToInflate,
+} from "./unary.ts";
 import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http2LaneOptions {
@@ -395,10 +404,12 @@ class Connection {
 
   private answer(open: OpenCall) {
     const { id, recognised, body } = open;
-    const { method, format, headers, timeoutMs, contentLength } = recognised;
+    const { method, format, isGzip, headers, timeoutMs, contentLength } = recognised;
     const length = body?.length ?? 0;
     const whole = contentLength === undefined || contentLength === length;
-    const message = whole ? messageIn(format, body ?? null, this.options.methods.maxBytesOf(method)) : undefined;
+    const maxBytes = this.options.methods.maxBytesOf(method);
+    const message = whole ? messageIn(format, isGzip, body ?? null, maxBytes) : undefined;
+    if (isGzip && message !== undefined) this.share.spend(unitsToInflate(message));
     const call = message && new Call(format, message, headers, timeoutMs, this.peer);
     const answer = call && this.options.methods.answer(method, call);
     if (answer === undefined) {

@@ -1,4 +1,5 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
+import { gunzipped } from "./gzip.ts";
 import {
   ENVELOPE_BYTES,
   type HotAnswer,
@@ -9,7 +10,9 @@ import {
 } from "./hot-method.ts";
 import { giveBack, intake } from "./intake.ts";
 import { peerOf } from "./peer.ts";
+import { unitsOf } from "./turns.ts";
 import {
+  COMPRESSED_FLAG,
   connectError,
   connectStatus,
   EMPTY,
@@ -49,6 +52,8 @@ export interface HotMethods {
 export interface Recognised {
   method: HotMethod;
   format: Format;
+  /** Its message may be compressed. */
+  isGzip: boolean;
   headers: IncomingHttpHeaders;
   timeoutMs: number | undefined;
   contentLength: number | undefined;
@@ -65,13 +70,14 @@ export function createHotMethods(methods: readonly HotMethod[], maxMessageBytes:
     recognise(list) {
       const headers = toHeaders(list);
       const method = headers?.[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
-      const format = method && formatOf(headers!);
-      if (format === undefined || headers?.[":scheme"] === undefined) return undefined;
+      const format = method && FORMATS.get(headers!["content-type"]);
+      const coding = format && codingOf(format, headers!);
+      if (format === undefined || coding === undefined || headers?.[":scheme"] === undefined) return undefined;
       const timeoutMs = timeoutOf(format, headers);
       const length = headers["content-length"];
       if (Number.isNaN(timeoutMs) || (length !== undefined && !/^\d{1,9}$/.test(length))) return undefined;
       const contentLength = length === undefined ? undefined : Number(length);
-      return { method: method!, format, headers, timeoutMs, contentLength, list };
+      return { method: method!, format, isGzip: coding === "gzip", headers, timeoutMs, contentLength, list };
     },
   };
 }
@@ -118,8 +124,9 @@ const PSEUDO = new Set([":method", ":path", ":scheme", ":authority"]);
 export function serveHotRequests({ methods, stock, answered }: HotRequestParts): RequestListener {
   return (request: IncomingMessage, response: ServerResponse): void => {
     const method = request.method === "POST" ? methods.find(request.url) : undefined;
-    const format = method && formatOf(request.headers);
-    if (method === undefined || format === undefined || format.protocol === "grpc") {
+    const format = method && FORMATS.get(request.headers["content-type"]);
+    const coding = format && codingOf(format, request.headers);
+    if (method === undefined || format === undefined || coding === undefined || format.protocol === "grpc") {
       stock(request, response);
       return;
     }
@@ -129,7 +136,7 @@ export function serveHotRequests({ methods, stock, answered }: HotRequestParts):
       answered(response);
     };
     const take = (body: Buffer | null) => {
-      const call = callFrom(format, request, messageIn(format, body, maxBytes), response);
+      const call = callFrom(format, request, messageIn(format, coding === "gzip", body, maxBytes), response);
       const answer = call && answerTo(method, call);
       if (answer === undefined) {
         giveBack(request, body);
@@ -141,12 +148,10 @@ export function serveHotRequests({ methods, stock, answered }: HotRequestParts):
   };
 }
 
-/** undefined: not the plain case. */
-function formatOf(headers: IncomingHttpHeaders): Format | undefined {
-  const format = FORMATS.get(headers["content-type"]);
-  if (format === undefined) return undefined;
-  const encoding = headers[format.encodingHeader];
-  return encoding === undefined || encoding === "identity" ? format : undefined;
+/** undefined: none that is read here. */
+function codingOf({ encodingHeader }: Format, headers: IncomingHttpHeaders): "identity" | "gzip" | undefined {
+  const coding = headers[encodingHeader] ?? "identity";
+  return coding === "identity" || coding === "gzip" ? coding : undefined;
 }
 
 /** undefined: no message that is served here, or a timeout that can't be kept. */
@@ -167,14 +172,31 @@ function timeoutOf(format: Format, headers: IncomingHttpHeaders): number | undef
   return timeout === undefined ? undefined : timeoutFrom(format, timeout);
 }
 
-/** undefined: malformed, compressed, oversize, or not the only one. */
-export function messageIn({ protocol }: Format, body: Buffer | null, maxBytes: number): Buffer | undefined {
-  if (body === null) return protocol === "connect" ? EMPTY : undefined;
-  if (protocol === "connect") return body.length <= maxBytes ? body : undefined;
+/** undefined: malformed, compressed in another way than `gunzipped` reads, oversize, or not the only one. */
+export function messageIn(
+  { protocol }: Format,
+  isGzip: boolean,
+  body: Buffer | null,
+  maxBytes: number,
+): Buffer | undefined {
+  if (body === null) return protocol === "connect" && !isGzip ? EMPTY : undefined;
+  if (protocol === "connect") {
+    if (isGzip) return gunzipped(body, maxBytes);
+    return body.length <= maxBytes ? body : undefined;
+  }
   const length = body.length - ENVELOPE_BYTES;
-  if (length < 0 || length > maxBytes || body[0] !== 0 || body.readUInt32BE(1) !== length) return undefined;
-  return body.subarray(ENVELOPE_BYTES);
+  if (length < 0 || length > maxBytes || body.readUInt32BE(1) !== length) return undefined;
+  const content = body.subarray(ENVELOPE_BYTES);
+  if (body[0] === 0) return content;
+  return body[0] === COMPRESSED_FLAG && isGzip ? gunzipped(content, maxBytes) : undefined;
 }
+
+/** What a message that was inflated costs beyond its bytes. */
+export function unitsToInflate(message: Buffer): number {
+  return INFLATE_UNITS + unitsOf(message.length);
+}
+
+const INFLATE_UNITS = 8;
 
 /** Not by `instanceof`: promises come from other realms too. */
 export function isPromise(answer: HotAnswer | Promise<HotAnswer>): answer is Promise<HotAnswer> {

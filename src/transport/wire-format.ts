@@ -38,6 +38,8 @@ export const FORMATS: ReadonlyMap<string | undefined, Format> = new Map<string, 
   ["application/json; charset=utf-8", format("connect", true, "application/json")],
 ]);
 
+/** Flags of an envelope. */
+export const COMPRESSED_FLAG = 1;
 const TRAILER_FLAG = 0x80;
 
 export function envelope(message: Uint8Array): Buffer {

@@ -7,7 +7,7 @@ import {
   createServer as createHttp2Server,
 } from "node:http2";
 import { type AddressInfo, connect as connectTcp, createServer } from "node:net";
-import { gunzipSync, gzipSync } from "node:zlib";
+import { brotliCompressSync, gunzipSync, gzipSync } from "node:zlib";
 import { create, fromBinary, fromJsonString, toBinary, toJsonString } from "@bufbuild/protobuf";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from "@jest/globals";
 import { ErrorInfoSchema } from "#gen/google/rpc/error_details_pb";
@@ -621,6 +621,21 @@ describe("VerifyStream", () => {
       () => binary().map((bytes) => envelope(gzipSync(bytes), 1)),
       fromBytes,
     ],
+    [
+      "gRPC in gzip of several members, and some messages in none",
+      { "grpc-encoding": "gzip" },
+      () =>
+        binary().map((bytes, index) =>
+          index === 1 ? envelope(bytes) : envelope(Buffer.concat([gzipSync(""), gzipSync(bytes)]), 1),
+        ),
+      fromBytes,
+    ],
+    [
+      "gRPC in brotli",
+      { "grpc-encoding": "br", "grpc-accept-encoding": "identity" },
+      () => binary().map((bytes) => envelope(brotliCompressSync(bytes), 1)),
+      fromBytes,
+    ],
     ["gRPC-Web", { "content-type": "application/grpc-web+proto" }, () => binary().map(plain), fromBytes],
     ["Connect", { "content-type": "application/connect+proto" }, () => binary().map(plain), fromBytes],
   ])("%s is answered as the hot path answers", async (_, headers, messages, decode) => {
@@ -655,6 +670,18 @@ describe("VerifyStream", () => {
   test.each(FORMATS)("a message over the limit over %s is RESOURCE_EXHAUSTED, and not to be repeated", async (type) => {
     const ended = await call([envelope(Buffer.alloc(64 * 1024 + 1))], { "content-type": type });
     expect(ended).toMatchObject({ status: 8, reason: undefined });
+  });
+
+  test("over application/grpc a message that is inflated over the limit is RESOURCE_EXHAUSTED", async () => {
+    const bomb = envelope(gzipSync(Buffer.alloc(10_000_000)), 1);
+    const ended = await call([bomb], { "grpc-encoding": "gzip" });
+    expect(ended).toMatchObject({ status: 8 });
+  });
+
+  test("over application/grpc what is not compressed as its stream says is refused with a reason", async () => {
+    const ended = await call([plain(binary()[0]!), envelope("no gzip", 1)], { "grpc-encoding": "gzip" });
+    expect(ended).toMatchObject({ status: 3, reason: "INVALID_ARGUMENT" });
+    expect(messagesIn(ended.body)).toHaveLength(1);
   });
 
   test.each(FORMATS)("over %s a compressed message of no known compression is refused with a reason", async (type) => {

@@ -2,7 +2,7 @@ import { type EventEmitter, once } from "node:events";
 import { type IncomingMessage, request as requestHttp1 } from "node:http";
 import { type ClientHttp2Session, connect, constants } from "node:http2";
 import { setTimeout as wait } from "node:timers/promises";
-import { gzipSync } from "node:zlib";
+import { brotliCompressSync, gzipSync } from "node:zlib";
 import { create, fromBinary, fromJsonString, toBinary, toJsonString } from "@bufbuild/protobuf";
 import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "@jest/globals";
@@ -201,6 +201,33 @@ const OTHERS = [
   ...["application/proto", "application/json"],
 ];
 
+/** Gzip as hardly anybody sends it, and what is none. */
+function oddlyZipped(message: Buffer): [string, Buffer][] {
+  const zipped = gzipSync(message);
+  const wrongSum = Buffer.from(zipped);
+  wrongSum[zipped.length - 8]! ^= 1;
+  const named = Buffer.concat([
+    zipped.subarray(0, 3),
+    Buffer.of(8),
+    zipped.subarray(4, 10),
+    Buffer.from("a\0"),
+    zipped.subarray(10),
+  ]);
+  const lying = gzipSync(Buffer.alloc(1_000_000));
+  lying.writeUInt32LE(100, lying.length - 4);
+  return [
+    ["gzip with a file's name", named],
+    ["two gzip members", Buffer.concat([gzipSync(message.subarray(0, 3)), gzipSync(message.subarray(3))])],
+    ["two gzip members, the first empty", Buffer.concat([gzipSync(""), zipped])],
+    ["gzip with a wrong checksum", wrongSum],
+    ["gzip that is cut short", zipped.subarray(0, -1)],
+    ["gzip and something after it", Buffer.concat([zipped, Buffer.from("more")])],
+    ["gzip of a megabyte", gzipSync(Buffer.alloc(1_000_000))],
+    ["gzip of a megabyte that says it is small", lying],
+    ["gzip that is none", Buffer.from("no gzip at all, by no means")],
+  ];
+}
+
 describe("a client can't tell which path answered", () => {
   test.each([...GRPC, ...OTHERS])("over HTTP/2 in %s", async (contentType) => {
     for (const service of ["", "headers", "refused"]) {
@@ -236,16 +263,16 @@ describe("a client can't tell which path answered", () => {
     ["a message over the limit", { headers: grpc, parts: [envelope(large)] }],
     ["one over the limit, in pieces", { headers: grpc, parts: [envelope(large).subarray(0, 9), large, large] }],
     ["a Connect message over the limit", { headers: proto, parts: [large] }],
+    ...oddlyZipped(message.subarray(5)).flatMap(([what, zipped]): [string, Request][] => [
+      [`a gRPC message in ${what}`, { headers: { ...grpc, "grpc-encoding": "gzip" }, parts: [envelope(zipped, 1)] }],
+      [`a Connect message in ${what}`, { headers: { ...proto, "content-encoding": "gzip" }, parts: [zipped] }],
+    ]),
     [
-      "a compressed message",
-      { headers: { ...grpc, "grpc-encoding": "gzip" }, parts: [envelope(gzipSync(message.subarray(5)), 1)] },
+      "a message in brotli",
+      { headers: { ...grpc, "grpc-encoding": "br" }, parts: [envelope(brotliCompressSync(message.subarray(5)), 1)] },
     ],
     ["a message said to be compressed, with nothing said of how", { headers: grpc, parts: [envelope(message, 1)] }],
     ["an unknown compression", { headers: { ...grpc, "grpc-encoding": "zap" }, parts: [message] }],
-    [
-      "a compressed Connect message",
-      { headers: { ...proto, "content-encoding": "gzip" }, parts: [gzipSync(message.subarray(5))] },
-    ],
     ["a timeout that is none", { headers: { ...grpc, "grpc-timeout": "soon" }, parts: [message] }],
     ["a Connect timeout that is none", { headers: { ...proto, "connect-timeout-ms": "1s" }, parts: [message] }],
     ["another method", { path: "/grpc.health.v1.Health/Chock", headers: grpc, parts: [message] }],
@@ -264,6 +291,25 @@ describe("a client can't tell which path answered", () => {
     expect(first).toEqual(second);
     expect(hotCalls).toBe(0);
   });
+
+  test.each([...GRPC, ...OTHERS])(
+    "whether a message in gzip came, in %s: it is answered on the fast path",
+    async (contentType) => {
+      const isConnect = !contentType.includes("grpc");
+      const plainly = messageOf("headers", contentType);
+      const zipped = isConnect ? gzipSync(plainly) : envelope(gzipSync(plainly.subarray(5)), 1);
+      const headers = { "content-type": contentType };
+      const encoded = { ...headers, [isConnect ? "content-encoding" : "grpc-encoding"]: "gzip" };
+      for (const over of GRPC.includes(contentType) ? [over2] : [over2, over1]) {
+        hotCalls = 0;
+        const expected = await over(hot, { headers, parts: [plainly] });
+        expect(await over(hot, { headers: encoded, parts: [zipped] })).toEqual(expected);
+        // gRPC says of each message whether it is compressed.
+        if (!isConnect) expect(await over(hot, { headers: encoded, parts: [plainly] })).toEqual(expected);
+        expect(hotCalls).toBe(isConnect ? 2 : 3);
+      }
+    },
+  );
 
   test.each(["application/grpc", "application/proto"])(
     "when the method leaves a call in %s to it",

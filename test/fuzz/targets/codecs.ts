@@ -1,4 +1,5 @@
 import assert from "node:assert";
+import { gunzipSync, gzipSync } from "node:zlib";
 import { type DescMessage, fromBinary, fromJsonString, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { CheckRequestSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import {
@@ -239,10 +240,16 @@ const tokens: FuzzTarget = {
 const PROTOCOLS = [...new Set(FORMATS.values())];
 const framing: FuzzTarget = {
   name: "framing",
-  seeds: [Buffer.from([0, 0, 0, 0, 3, 1, 2, 3]), Buffer.from([1, 0, 0, 0, 0]), Buffer.alloc(0)],
+  seeds: [
+    ...[Buffer.from([0, 0, 0, 0, 3, 1, 2, 3]), Buffer.from([1, 0, 0, 0, 0]), Buffer.alloc(0)],
+    ...[gzipSync("a message"), Buffer.concat([Buffer.of(1, 0, 0, 0, gzipSync("abc").length), gzipSync("abc")])],
+  ],
   run(input) {
     for (const format of PROTOCOLS) {
-      const found = messageIn(format, input, 64);
+      const inflated = messageIn(format, true, input, 64);
+      if (inflated !== undefined && input[0] === (format.protocol === "connect" ? 0x1f : 1))
+        assert.deepEqual(inflated, gunzipSync(format.protocol === "connect" ? input : input.subarray(5)));
+      const found = messageIn(format, false, input, 64);
       if (found === undefined) continue;
       assert(found.length <= 64);
       if (format.protocol === "connect") assert.deepEqual(found, input);
