@@ -2,6 +2,7 @@ import { execFile, execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { buildGo } from "../support/go.ts";
 import { cpuSecondsOf } from "./machine.ts";
 import { runLoad, type ServerProcess } from "./processes.ts";
 import type { Sample } from "./statistics.ts";
@@ -29,13 +30,8 @@ export function ensureH2load(): string {
 export function buildManyKeysLoad(sourceDir: string, dir: string): string | undefined {
   if (!canRun("go", ["version"])) return undefined;
   const binary = join(dir, "load");
-  try {
-    execFileSync("go", ["build", "-o", binary, "."], { cwd: sourceDir, stdio: ["ignore", "ignore", "pipe"] });
-  } catch (error) {
-    throw new Error(`The load generator could not be built: ${(error as { stderr?: Buffer }).stderr}`, {
-      cause: error,
-    });
-  }
+  const fault = buildGo(sourceDir, binary);
+  if (fault !== undefined) throw new Error(`The load generator could not be built: ${fault}.`);
   return binary;
 }
 

@@ -1,9 +1,10 @@
-import { execFileSync, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
+import { buildGo } from "../support/go.ts";
 import type { Operation } from "./operation.ts";
 
 /** What the checker found of one user's history. */
@@ -22,12 +23,8 @@ export type Decide = (history: readonly Operation[]) => Promise<Verdict[]>;
 /** Builds `checker/`, which needs Go and, the first time, its module proxy. A string says why it can't be. */
 export function buildChecker(): Decide | string {
   const binary = join(mkdtempSync(join(tmpdir(), "latchkey checker ")), "checker");
-  try {
-    execFileSync("go", ["build", "-o", binary, "."], { cwd: "test/faults/checker", stdio: "pipe" });
-  } catch (error) {
-    const { code, stderr } = error as { code?: string; stderr?: Buffer };
-    return code === "ENOENT" ? "there is no Go here" : `Go could not build it: ${stderr}`;
-  }
+  const fault = buildGo("test/faults/checker", binary);
+  if (fault !== undefined) return fault;
   const plots = mkdtempSync(join(tmpdir(), "latchkey histories "));
   return async (history) => {
     const checker = spawn(binary, ["-plots", plots], { stdio: ["pipe", "pipe", "pipe"] });

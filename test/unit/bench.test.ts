@@ -1,3 +1,7 @@
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
 import { expect, test } from "@jest/globals";
 import { parseKey } from "../../src/keys/format.ts";
 import { parseH2load } from "../bench/loads.ts";
@@ -71,4 +75,24 @@ test("another build is run by the node that is named for it, else by the one tha
   expect(beside("--beside", "old", "--beside-node", "node20")).toEqual({ dir: "old", node: "node20" });
   expect(beside("--beside", "old")).toEqual({ dir: "old", node: process.execPath });
   expect(beside()).toBeUndefined();
+});
+
+test("the bench shows Go's modules while they come, and what Go can't build", () => {
+  const bin = mkdtempSync(join(tmpdir(), "latchkey go "));
+  const build = () => {
+    const script = `import { buildGo } from ${JSON.stringify(resolve("test/support/go.ts"))}; console.log(buildGo("test", "x"));`;
+    const args = ["--experimental-strip-types", "--input-type=module", "--eval", script];
+    return spawnSync(process.execPath, args, { encoding: "utf8", env: { PATH: bin } });
+  };
+  expect(build().stdout).toBe("there is no Go here\n");
+  const built = (...lines: string[]) => {
+    writeFileSync(join(bin, "go"), ["#!/bin/sh", ...lines, ""].join("\n"), { mode: 0o755 });
+    return build();
+  };
+  const good = built("echo 'go: downloading example.org/module v1.0.0' >&2");
+  expect(good).toMatchObject({ stdout: "undefined\n", stderr: expect.stringContaining("go: downloading example.org") });
+  const bad = built("echo 'main.go:1: syntax error' >&2", "exit 1");
+  expect(bad).toMatchObject({ stdout: "Go could not build it; why stands above\n" });
+  expect(bad.stderr).toContain("syntax error");
+  rmSync(bin, { recursive: true });
 });
