@@ -34,7 +34,7 @@ export type Decide<T> = (current: KeysAtChange, now: Date) => Change<T>;
 
 /**
  * Where records are managed; Verify reads them through `lookup.ts`. Every method fails with a KeyError: DB_UNAVAILABLE (a change may still have been made),
- * DB_ERROR, DEADLINE_EXCEEDED. `deadlineMs` is on the clock of `performance.now()`.
+ * OVERLOADED (nothing was done), DB_ERROR, DEADLINE_EXCEEDED. `deadlineMs` is on the clock of `performance.now()`.
  */
 export interface KeyStore {
   /**

@@ -4,7 +4,15 @@ import type { Freshness } from "./freshness.ts";
 import type { KeyRecord } from "./key.ts";
 import type { Entry, View } from "./view.ts";
 
-/** Reads of records by id, for Verify. Each fails when the database does not answer; what that means is decided here. */
+/** A read was refused before it began: the database has too much to do. */
+export class DatabaseOverloaded extends Error {
+  override readonly name = "DatabaseOverloaded";
+}
+
+/**
+ * Reads of records by id, for Verify. Each fails when the database does not answer, with DatabaseOverloaded when it says that it
+ * can't at the moment; what that means is decided here.
+ */
 export interface RecordSource {
   /** At least as new as every event and every write of this process seen so far. */
   readRecent(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
@@ -37,11 +45,11 @@ export interface KeyLookup {
   /** The record, if the view is fresh and knows. */
   peek(id: string): Found | undefined;
   /**
-   * The record, at most as old as the bounds allow. DB_UNAVAILABLE when nothing that new can be had: where the database does not
-   * answer, a little before `deadlineMs` (of `performance.now()`), so that the caller still hears of it.
+   * The record, at most as old as the bounds allow. DB_UNAVAILABLE or OVERLOADED when nothing that new can be had: where the
+   * database does not answer, a little before `deadlineMs` (of `performance.now()`), so that the caller still hears of it.
    */
   find(id: string, deadlineMs?: number): Promise<Found>;
-  /** The record as of now; DB_UNAVAILABLE when that can't be proven, in time as with `find`. */
+  /** The record as of now; DB_UNAVAILABLE or OVERLOADED when that can't be proven, in time as with `find`. */
   findStrong(id: string, deadlineMs?: number): Promise<Found>;
   /** True while reads fail. */
   readonly outage: boolean;
@@ -65,6 +73,7 @@ export function createLookup(options: LookupOptions): KeyLookup {
   const readProven = createBatchedRead({ ...common, read: source.readProven });
   const readFromSecondary = createBatchedRead({ ...common, read: source.readFromSecondary });
   let failedMs = Number.NEGATIVE_INFINITY;
+  let failure: unknown;
   let probing = false;
 
   /** From a failed read until one succeeds, or until a proof that was sent after the failure comes back. */
@@ -76,7 +85,10 @@ export function createLookup(options: LookupOptions): KeyLookup {
       failedMs = Number.NEGATIVE_INFINITY;
       return result;
     } catch (error) {
-      if (!(error instanceof KeyError)) failedMs = clockMs();
+      if (!(error instanceof KeyError)) {
+        failedMs = clockMs();
+        failure = error;
+      }
       throw error;
     }
   }
@@ -145,7 +157,8 @@ export function createLookup(options: LookupOptions): KeyLookup {
     const found = Promise.any([late, ...members.map((read) => fromMember(read, id))]).catch((failures) => {
       const causes: unknown[] = failures.errors;
       throw (
-        causes.find((cause) => cause instanceof KeyError && cause.reason !== "DB_UNAVAILABLE") ?? unavailable(causes[0])
+        causes.find((cause) => cause instanceof KeyError && cause.reason !== "DB_UNAVAILABLE") ??
+        unavailable(causes.find((cause) => cause instanceof DatabaseOverloaded) ?? causes[0])
       );
     });
     return before(deadlineMs, found);
@@ -182,7 +195,7 @@ export function createLookup(options: LookupOptions): KeyLookup {
     async findStrong(id, deadlineMs = Number.POSITIVE_INFINITY) {
       if (isOutage()) {
         probe(id);
-        throw unavailable();
+        throw unavailable(failure);
       }
       try {
         return asOfItsBegin(await before(deadlineMs, attempt(readProven, id)));
@@ -201,6 +214,13 @@ function asOfItsBegin({ entry, beganMs }: ReadResult): Found {
 }
 
 function unavailable(cause?: unknown): KeyError {
+  if (cause instanceof DatabaseOverloaded) {
+    return new KeyError(
+      "OVERLOADED",
+      "The database has too much to do at the moment, and no answer as new as asked for is at hand. Try again shortly.",
+      { retryAfterMs: 1_000, cause },
+    );
+  }
   return new KeyError(
     "DB_UNAVAILABLE",
     "The database can't be reached at the moment, and no answer as new as asked for is at hand. Try again shortly.",

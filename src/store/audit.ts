@@ -1,8 +1,9 @@
 import { randomBytes } from "node:crypto";
 import { type Collection, type Db, type Filter, MongoBulkWriteError } from "mongodb";
 import type { AuditEntry, AuditStore, StoredAuditEntry } from "../keys/audit.ts";
-import { guarded, remainingMs } from "./failures.ts";
+import { guarded, guardedRead, remainingMs } from "./failures.ts";
 import { AUDIT } from "./schema.ts";
+import { isCode } from "./server-errors.ts";
 
 export interface AuditDocument extends AuditEntry {
   /** Begins with the time, so that ids are in its order. */
@@ -28,7 +29,7 @@ export function createAuditStore(db: Db): AuditStore {
       }),
 
     list: ({ actor, userId, keyId, action, result, since, until }, before, limit, deadlineMs) =>
-      guarded(deadlineMs, async () => {
+      guardedRead(deadlineMs, async () => {
         const ids: Filter<AuditDocument>[] = [];
         if (before !== undefined) ids.push({ _id: { $lt: before } });
         if (since !== undefined) ids.push({ _id: { $gte: idAt(since) } });
@@ -46,7 +47,7 @@ export function createAuditStore(db: Db): AuditStore {
 /** All that was refused had been written before. */
 function isAllWritten(error: unknown): boolean {
   if (!(error instanceof MongoBulkWriteError) || error.result.getWriteConcernError() !== undefined) return false;
-  return [error.writeErrors].flat().every(({ code }) => code === 11000);
+  return [error.writeErrors].flat().every(({ code }) => isCode(code, "DuplicateKey"));
 }
 
 export function toAuditDocument(entry: AuditEntry): AuditDocument {

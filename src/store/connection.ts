@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, type MongoClientOptions } from "mongodb";
 import { StartupError } from "../startup-error.ts";
+import { isOverloaded } from "./server-errors.ts";
 
 export interface Connection {
   readonly client: MongoClient;
@@ -27,6 +28,8 @@ const OPTIONS: MongoClientOptions = {
   writeConcern: { w: "majority" },
   retryReads: true,
   retryWrites: true,
+  // What is refused for overload is tried again where the call's deadline is known: the driver's pauses may outlast it.
+  maxAdaptiveRetries: 0,
 };
 
 /** Connects to a replica set or a sharded cluster; anything else is refused with a StartupError. */
@@ -53,10 +56,8 @@ export async function connect(uri: string): Promise<Connection> {
     client,
     reachable: (timeoutMs) => {
       const ping = client.db("admin").command({ ping: 1 }, { readPreference: "primary" });
-      const answered = ping.then(
-        () => true,
-        () => false,
-      );
+      // One that has too much to do answers.
+      const answered = ping.then(() => true, isOverloaded);
       return Promise.race([answered, sleep(timeoutMs, false, { ref: false })]);
     },
     close: () => client.close(),

@@ -1,64 +1,83 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   MongoError,
   MongoErrorLabel,
   MongoNetworkError,
   MongoNotConnectedError,
-  MongoServerError,
   MongoServerSelectionError,
   MongoTopologyClosedError,
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import { OPERATION_TIMEOUT_MS } from "./connection.ts";
-import { hasCode } from "./schema.ts";
+import { hasCode, isOverloaded, serverReason } from "./server-errors.ts";
 
-/** Runs `operation`; whatever it throws leaves as a KeyError. */
+/** Attempts after the first that the drivers' specification of client backpressure allows by default. */
+const MAX_OVERLOADS = 2;
+
+/** Runs `operation`, which changes something; whatever it throws leaves as a KeyError. */
 export async function guarded<T>(deadlineMs: number, operation: () => Promise<T>): Promise<T> {
-  try {
-    return await operation();
-  } catch (error) {
+  return operation().catch((error: unknown) => {
     throw toKeyError(error, deadlineMs);
+  });
+}
+
+/** As `guarded`, for what only reads, and may be tried again where the database has too much to do. */
+export async function guardedRead<T>(deadlineMs: number, operation: () => Promise<T>): Promise<T> {
+  for (let overloads = 1; ; overloads += 1) {
+    try {
+      return await operation();
+    } catch (error) {
+      if (!(await isWorthAnother(error, overloads, deadlineMs))) throw toKeyError(error, deadlineMs, "read");
+    }
   }
 }
 
-export function toKeyError(error: unknown, deadlineMs: number): KeyError {
+/** After a pause, for a database that has too much to do and did nothing: whether it may be asked again. */
+export async function isWorthAnother(error: unknown, overloads: number, untilMs: number): Promise<boolean> {
+  if (!isOverloaded(error) || overloads > MAX_OVERLOADS) return false;
+  const pauseMs = Math.random() * 100 * 2 ** overloads;
+  if (performance.now() + pauseMs >= untilMs) return false;
+  await sleep(pauseMs);
+  return true;
+}
+
+export function toKeyError(error: unknown, deadlineMs: number, kind: "change" | "read" = "change"): KeyError {
   if (error instanceof KeyError) return error;
-  if (isConflict(error)) return conflict(error);
-  if (hasCode(error, MAX_TIME_EXPIRED) && !mayBeCommitted(error) && performance.now() >= deadlineMs - 5) {
+  if (mayBeCommitted(error)) return unavailable(error, "change");
+  // Before labels: the driver gives a connection that could not be made, to a server that is gone, those of overload.
+  if (isOutOfReach(error)) return unavailable(error, kind);
+  if (isOverloaded(error)) return overloaded(error);
+  const reason = error instanceof MongoError ? serverReason(error) : undefined;
+  if (reason === "CONFLICT") return conflict(error);
+  if (hasCode(error, "MaxTimeMSExpired") && performance.now() >= deadlineMs - 5) {
     return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed while the database worked.", { cause: error });
   }
-  if (isUnavailable(error)) {
-    return new KeyError(
-      "DB_UNAVAILABLE",
-      "The database can't be reached at the moment. Try again shortly. A change may still have been made.",
-      { retryAfterMs: 1_000, cause: error },
-    );
-  }
+  if (reason === "DB_UNAVAILABLE") return unavailable(error, kind);
   return new KeyError("DB_ERROR", "The database refused the operation.", { cause: error });
 }
 
-const MAX_TIME_EXPIRED = 50;
+/** A failed commit that may have gone through all the same, whatever its last error says of itself. */
+export function maybeCommitted(cause: unknown): KeyError {
+  return cause instanceof KeyError ? cause : unavailable(cause, "change");
+}
 
-/** The server's own words for "not now": no primary, stepping down, shutting down, interrupted by that, time is up. */
-const UNAVAILABLE_CODES = new Set([
-  6,
-  7,
-  MAX_TIME_EXPIRED,
-  64,
-  89,
-  91,
-  189,
-  262,
-  9001,
-  10107,
-  11600,
-  11602,
-  13435,
-  13436,
-  317,
-  134,
-]);
+function unavailable(cause: unknown, kind: "change" | "read"): KeyError {
+  const message = "The database can't be reached at the moment. Try again shortly.";
+  return new KeyError("DB_UNAVAILABLE", kind === "read" ? message : `${message} A change may still have been made.`, {
+    retryAfterMs: 1_000,
+    cause,
+  });
+}
 
-function isUnavailable(error: unknown): boolean {
+function overloaded(cause: unknown): KeyError {
+  return new KeyError(
+    "OVERLOADED",
+    "The database has too much to do at the moment, and did nothing of this. Try again shortly.",
+    { retryAfterMs: 1_000, cause },
+  );
+}
+
+function isOutOfReach(error: unknown): boolean {
   return (
     // Where a write fails at once, the driver (7.9) lets out what the system said of the connection.
     (error as Partial<NodeJS.ErrnoException> | undefined)?.syscall !== undefined ||
@@ -66,10 +85,7 @@ function isUnavailable(error: unknown): boolean {
     error instanceof MongoServerSelectionError ||
     error instanceof MongoNotConnectedError ||
     error instanceof MongoTopologyClosedError ||
-    (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError") ||
-    (error instanceof MongoServerError && typeof error.code === "number" && UNAVAILABLE_CODES.has(error.code)) ||
-    (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.RetryableWriteError)) ||
-    mayBeCommitted(error)
+    (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError")
   );
 }
 
@@ -79,7 +95,7 @@ function mayBeCommitted(error: unknown): boolean {
 
 /** Another change to the same user's keys was faster: WriteConflict, or the unique index. */
 export function isConflict(error: unknown): boolean {
-  return hasCode(error, 112) || hasCode(error, 11000);
+  return error instanceof MongoError && serverReason(error) === "CONFLICT";
 }
 
 export function conflict(cause: unknown): KeyError {

@@ -1,5 +1,13 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import type { ClientSession, Collection, Filter, MongoClient } from "mongodb";
+import {
+  type ClientSession,
+  type Collection,
+  type Filter,
+  type MongoClient,
+  MongoError,
+  MongoErrorLabel,
+  type TransactionOptions,
+} from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { KeyRecord } from "../keys/key.ts";
 import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/key-store.ts";
@@ -8,7 +16,16 @@ import type { View } from "../keys/view.ts";
 import { type AuditDocument, toAuditDocument } from "./audit.ts";
 import type { ClusterTime } from "./cluster-time.ts";
 import { OPERATION_TIMEOUT_MS } from "./connection.ts";
-import { conflict, guarded, isConflict, remainingMs, toKeyError } from "./failures.ts";
+import {
+  conflict,
+  guarded,
+  guardedRead,
+  isConflict,
+  isWorthAnother,
+  maybeCommitted,
+  remainingMs,
+  toKeyError,
+} from "./failures.ts";
 import { type KeyDocument, toDocument, toRecord, toStored } from "./records.ts";
 import { AUDIT, KEYS } from "./schema.ts";
 import { matching } from "./search.ts";
@@ -25,7 +42,10 @@ interface Tried<T> {
   /** No attempt begins after this, but the first. */
   retryUntilMs: number;
   started?: boolean;
-  conflict?: unknown;
+  /** What stood in the way of the last attempt; undefined: another change. */
+  failure?: unknown;
+  /** A commit failed so, and may have gone through. */
+  commitFailure?: unknown;
   /** The last key inserted by an attempt whose commit may have gone through: its own id tells. */
   inserted?: { id: string } & Done<T>;
 }
@@ -77,46 +97,79 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
     requestDigest: string | undefined,
   ): Promise<Attempt<T>> {
     return client.withSession(async (session) => {
-      const outcome = await session.withTransaction(
-        async (): Promise<Attempt<T>> => {
-          // The driver tries a transaction again for two minutes; the call's deadline is what ends it.
-          if (tried.started && performance.now() >= tried.retryUntilMs) throw conflict(undefined);
-          if (performance.now() >= deadlineMs) throw deadlineExceeded();
-          tried.started = true;
-          const now = clock();
-          const current = await readInTransaction(userId, requestDigest, session, remainingMs(deadlineMs));
-          if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted };
-          const change = decideOrRefuse(current, now, decide);
-          if (change instanceof KeyError) return { refused: change };
-          const written = change.update.map((record) => ({ ...record, rev: record.rev + 1 }));
-          if (change.insert !== undefined) {
-            written.push(change.insert);
-            tried.inserted = { id: change.insert.id, answer: change.answer, written };
-          }
-          const isWritten = await write(userId, change, session, deadlineMs).catch((error: unknown) => {
-            if (!isConflict(error)) throw error;
-            tried.conflict = error;
-            return false;
-          });
-          if (!isWritten) {
-            // Left to the driver, the next attempt would wait for up to half a second, whatever the deadline.
-            await session.abortTransaction();
-            return "again";
-          }
-          // The last moment at which nothing is written yet.
-          if (performance.now() >= deadlineMs) throw deadlineExceeded();
-          return { done: { answer: change.answer, written } };
-        },
-        {
-          readConcern: { level: "majority" },
-          writeConcern: { w: "majority" },
-          readPreference: "primary",
-          maxCommitTimeMS: OPERATION_TIMEOUT_MS,
-        },
-      );
+      const once = async (): Promise<Attempt<T>> => {
+        // The driver tries a transaction again for two minutes; the call's deadline is what ends it.
+        if (tried.started && performance.now() >= tried.retryUntilMs) throw inVain(tried, deadlineMs);
+        if (performance.now() >= deadlineMs) throw deadlineExceeded();
+        tried.started = true;
+        tried.failure = undefined;
+        const now = clock();
+        const current = await readInTransaction(userId, requestDigest, session, remainingMs(deadlineMs));
+        if (tried.inserted !== undefined && current.active?.id === tried.inserted.id) return { done: tried.inserted };
+        const change = decideOrRefuse(current, now, decide);
+        if (change instanceof KeyError) return { refused: change };
+        const written = change.update.map((record) => ({ ...record, rev: record.rev + 1 }));
+        if (change.insert !== undefined) {
+          written.push(change.insert);
+          tried.inserted = { id: change.insert.id, answer: change.answer, written };
+        }
+        const isWritten = await write(userId, change, session, deadlineMs).catch((error: unknown) => {
+          if (!isConflict(error)) throw error;
+          tried.failure = error;
+          return false;
+        });
+        if (!isWritten) {
+          // Left to the driver, the next attempt would wait for up to half a second, whatever the deadline.
+          await session.abortTransaction();
+          return "again";
+        }
+        // The last moment at which nothing is written yet.
+        if (performance.now() >= deadlineMs) throw deadlineExceeded();
+        return { done: { answer: change.answer, written } };
+      };
+      const committed = async (): Promise<Attempt<T>> => {
+        try {
+          const outcome = await once();
+          if (outcome !== "again") await commit(session, tried);
+          return outcome;
+        } catch (error) {
+          tried.failure = error;
+          throw error;
+        }
+      };
+      const options: TransactionOptions = {
+        readConcern: { level: "majority" },
+        writeConcern: { w: "majority" },
+        readPreference: "primary",
+        maxCommitTimeMS: OPERATION_TIMEOUT_MS,
+      };
+      const outcome = await session.withTransaction(committed, options).catch((error: unknown) => {
+        throw tried.commitFailure === undefined ? error : maybeCommitted(tried.commitFailure);
+      });
       clusterTime.advance(session.operationTime);
       return outcome;
     });
+  }
+
+  /**
+   * Tried again until the deadline, where the driver would go on for two minutes: only an answer tells whether the change was
+   * made, and a transaction that stays open holds up the next ones.
+   */
+  async function commit(session: ClientSession, tried: Tried<unknown>): Promise<void> {
+    for (let attempts = 1; ; attempts += 1) {
+      try {
+        return await session.commitTransaction();
+      } catch (error) {
+        // It was not made: the driver begins the transaction anew.
+        if (error instanceof MongoError && error.hasErrorLabel(MongoErrorLabel.TransientTransactionError)) throw error;
+        const isFinal = toKeyError(error, Number.POSITIVE_INFINITY).retryAfterMs === undefined;
+        if (isFinal || performance.now() >= tried.retryUntilMs) {
+          tried.commitFailure = error;
+          throw error;
+        }
+        await sleep(Math.min(backOffMs(attempts), Math.max(0, tried.retryUntilMs - performance.now())));
+      }
+    }
   }
 
   /** False: another change was faster. */
@@ -178,10 +231,10 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
   }
 
   return {
-    findCurrent: (userId, deadlineMs) => guarded(deadlineMs, () => readCurrent(userId, deadlineMs)),
+    findCurrent: (userId, deadlineMs) => guardedRead(deadlineMs, () => readCurrent(userId, deadlineMs)),
 
     findRequested: (userId, requestDigest, deadlineMs) =>
-      guarded(deadlineMs, async () => {
+      guardedRead(deadlineMs, async () => {
         const record = await readOne({ userId, "request.id": requestDigest }, deadlineMs);
         const previousId = record?.request?.previousId;
         const previous = previousId && (await readOne({ _id: previousId, userId }, deadlineMs));
@@ -196,8 +249,12 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
         inTurn(userId, () =>
           seen(userId, async () => {
             const tried: Tried<T> = { retryUntilMs };
-            for (let attempts = 1; ; attempts += 1) {
-              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest);
+            for (let attempts = 1, overloads = 1; ; attempts += 1) {
+              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(async (error) => {
+                if (!(await isWorthAnother(error, overloads, retryUntilMs))) throw error;
+                overloads += 1;
+                return "again" as const;
+              });
               if (outcome !== "again" && "done" in outcome) return outcome.done;
               if (outcome !== "again") {
                 // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
@@ -206,17 +263,17 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
                 if (confirmed instanceof KeyError) throw confirmed;
               }
               await sleep(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
-              if (performance.now() >= retryUntilMs) throw conflict(tried.conflict);
+              if (performance.now() >= retryUntilMs) throw inVain(tried, deadlineMs);
             }
           }),
         ),
       );
     },
 
-    findById: (id, deadlineMs) => guarded(deadlineMs, () => readOne({ _id: id }, deadlineMs)),
+    findById: (id, deadlineMs) => guardedRead(deadlineMs, () => readOne({ _id: id }, deadlineMs)),
 
     list: (filter, after, limit, now, deadlineMs) =>
-      guarded(deadlineMs, async () => {
+      guardedRead(deadlineMs, async () => {
         const found = keys.find(matching(filter, after, now), { maxTimeMS: remainingMs(deadlineMs) });
         return (await found.sort({ _id: 1 }).limit(limit).toArray()).map(toRecord);
       }),
@@ -267,6 +324,11 @@ function decideOrRefuse<T>(
     if (error instanceof KeyError) return error;
     throw error;
   }
+}
+
+/** Time is up, and every attempt came to nothing. */
+function inVain({ failure }: Tried<unknown>, deadlineMs: number): KeyError {
+  return failure === undefined ? conflict(undefined) : toKeyError(failure, deadlineMs);
 }
 
 /** CONFLICT is to reach callers who wait no longer than the deadline: retries end a little before it. */

@@ -6,10 +6,11 @@ import { createServer } from "node:net";
 import { constants } from "node:os";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { MongoClient, MongoServerError } from "mongodb";
+import { MongoClient } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 import { fullDisk, namingFullDisk, whyFull } from "./disk.ts";
 import { findMongod, type MongodSearch, runnable } from "./mongod-binary.ts";
+import { hasCode } from "./server-errors.ts";
 
 export interface MongodOptions extends MongodSearch {
   /** Absolute. Made, for its owner only, when missing. */
@@ -234,8 +235,7 @@ async function configure(admin: ReturnType<MongoClient["db"]>, host: string): Pr
   try {
     await admin.command({ replSetInitiate: { _id: REPLICA_SET, members, settings } });
   } catch (error) {
-    const code = error instanceof MongoServerError ? error.code : undefined;
-    if (code !== 23) throw error; // AlreadyInitialized
+    if (!hasCode(error, "AlreadyInitialized")) throw error;
     const found = await admin.command({ replSetGetConfig: 1 }).catch(() => undefined);
     if (found === undefined || found.config.members[0].host === host) return;
     await admin.command({

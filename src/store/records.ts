@@ -1,8 +1,16 @@
-import { Binary, type Db, type Document, type ReadPreferenceMode, type Timestamp } from "mongodb";
+import {
+  Binary,
+  type Db,
+  type Document,
+  type ReadPreferenceMode,
+  type RunCommandOptions,
+  type Timestamp,
+} from "mongodb";
 import type { Fingerprint, KeyRecord } from "../keys/key.ts";
-import type { RecordSource } from "../keys/lookup.ts";
+import { DatabaseOverloaded, type RecordSource } from "../keys/lookup.ts";
 import type { ClusterTime } from "./cluster-time.ts";
 import { HEARTBEATS, KEYS } from "./schema.ts";
+import { isOverloaded } from "./server-errors.ts";
 
 /** A record as it is stored: absent fields are absent, the fingerprint's MAC is binary. */
 export interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
@@ -15,6 +23,14 @@ export interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
  * with old data and no error. They are raw commands, which the driver neither retries nor alters.
  */
 export function createRecordSource(db: Db, clusterTime: ClusterTime): RecordSource {
+  async function ask(command: Document, options: RunCommandOptions): Promise<Document> {
+    return db.command(command, options).catch((error: unknown) => {
+      throw isOverloaded(error)
+        ? new DatabaseOverloaded("the database did not begin to read", { cause: error })
+        : error;
+    });
+  }
+
   async function read(
     ids: readonly string[],
     signal: AbortSignal,
@@ -28,7 +44,7 @@ export function createRecordSource(db: Db, clusterTime: ClusterTime): RecordSour
       singleBatch: true,
       readConcern: { level: "majority", ...(after && { afterClusterTime: after }) },
     };
-    const answer = await db.command(command, { readPreference, signal });
+    const answer = await ask(command, { readPreference, signal });
     return (answer.cursor.firstBatch as KeyDocument[]).map(toRecord);
   }
 
@@ -38,7 +54,7 @@ export function createRecordSource(db: Db, clusterTime: ClusterTime): RecordSour
 
     // A linearizable read proves that the primary still is one; the database allows it for a single document only.
     async readProven(ids, signal) {
-      const proof: Document = await db.command(
+      const proof = await ask(
         { find: HEARTBEATS, filter: { _id: "" }, limit: 1, singleBatch: true, readConcern: { level: "linearizable" } },
         { readPreference: "primary", signal },
       );

@@ -1,5 +1,6 @@
 import { type Db, type IndexDescription, MongoError, MongoServerError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
+import { hasCode } from "./server-errors.ts";
 
 const DAY_MS = 86_400_000;
 
@@ -102,7 +103,7 @@ export async function ensureSchema(db: Db, options: SchemaOptions = {}): Promise
 export async function atStart<T>(db: Db, operation: () => Promise<T>): Promise<T> {
   return operation().catch((error: unknown) => {
     if (!(error instanceof MongoError)) throw error;
-    const isForbidden = hasCode(error, 13);
+    const isForbidden = hasCode(error, "Unauthorized");
     // A server's message repeats the whole command.
     const why = isForbidden ? "not allowed" : error instanceof MongoServerError ? error.codeName : error.message;
     throw new StartupError(
@@ -119,7 +120,7 @@ async function makeSchema(db: Db, { auditRetentionMs = 90 * DAY_MS, purgeAfterMs
   const present = existing as { options?: { validator?: unknown } } | undefined;
   if (present === undefined) {
     await db.createCollection(KEYS, { validator: VALIDATOR }).catch((error: unknown) => {
-      if (!hasCode(error, 48)) throw error; // NamespaceExists: another process was faster.
+      if (!hasCode(error, "NamespaceExists")) throw error; // Another process was faster.
     });
   } else if (JSON.stringify(present.options?.validator) !== JSON.stringify(VALIDATOR)) {
     await db.command({
@@ -141,7 +142,7 @@ async function ensureRetention(db: Db, expireAfterSeconds: number): Promise<void
   try {
     await db.collection(AUDIT).createIndex({ at: 1 }, { name: OLD_ENTRIES, expireAfterSeconds });
   } catch (error) {
-    if (!hasCode(error, 85)) throw error; // IndexOptionsConflict: it was another time before.
+    if (!hasCode(error, "IndexOptionsConflict")) throw error; // It was another time before.
     await db.command({ collMod: AUDIT, index: { name: OLD_ENTRIES, expireAfterSeconds } });
   }
 }
@@ -150,22 +151,17 @@ async function ensureIndex(db: Db, { name, key, ...options }: IndexDescription &
   try {
     await db.collection(KEYS).createIndex(key as Record<string, 1>, { name, ...options });
   } catch (error) {
-    // IndexOptionsConflict, IndexKeySpecsConflict
-    if (hasCode(error, 85) || hasCode(error, 86)) {
+    if (hasCode(error, "IndexOptionsConflict", "IndexKeySpecsConflict")) {
       throw new StartupError(
         `The collection "${db.databaseName}.${KEYS}" has an index that conflicts with "${name}", on which Latchkey relies. ` +
           `It was left alone. Look at db.${KEYS}.getIndexes(), drop the conflicting one, and start again.`,
       );
     }
-    if (hasCode(error, 11000)) {
+    if (hasCode(error, "DuplicateKey")) {
       throw new StartupError(
         `The index "${name}" can't be built: some user in "${db.databaseName}.${KEYS}" already has two such keys. Revoke one of them and start again.`,
       );
     }
     throw error;
   }
-}
-
-export function hasCode(error: unknown, code: number): error is MongoServerError {
-  return error instanceof MongoServerError && error.code === code;
 }

@@ -5,6 +5,7 @@ import type { Moment } from "../keys/freshness.ts";
 import type { StoredState } from "../keys/key.ts";
 import type { ClusterTime } from "./cluster-time.ts";
 import { HEARTBEATS, KEYS } from "./schema.ts";
+import { hasCode } from "./server-errors.ts";
 
 /** A change of a record, by whatever process. */
 export interface KeyEvent {
@@ -49,9 +50,6 @@ const MAX_BACKOFF_MS = 5_000;
 const FAREWELL_MS = 500;
 /** How long the server holds a request for events when there are none: less than the socket may be silent. */
 const MAX_AWAIT_MS = 1_000;
-
-/** The server can't go on from where the stream was: its history is gone, or the token is not its own. */
-const HISTORY_LOST = new Set([136, 260, 280, 286]);
 
 interface WatchedEvent {
   _id: unknown;
@@ -222,9 +220,11 @@ function pipeline(process: string): object[] {
   ];
 }
 
+/** The server can't go on from where the stream was: its history is gone, or the token is not its own. */
 function isHistoryLost(error: unknown): boolean {
-  if (!(error instanceof MongoServerError)) return false;
-  return HISTORY_LOST.has(Number(error.code)) || error.hasErrorLabel("NonResumableChangeStreamError");
+  if (hasCode(error, "CappedPositionLost", "InvalidResumeToken", "ChangeStreamFatalError", "ChangeStreamHistoryLost"))
+    return true;
+  return error instanceof MongoServerError && error.hasErrorLabel("NonResumableChangeStreamError");
 }
 
 /** The stream may be silent or dead: no heartbeat of this process came back in time. */

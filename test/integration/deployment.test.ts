@@ -8,6 +8,7 @@ import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health
 import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
 import { connect } from "../../src/store/connection.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
+import { SERVER_CODES } from "../../src/store/server-errors.ts";
 import { refusalOf } from "../support/errors.ts";
 import { createMongods, freePort } from "../support/replica-set.ts";
 import { startService } from "../support/service.ts";
@@ -65,7 +66,9 @@ test("the database itself refuses a second active key and a second retiring one 
   const keys = client.db(service.database).collection<{ _id: string; state: string }>("api_keys");
   for (const state of ["active", "retiring"]) {
     const copy = (await keys.findOne({ userId: user, state }))!;
-    await expect(keys.insertOne({ ...copy, _id: "A".repeat(16) })).rejects.toMatchObject({ code: 11000 });
+    await expect(keys.insertOne({ ...copy, _id: "A".repeat(16) })).rejects.toMatchObject({
+      code: SERVER_CODES.CONFLICT.DuplicateKey,
+    });
   }
   await client.close();
   await service.stop();

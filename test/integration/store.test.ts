@@ -9,6 +9,7 @@ import { createClusterTime } from "../../src/store/cluster-time.ts";
 import { type Connection, connect } from "../../src/store/connection.ts";
 import { createKeyStore } from "../../src/store/keys.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
+import { SERVER_CODES } from "../../src/store/server-errors.ts";
 
 function storeIn(client: MongoClient, database: string): KeyStore {
   const view = createView({ maxKeys: 10 });
@@ -110,7 +111,7 @@ test("a change is all or nothing: where the insert is refused, the update before
     })),
   );
   expect(error).toMatchObject({ reason: "DB_ERROR", message: "The database refused the operation." });
-  expect(error.cause).toMatchObject({ code: 121 });
+  expect(error.cause).toMatchObject({ code: SERVER_CODES.DB_ERROR.DocumentValidationFailure });
   expect(await states()).toEqual(["active"]);
 });
 

@@ -1,8 +1,10 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { expect, test } from "@jest/globals";
-import { MongoServerError } from "mongodb";
+import { MongoErrorLabel, MongoNetworkError, MongoServerError } from "mongodb";
+import { MONGODB_ERROR_CODES } from "mongodb/lib/error.js";
 import { toKeyError } from "../../src/store/failures.ts";
+import { LABELS, SERVER_CODES } from "../../src/store/server-errors.ts";
 
 /** What a socket fails with when it is written to after its peer has reset it. */
 async function writeFailure(): Promise<unknown> {
@@ -24,13 +26,67 @@ test("what the system says of a connection means that the database can't be reac
 });
 
 test("a commit that ran out of time may have been made: nobody is told that nothing was written", () => {
-  const late = { code: 50, errmsg: "operation exceeded time limit" };
+  const late = { code: SERVER_CODES.DB_UNAVAILABLE.MaxTimeMSExpired, errmsg: "operation exceeded time limit" };
   expect(toKeyError(new MongoServerError(late), 0)).toMatchObject({ reason: "DEADLINE_EXCEEDED" });
   const commit = new MongoServerError({ ...late, errorLabels: ["UnknownTransactionCommitResult"] });
   expect(toKeyError(commit, 0)).toMatchObject({ reason: "DB_UNAVAILABLE" });
 });
 
 test("what the database says no to is a refusal, and so is what nobody knows", () => {
-  for (const cause of [new MongoServerError({ code: 13, errmsg: "not authorized" }), new Error("?"), undefined])
+  for (const cause of [
+    new MongoServerError({ code: SERVER_CODES.DB_ERROR.Unauthorized, errmsg: "not authorized" }),
+    new Error("?"),
+    undefined,
+  ])
     expect(toKeyError(cause, 0)).toMatchObject({ reason: "DB_ERROR", cause });
+});
+
+const labelled = (...errorLabels: string[]) =>
+  new MongoServerError({ code: 462, errmsg: "rate exceeded", errorLabels });
+
+test("overload is told as such where its labels say that nothing was done, and only there", () => {
+  for (const undone of ["RetryableError", "NoWritesPerformed"])
+    expect(toKeyError(labelled("SystemOverloadedError", undone), 0)).toMatchObject({
+      ...{ reason: "OVERLOADED", retryAfterMs: 1_000 },
+    });
+  for (const labels of [
+    [],
+    ["SystemOverloadedError"],
+    ["SystemOverloadedError", "RetryableError", "UnknownTransactionCommitResult"],
+  ])
+    expect(toKeyError(labelled(...labels), 0)).toMatchObject({ reason: "DB_UNAVAILABLE", retryAfterMs: 1_000 });
+});
+
+test("a server that is gone is DB_UNAVAILABLE, though the driver labels its connections as refused for overload", () => {
+  const gone = new MongoNetworkError("connect ECONNREFUSED");
+  for (const label of ["SystemOverloadedError", "RetryableError"]) gone.addErrorLabel(label);
+  expect(toKeyError(gone, 0)).toMatchObject({ reason: "DB_UNAVAILABLE" });
+});
+
+test("a read that failed does not say that a change may have been made", () => {
+  const gone = new MongoNetworkError("connection closed");
+  expect(toKeyError(gone, 0).message).toContain("A change may still have been made.");
+  const { reason, message } = toKeyError(gone, 0, "read");
+  expect({ reason, message }).toEqual({
+    reason: "DB_UNAVAILABLE",
+    message: "The database can't be reached at the moment. Try again shortly.",
+  });
+});
+
+test("every label and every code that the driver knows is in the tables, under its name", () => {
+  expect(Object.keys(LABELS).sort()).toEqual(Object.values(MongoErrorLabel).sort());
+  const named = Object.fromEntries(Object.values(SERVER_CODES).flatMap((codes) => Object.entries(codes)));
+  const { Reauthenticate: ReauthenticationRequired, ...others } = MONGODB_ERROR_CODES;
+  expect(named).toMatchObject({ ReauthenticationRequired, ...others });
+  const codes = Object.values(named);
+  expect(new Set(codes).size).toBe(codes.length);
+});
+
+test("a read that the primary can't prove, or a cursor that was killed, may be asked again", () => {
+  const { LinearizableReadConcernError, CursorNotFound, QueryPlanKilled, KeyNotFound } = SERVER_CODES.DB_UNAVAILABLE;
+  for (const code of [LinearizableReadConcernError, CursorNotFound, QueryPlanKilled, KeyNotFound])
+    expect(toKeyError(new MongoServerError({ code }), 0)).toMatchObject({
+      reason: "DB_UNAVAILABLE",
+      retryAfterMs: 1_000,
+    });
 });

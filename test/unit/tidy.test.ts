@@ -62,6 +62,15 @@ test("help, the version and wrong usage of the command line load commander and n
   expect([...reached].filter((name) => !/^(?:src\/|node:)/.test(name))).toEqual(["commander"]);
 });
 
+test("the database's error codes have names: no number of one stands outside their table", () => {
+  const bare = sources
+    .filter((file) => file.startsWith("src/store/") && file !== "src/store/server-errors.ts")
+    .filter((file) =>
+      /\bcode\b[^\n]{0,20}[=<>]==? *[1-9]|hasCode\([^)]*\d|new Set\(\[\s*\d/.test(readFileSync(file, "utf8")),
+    );
+  expect(bare).toEqual([]);
+});
+
 test("process.env is read in config.ts alone", () => {
   const readers = sources.filter((file) => readFileSync(file, "utf8").includes("process.env"));
   expect(readers).toEqual(["src/config.ts"]);

@@ -82,8 +82,9 @@ export enum ErrorReason {
   NO_KEY = 8,
 
   /**
-   * RESOURCE_EXHAUSTED, with RetryInfo: too much work is queued to answer within the caller's deadline, or too many
-   * watches are open. Nothing was done.
+   * RESOURCE_EXHAUSTED, with RetryInfo: too much work is queued to answer within the caller's deadline, too many
+   * watches are open, or the database has too much to do and says that it did not begin. It is said only where nothing
+   * was done.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 9;
    */
