@@ -1,6 +1,5 @@
-import { createPublicKey } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { isIP } from "node:net";
+import { isIP, isIPv6 } from "node:net";
 import { availableParallelism, homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { z } from "zod";
@@ -9,7 +8,9 @@ import { KEY_PREFIX_PATTERN } from "./keys/format.ts";
 import { parseScopePatterns, type ScopePatterns } from "./keys/policy.ts";
 import type { RequestKey } from "./keys/request-id.ts";
 import type { Pepper } from "./keys/secret.ts";
+import { readPublicKey } from "./public-key.ts";
 import { StartupError } from "./startup-error.ts";
+import { isUriOption, judgeUri } from "./store/connection-string.ts";
 import type { ListenerLimits } from "./transport/listener.ts";
 import type { TlsFiles } from "./transport/tls.ts";
 
@@ -37,9 +38,11 @@ export interface GatewayKeySources {
 }
 
 const address = z.string().transform((text, context): Address => {
-  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
+  const match = /^(?:\[([^\]]+)\]|([0-9A-Za-z._-]+)):(\d{1,5})$/.exec(text);
   const port = Number(match?.[3]);
-  if (match && port <= 65_535) return { host: (match[1] ?? match[2])!, port };
+  const isHost =
+    match?.[1] === undefined ? !/^[0-9.]+$/.test(match?.[2] ?? "") || isIP(match![2]!) === 4 : isIPv6(match[1]);
+  if (match && isHost && port <= 65_535) return { host: (match[1] ?? match[2])!, port };
   return fail(context, "must be host:port, for example 127.0.0.1:8080 or [::1]:8080");
 });
 
@@ -50,10 +53,21 @@ const duration = z.string().transform((text, context): number => {
 /** Node takes what doesn't fit in 31 bits of milliseconds for 1 ms. */
 const timeout = duration.refine((ms) => ms >= 1 && ms < 2 ** 31, "must be 1ms to 24d");
 
-const count = z.string().transform((text, context): number => {
-  const value = Number(text);
-  return /^\d{1,9}$/.test(text) && value > 0 ? value : fail(context, "must be a whole number above 0");
+const wholeNumber = (least: number, most: number, or = "") =>
+  z.string().transform((text, context): number => {
+    const value = Number(text);
+    if (/^\d{1,9}$/.test(text) && value >= least && value <= most) return value;
+    return fail(context, `must be a whole number from ${least} to ${most}${or}`);
+  });
+
+const count = wholeNumber(1, 999_999_999);
+
+/** Taken as it stands, so that a blank at an end would be a part of it. */
+const text = z.string().refine((value) => /^[^\s\p{Cc}](?:[^\p{Cc}]*[^\s\p{Cc}])?$/u.test(value), {
+  message: "must have no blank or line break at its ends, and no control character",
 });
+
+const path = text.refine((value) => !value.startsWith("-----BEGIN"), "must be the path of a file, not what is in it");
 
 const list = z.string().transform((text) =>
   text
@@ -112,7 +126,7 @@ const clientNames = list.transform((names, context): string[] => {
 });
 
 const adminClaim = z.string().transform((text, context): { name: string; value: string } => {
-  const match = /^([^=]+)=(.+)$/.exec(text);
+  const match = /^([^=\s]|[^=\s][^=]*[^=\s])=(\S|\S.*\S)$/.exec(text);
   return match ? { name: match[1]!, value: match[2]! } : fail(context, "must be claim=value, for example role=admin");
 });
 
@@ -125,7 +139,13 @@ const gatewayKeySources = list.transform((items, context): GatewayKeySources => 
   const good =
     headers.every((name) => /^[a-z0-9][a-z0-9_-]{0,63}$/.test(name) && !isTaken(name)) &&
     queries.every((name) => /^[0-9A-Za-z._-]{1,64}$/.test(name));
-  if (known === 0 || known < items.length || new Set(items).size < items.length || !good) {
+  if (
+    known === 0 ||
+    known < items.length ||
+    new Set([...headers, ...queries.map((name) => `?${name}`), ...items.filter((item) => item === "bearer")]).size <
+      items.length ||
+    !good
+  ) {
     return fail(
       context,
       "must be one or more of bearer, header:NAME and query:NAME, separated by commas, each once; NAME not authorization, cookie, host or x-latchkey-…",
@@ -134,21 +154,51 @@ const gatewayKeySources = list.transform((items, context): GatewayKeySources => 
   return { bearer: items.includes("bearer"), headers, queries };
 });
 
+const TAKEN = [
+  ...["authorization", "proxy-authorization", "cookie", "host", "content-length", "content-type", "transfer-encoding"],
+  ...["connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "expect"],
+];
+
 /** Headers whose values are not an API key and nothing else, or that mean something to Latchkey. */
 function isTaken(name: string): boolean {
-  return ["authorization", "cookie", "host"].includes(name) || name.replaceAll("_", "-").startsWith("x-latchkey-");
+  return TAKEN.includes(name) || name.replaceAll("_", "-").startsWith("x-latchkey-");
 }
 
-/** A private one, or another form of a public one, would be taken by Node, and refused with the first token. */
-function isPublicKey(pem: string): boolean {
-  try {
-    return pem.trim().startsWith("-----BEGIN PUBLIC KEY-----") && createPublicKey(pem).type === "public";
-  } catch {
-    return false;
+const publicKey = z.string().transform((value, context): string => {
+  const key = readPublicKey(value);
+  return "pem" in key ? key.pem : fail(context, key.problem);
+});
+
+/** Its bytes are the key: nothing that an editor or a shell added may be among them. */
+const jwtSecret = z.string().superRefine((value, context) => {
+  const problem = (message: string) => context.addIssue({ code: "custom", message });
+  if (/-----BEGIN [A-Z ]+-----/.test(value))
+    return problem(
+      "must be a secret, and no key in PEM, which anyone may have: that belongs into LATCHKEY_JWT_PUBLIC_KEY",
+    );
+  if (value.includes("\uFFFD")) problem("must be UTF-8 text: of other bytes each became the same character");
+  if (value.trim() !== value) problem("must have no blank or line break at its ends: it would be a part of the secret");
+  if (Buffer.byteLength(value) < 32) problem("must have at least 32 bytes; make one: openssl rand -base64 48");
+});
+
+const url = z.string().superRefine((value, context) => {
+  if (!/^https?:\/\/[^\s]+$/.test(value) || !URL.canParse(value)) return void fail(context, "must be an http(s) URL");
+  const { username, password, hash } = new URL(value);
+  if (username !== "" || password !== "") fail(context, "must have no user and password in it: they would not be sent");
+  if (hash !== "") fail(context, "must have no # in it");
+});
+
+const mongodbUri = z.string().superRefine((text, context) => {
+  const judged = judgeUri(text);
+  if (judged === undefined)
+    return void fail(context, "must be mongodb://host:27017/?replicaSet=rs0 or mongodb+srv://…");
+  for (const name of judged.refused) {
+    const why = isUriOption(name)
+      ? "which Latchkey can't be run with"
+      : "which is no option of a MongoDB connection string";
+    fail(context, `must not have the option ${name}, ${why}: leave it out`);
   }
-}
-
-const url = z.string().refine((text) => URL.canParse(text) && /^https?:/.test(text), "must be an http(s) URL");
+});
 
 const CENTURY_MS = 36_500 * 86_400_000;
 
@@ -158,25 +208,23 @@ export const VARIABLES = {
     .prefault("127.0.0.1:8080")
     .describe("address of the one public port (port 0: any, printed in the ready line)"),
   LATCHKEY_OPS_LISTEN: z
-    .union([z.literal("off"), address])
+    .union([z.literal("off"), address], "must be host:port, for example 127.0.0.1:9090 or [::1]:9090, or off")
     .prefault("127.0.0.1:9090")
     .describe("metrics, liveness and readiness over plain HTTP; `off`"),
-  LATCHKEY_DATA_DIR: z.string().prefault(".latchkey").describe("embedded database and development secrets"),
-  MONGODB_URI: z
-    .string()
+  LATCHKEY_DATA_DIR: path.prefault(".latchkey").describe("embedded database and development secrets"),
+  MONGODB_URI: mongodbUri
     .optional()
     .meta({ secret: true, shown: "embedded" })
     .describe("where records live: a replica set or a sharded cluster"),
   MONGODB_DATABASE: z
     .string()
-    .regex(/^[^/\\. "$*<>:|?\0]{1,63}$/, "is not a MongoDB database name")
+    .refine(
+      isDatabaseName,
+      "must be a database name of MongoDB: up to 63 bytes, none of / \\ . $ * < > : | ? or quotes or blanks, and not admin, config or local",
+    )
     .prefault("latchkey")
     .describe("the database in it"),
-  MONGOD_BINARY: z
-    .string()
-    .optional()
-    .meta({ shown: "found or fetched" })
-    .describe("the `mongod` to run when embedded"),
+  MONGOD_BINARY: path.optional().meta({ shown: "found or fetched" }).describe("the `mongod` to run when embedded"),
   LATCHKEY_KEY_PREFIX: keyPrefix.prefault("lk").describe("what new keys begin with"),
   LATCHKEY_KEY_PREFIX_ALSO: list
     .pipe(z.array(keyPrefix))
@@ -192,15 +240,11 @@ export const VARIABLES = {
     .describe(
       "`id:base64,id:base64`, newest first: what secrets of calls with a `request_id` are derived from; unset beside `MONGODB_URI`: `request_id` is refused",
     ),
-  LATCHKEY_JWT_SECRET: z
-    .string()
-    .refine((text) => Buffer.byteLength(text) >= 32, "must have at least 32 bytes; make one: openssl rand -base64 48")
+  LATCHKEY_JWT_SECRET: jwtSecret
     .optional()
     .meta({ secret: true, shown: "made once when embedded" })
     .describe("HS256 secret of user tokens, its UTF-8 bytes. Exactly one of this and the next two"),
-  LATCHKEY_JWT_PUBLIC_KEY: z
-    .string()
-    .refine(isPublicKey, "must be a public key in PEM (-----BEGIN PUBLIC KEY-----)")
+  LATCHKEY_JWT_PUBLIC_KEY: publicKey
     .optional()
     .meta({ secret: true })
     .describe("public key of user tokens, PEM (SPKI)"),
@@ -211,9 +255,8 @@ export const VARIABLES = {
     .describe(
       "how long the last key set that could be fetched is good without another; it is fetched every few minutes",
     ),
-  LATCHKEY_JWT_ISSUER: z.string().optional().describe("`iss` that user tokens must carry"),
-  LATCHKEY_JWT_AUDIENCE: z
-    .string()
+  LATCHKEY_JWT_ISSUER: text.optional().describe("`iss` that user tokens must carry"),
+  LATCHKEY_JWT_AUDIENCE: text
     .optional()
     .describe("`aud` that user tokens must carry; unset: any but `LATCHKEY_VERIFY_AUDIENCE`"),
   LATCHKEY_ADMIN_CLAIM: adminClaim
@@ -230,7 +273,7 @@ export const VARIABLES = {
     .literal("yes", "must be yes, or be left out")
     .optional()
     .describe("`yes`: said a second time, that `none` is meant off loopback"),
-  LATCHKEY_VERIFY_AUDIENCE: z.string().optional().describe("`aud` of the JWTs of callers of Verify, needed for `jwt`"),
+  LATCHKEY_VERIFY_AUDIENCE: text.optional().describe("`aud` of the JWTs of callers of Verify, needed for `jwt`"),
   LATCHKEY_SERVICE_TOKENS: serviceTokens
     .optional()
     .meta({ secret: true })
@@ -272,7 +315,7 @@ export const VARIABLES = {
     .prefault("90d")
     .describe("how long entries of the audit trail are kept"),
   LATCHKEY_PURGE_AFTER: duration
-    .refine((ms) => ms >= 86_400_000, "must be at least 1d")
+    .refine((ms) => ms >= 86_400_000 && ms <= CENTURY_MS, "must be 1d to 36500d")
     .optional()
     .meta({ shown: "never" })
     .describe("records of keys are removed this long after the keys ended"),
@@ -281,6 +324,8 @@ export const VARIABLES = {
     .prefault("1s")
     .describe("a revoked key is refused everywhere within this time while MongoDB answers"),
   LATCHKEY_OUTAGE_GRACE: duration
+    // For as long a process that is cut off takes a revoked key.
+    .refine((ms) => ms <= 7 * 86_400_000, "must be at most 7d")
     .prefault("30s")
     .describe(
       "how long keys in memory stay good, counted from the last proof of freshness, while it does not; `0s`: not at all",
@@ -289,37 +334,38 @@ export const VARIABLES = {
     .refine((ms) => ms >= 10 && ms <= 3_600_000, "must be 10ms to 1h")
     .prefault("150ms")
     .describe("time without an answer to a read of Verify after which MongoDB counts as away"),
-  LATCHKEY_CACHE_KEYS: count.prefault("100000").describe("records held in memory"),
+  // What a Map can hold: 2²⁴ entries.
+  LATCHKEY_CACHE_KEYS: wholeNumber(1, 16_000_000).prefault("100000").describe("records held in memory"),
   LATCHKEY_WORKERS: z
     .union(
-      [z.literal("auto").transform(() => availableParallelism()), count],
-      "must be a whole number above 0, or auto",
+      [z.literal("auto").transform(() => availableParallelism()), wholeNumber(1, 1_024)],
+      "must be a whole number from 1 to 1024, or auto",
     )
     .prefault("1")
     .describe("processes that share the public port; `auto`: one a core. Each keeps a memory of records of its own"),
-  LATCHKEY_HASH_CONCURRENCY: count
+  LATCHKEY_HASH_CONCURRENCY: wholeNumber(1, 1_024)
     .optional()
     .meta({ shown: "cores" })
     .describe("argon2 runs at once, of all workers together"),
   LATCHKEY_HASH_QUEUE: count.prefault("64").describe("calls that may wait for one, a worker"),
-  LATCHKEY_TLS_CERT_FILE: z
-    .string()
+  LATCHKEY_TLS_CERT_FILE: path
     .optional()
     .describe("certificate of the public port, PEM, with what stands between it and its root; unset: cleartext"),
-  LATCHKEY_TLS_KEY_FILE: z.string().optional().describe("its key, PEM"),
-  LATCHKEY_TLS_CLIENT_CA_FILE: z
-    .string()
+  LATCHKEY_TLS_KEY_FILE: path.optional().describe("its key, PEM"),
+  LATCHKEY_TLS_CLIENT_CA_FILE: path
     .optional()
     .describe("who signs the certificates of clients, PEM, needed for `mtls`"),
   LATCHKEY_PLAINTEXT: z
     .literal("yes", "must be yes, or be left out")
     .optional()
     .describe("`yes`: cleartext is meant though `LATCHKEY_LISTEN` is not a loopback address"),
-  LATCHKEY_MAX_MESSAGE_BYTES: count.prefault("65536").describe("largest request message"),
+  LATCHKEY_MAX_MESSAGE_BYTES: wholeNumber(256, 999_999_999).prefault("65536").describe("largest request message"),
   LATCHKEY_MAX_CONNECTIONS: count.prefault("10000").describe("connections at once; more are closed unanswered"),
   LATCHKEY_MAX_STREAMS: count.prefault("250").describe("HTTP/2 streams at once on a connection"),
-  LATCHKEY_MAX_HEADER_BYTES: count.prefault("16384").describe("all headers of a request together"),
-  LATCHKEY_MAX_HEADERS: count.prefault("128").describe("headers of an HTTP/2 request"),
+  LATCHKEY_MAX_HEADER_BYTES: wholeNumber(512, 999_999_999)
+    .prefault("16384")
+    .describe("all headers of a request together"),
+  LATCHKEY_MAX_HEADERS: wholeNumber(16, 999_999_999).prefault("128").describe("headers of an HTTP/2 request"),
   LATCHKEY_MAX_SESSION_MEMORY: count.prefault("4").describe("MiB that an HTTP/2 connection may hold"),
   LATCHKEY_MAX_INVALID_FRAMES: count
     .prefault("100")
@@ -345,7 +391,9 @@ export const VARIABLES = {
     .describe(
       "how long connections and calls are still taken after SIGTERM, while readiness already says no: as long as balancers and gateways take to notice, `5s` under Kubernetes",
     ),
-  LATCHKEY_KEEPALIVE_PROBE: timeout
+  LATCHKEY_KEEPALIVE_PROBE: duration
+    // Linux takes whole seconds, up to 32,767.
+    .refine((ms) => ms >= 1_000 && ms <= 9 * 3_600_000, "must be 1s to 9h")
     .prefault("1m")
     .describe("silence after which TCP probes whether a client is still there"),
   LATCHKEY_LOG_LEVEL: z
@@ -436,7 +484,7 @@ export function readConfig(environment: Environment = process.env): Config {
     if (name.startsWith("LATCHKEY_") && !known.has(name) && !isServiceLink(name, value ?? ""))
       problems.push(unknownVariable(name));
   }
-  if (parsed.success) problems.push(...contradictions(parsed.data));
+  if (parsed.success && parsed.isWhole) problems.push(...contradictions(parsed.data));
   if (problems.length > 0 || !parsed.success) {
     throw new StartupError(
       `The configuration has ${problems.length} problem(s):\n${problems.map((problem) => `  - ${problem}`).join("\n")}`,
@@ -484,18 +532,35 @@ function unknownVariable(name: string): string {
   return `${name} is not a variable of Latchkey; see the README's table`;
 }
 
+const SYSTEM_DATABASES = ["admin", "config", "local"];
+
+function isDatabaseName(name: string): boolean {
+  return (
+    /^[^/\\. "'$*<>:|?\p{Cc}\s]+$/u.test(name) && Buffer.byteLength(name) <= 63 && !SYSTEM_DATABASES.includes(name)
+  );
+}
+
 /** The settings of the CLI's client commands. */
 export function readClientConfig(environment: Environment = process.env): { url: string; token: string | undefined } {
   const problems: string[] = [];
   const parsed = parse(clientSchema, environment, problems);
   if (problems.length > 0 || !parsed.success) throw new StartupError(problems.join("\n"));
-  return { url: parsed.data.LATCHKEY_URL, token: parsed.data.LATCHKEY_TOKEN };
+  return { url: parsed.data.LATCHKEY_URL.replace(/\/+$/, ""), token: parsed.data.LATCHKEY_TOKEN };
 }
 
 /** Only a literal loopback address counts: a name may come to mean something else. */
 export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 }
+
+/** What is asked of callers of Verify in one way alone. */
+const ONLY_WITH = [
+  ["LATCHKEY_VERIFY_OPEN", "none"],
+  ["LATCHKEY_SERVICE_TOKENS", "token"],
+  ["LATCHKEY_VERIFY_AUDIENCE", "jwt"],
+  ["LATCHKEY_TLS_CLIENT_CA_FILE", "mtls"],
+  ["LATCHKEY_VERIFY_CLIENTS", "mtls"],
+] as const;
 
 function contradictions(settings: Settings): string[] {
   const problems: string[] = [];
@@ -523,10 +588,17 @@ function contradictions(settings: Settings): string[] {
       "LATCHKEY_TLS_CLIENT_CA_FILE must be set when LATCHKEY_VERIFY_AUTH is mtls: who signs the clients' certificates",
     );
   }
-  for (const name of ["LATCHKEY_TLS_CLIENT_CA_FILE", "LATCHKEY_VERIFY_CLIENTS"] as const) {
-    if (settings[name] !== undefined && verifyAuth !== "mtls")
-      problems.push(`${name} means nothing unless LATCHKEY_VERIFY_AUTH is mtls`);
+  for (const [name, meant] of ONLY_WITH) {
+    if (settings[name] !== undefined && verifyAuth !== meant)
+      problems.push(`${name} means nothing unless LATCHKEY_VERIFY_AUTH is ${meant}: set that, or leave it out`);
   }
+  if (settings.LATCHKEY_PLAINTEXT !== undefined && settings.LATCHKEY_TLS_CERT_FILE !== undefined)
+    problems.push(
+      "LATCHKEY_PLAINTEXT means nothing beside LATCHKEY_TLS_CERT_FILE: the port speaks TLS. Leave one of them out",
+    );
+  const { LATCHKEY_LISTEN: listen, LATCHKEY_OPS_LISTEN: ops } = settings;
+  if (ops !== "off" && listen.port !== 0 && listen.port === ops.port && listen.host === ops.host)
+    problems.push("LATCHKEY_LISTEN and LATCHKEY_OPS_LISTEN are the same address: set another port for one of them");
   if (settings.LATCHKEY_TLS_CLIENT_CA_FILE !== undefined && settings.LATCHKEY_TLS_CERT_FILE === undefined)
     problems.push("LATCHKEY_TLS_CERT_FILE and LATCHKEY_TLS_KEY_FILE must be set when LATCHKEY_TLS_CLIENT_CA_FILE is");
   const { host } = settings.LATCHKEY_LISTEN;
@@ -638,21 +710,58 @@ function tokenKey(settings: Settings): TokenKey | undefined {
 function parse<Shape extends z.ZodRawShape>(schema: z.ZodObject<Shape>, environment: Environment, problems: string[]) {
   const values: Environment = {};
   for (const [name, type] of Object.entries(schema.shape)) {
-    const value = environment[name] || undefined;
-    const file = isSecret(type as z.ZodType) ? environment[`${name}_FILE`] : undefined;
-    if (value !== undefined && file) problems.push(`${name} and ${name}_FILE exclude each other`);
-    values[name] = file ? readSecret(name, file, problems) : value;
+    const secret = isSecret(type as z.ZodType);
+    const file = (secret && environment[`${name}_FILE`]) || undefined;
+    const value = file === undefined ? environment[name] || undefined : readSecret(name, file, problems);
+    if (environment[name] && file !== undefined) problems.push(`${name} and ${name}_FILE exclude each other: set one`);
+    const spoilt = value === undefined ? undefined : whatSpoils(value);
+    if (spoilt === undefined) values[name] = value;
+    else problems.push(`${name} ${spoilt}`);
   }
   const parsed = schema.safeParse(values);
-  for (const issue of parsed.error?.issues ?? []) problems.push(`${String(issue.path[0])} ${issue.message}`);
-  return parsed;
+  for (const {
+    path: [name],
+    message,
+  } of parsed.error?.issues ?? []) {
+    const value = values[String(name)] ?? "";
+    const kind = isSecret(schema.shape[String(name)] as z.ZodType) ? kindOf(value) : shown(value);
+    problems.push(`${String(name)} is ${kind}: it ${message}`);
+  }
+  return { ...parsed, isWhole: problems.length === 0 };
+}
+
+/** What no value has on purpose. */
+function whatSpoils(value: string): string | undefined {
+  if (value.trim() === "") return "is blank: set it, or leave it out";
+  if (/^\s*(["']).*\1\s*$/s.test(value))
+    return "has quotes around it, which are taken for a part of it (docker --env-file leaves them): leave them out";
+  return undefined;
+}
+
+/** For values that may be secret. */
+function kindOf(value: string): string {
+  const [, label] = /-----BEGIN ([A-Z0-9 ]{1,40})-----/.exec(value) ?? [];
+  if (label !== undefined) return `PEM (${label})`;
+  const lines = value.split("\n").length;
+  return `${value.length} character(s)${lines > 1 ? ` in ${lines} lines` : ""}`;
+}
+
+/** For the others; a password in a URL, or a key where a path belongs, is secret all the same. */
+function shown(value: string): string {
+  if (value.includes("-----BEGIN ")) return kindOf(value);
+  const open = value.replace(/\/\/[^/]*@/, "//…@");
+  return JSON.stringify(open.length > 80 ? `${open.slice(0, 80)}…` : open);
 }
 
 function readSecret(name: string, file: string, problems: string[]): string | undefined {
   try {
-    return readFileSync(file, "utf8").replace(/\r?\n$/, "");
+    const text = new TextDecoder().decode(readFileSync(file)).replace(/\r?\n$/, "");
+    if (text === "") problems.push(`${name}_FILE names a file that is empty`);
+    return text || undefined;
   } catch (error) {
-    problems.push(`${name}_FILE can't be read: ${(error as Error).message}`);
+    // Its path is not told: it may be the secret itself, where that was set by mistake.
+    const { code = "" } = error as NodeJS.ErrnoException;
+    problems.push(`${name}_FILE can't be read (${code}): it must be the path of a file that this user may read`);
     return undefined;
   }
 }

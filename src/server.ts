@@ -54,6 +54,7 @@ import type { StartupError } from "./startup-error.ts";
 import { createAuditStore } from "./store/audit.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
 import { type Connection, connect, openVerifyClient } from "./store/connection.ts";
+import { judgeUri } from "./store/connection-string.ts";
 import { namingFullDisk } from "./store/disk.ts";
 import { createKeyStore } from "./store/keys.ts";
 import { readLineage } from "./store/lineage.ts";
@@ -404,7 +405,12 @@ export async function openDatabase(
     { setting: "LATCHKEY_LISTEN", ...config.listen },
     ...(config.opsListen === "off" ? [] : [{ setting: "LATCHKEY_OPS_LISTEN" as const, ...config.opsListen }]),
   ]);
-  if (config.mongodbUri !== undefined) return { uri: config.mongodbUri, devSecrets: undefined };
+  if (config.mongodbUri !== undefined) {
+    const options = judgeUri(config.mongodbUri)?.overridden ?? [];
+    if (options.length > 0)
+      log.info({ event: "mongodb_options_left_out", options }, "options of MONGODB_URI that Latchkey sets itself");
+    return { uri: config.mongodbUri, devSecrets: undefined };
+  }
   const mongod = await startMongod({
     ...{ dataDir: config.dataDir, cacheDir: config.cacheDir, binary: config.mongodBinary, path: config.path },
     ...{ say, terminal, onLost: onFatal },

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient, type MongoClientOptions } from "mongodb";
 import { StartupError } from "../startup-error.ts";
+import { judgeUri } from "./connection-string.ts";
 import { isOverloaded } from "./server-errors.ts";
 
 export interface Connection {
@@ -15,7 +16,6 @@ export const OPERATION_TIMEOUT_MS = 5_000;
 
 // Set here, not in the URI, so that nothing in MONGODB_URI weakens what the store promises.
 const OPTIONS: MongoClientOptions = {
-  appName: "latchkey",
   // A call's own deadline goes along as maxTimeMS, which the server keeps; these end what no server answers.
   socketTimeoutMS: OPERATION_TIMEOUT_MS + 1_000,
   waitQueueTimeoutMS: 2_000,
@@ -37,6 +37,11 @@ export async function connect(uri: string): Promise<Connection> {
   const client = openClient(uri);
   try {
     const hello = await client.db("admin").command({ hello: 1 });
+    // It may be said by the DNS record of a mongodb+srv:// name as well.
+    if (client.options.loadBalanced)
+      throw new StartupError(
+        "MONGODB_URI points to a load balancer (loadBalanced=true). Latchkey must know the members themselves: use the deployment's standard connection string.",
+      );
     if (hello.setName === undefined && hello.msg !== "isdbgrid") {
       throw new StartupError(
         "MONGODB_URI points to a standalone MongoDB server. Latchkey needs transactions and change streams, which only " +
@@ -73,13 +78,35 @@ export function openVerifyClient(uri: string): MongoClient {
   return openClient(uri, { connectTimeoutMS: 1_000, heartbeatFrequencyMS: 500, maxPoolSize: 32 });
 }
 
-function openClient(uri: string, options: MongoClientOptions = {}): MongoClient {
+function openClient(text: string, options: MongoClientOptions = {}): MongoClient {
+  const { uri, kept } = judgeUri(text) ?? { uri: text, kept: [] };
+  const named = kept.some((name) => name.toLowerCase() === "appname") ? {} : { appName: "latchkey" };
   try {
-    return new MongoClient(uri, { ...OPTIONS, ...options });
-  } catch {
-    // The driver quotes parts of the URI, password included: its message is not repeated.
+    return new MongoClient(uri, { ...OPTIONS, ...named, ...options });
+  } catch (error) {
     throw new StartupError(
-      "MONGODB_URI is not a valid MongoDB connection string. Expected: mongodb://host:27017/?replicaSet=rs0",
+      `MONGODB_URI is not a valid MongoDB connection string${whyNot(error, uri)}. Expected: mongodb://host:27017/?replicaSet=rs0`,
     );
+  }
+}
+
+/** The driver's own words, unless they quote what may be secret. */
+function whyNot(error: unknown, uri: string): string {
+  const { message } = error as Error;
+  const [, user = ""] = /^[^:]+:\/\/(?:([^@]*)@)?/.exec(uri) ?? [];
+  const options = [...new URLSearchParams(uri.replace(/^[^?]*\??/s, ""))];
+  const values = [
+    ...user.split(":"),
+    ...options.filter(([name]) => /pass|properties/i.test(name)).map(([, value]) => value),
+  ];
+  const quoted = values.flatMap((value) => [value, decoded(value)]).filter((value) => value.length > 1);
+  return message.includes(uri) || quoted.some((value) => message.includes(value)) ? "" : ` (${message})`;
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
   }
 }

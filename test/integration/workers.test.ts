@@ -148,5 +148,5 @@ test("a port that is taken ends all of them with one sentence and exit code 1", 
 test("a setting that is no number of workers is refused before anything is started", async () => {
   const { child, output } = launch(["serve"], { LATCHKEY_WORKERS: "0" });
   expect(await once(child, "close")).toEqual([1, null]);
-  expect(output()).toContain("LATCHKEY_WORKERS must be a whole number above 0, or auto");
+  expect(output()).toContain("it must be a whole number from 1 to 1024, or auto");
 });
