@@ -129,6 +129,11 @@ program
     "count keys by the pepper of their fingerprint, and say which pepper may be taken out of LATCHKEY_PEPPERS",
   )
   .option("--json", "print JSON")
+  .option(
+    "--forget <id>",
+    "instead: have the database forget the pepper of this id, because its secret is lost; first stop whatever runs with it",
+  )
+  .option("--forget-request-key <id>", "instead: the same for an entry of LATCHKEY_REQUEST_KEYS")
   .action(async (options) => (await import("./cli/peppers.ts")).peppers(options));
 
 function keyCommand(name: string, description: string): Command {

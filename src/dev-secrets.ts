@@ -10,9 +10,11 @@ export interface DevSecrets {
   /** New with each pepper: under the id of another one a key's fingerprint would be wrong, instead of one that must be made anew. */
   pepperId: string;
   requestKey: string;
+  /** New with each request key, like `pepperId`. */
+  requestKeyId: string;
 }
 
-/** The id of the request key that is made where none is configured, and of the peppers of before they had ids of their own. */
+/** The id of the pepper and of the request key of data directories from before they had ids of their own. */
 export const DEV_ID = "dev";
 
 const FILE = "secrets.json";
@@ -24,7 +26,7 @@ export function readDevSecrets(dataDir: string): DevSecrets | undefined {
     const parsed = JSON.parse(readFileSync(file, "utf8")) as Partial<DevSecrets>;
     if (typeof parsed.jwtSecret === "string" && typeof parsed.pepper === "string") {
       // Files of before there were request keys have none; the service that holds the directory adds one.
-      return { requestKey: "", pepperId: DEV_ID, ...parsed } as DevSecrets;
+      return { requestKey: "", pepperId: DEV_ID, requestKeyId: DEV_ID, ...parsed } as DevSecrets;
     }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
@@ -43,14 +45,19 @@ export function ensureDevSecrets(dataDir: string): DevSecrets {
   const made: DevSecrets = {
     jwtSecret: present?.jwtSecret ?? randomBytes(48).toString("base64url"),
     pepper: present?.pepper ?? randomBytes(32).toString("base64"),
-    pepperId: present?.pepperId ?? `${DEV_ID}-${randomBytes(4).toString("hex")}`,
+    pepperId: present?.pepperId ?? newId(),
     requestKey: randomBytes(32).toString("base64"),
+    requestKeyId: newId(),
   };
   const file = join(dataDir, FILE);
   // Written aside and renamed, so that a crash leaves the whole file or none.
   writeFileSync(`${file}.new`, `${JSON.stringify(made, null, 2)}\n`, { mode: 0o600 });
   renameSync(`${file}.new`, file);
   return made;
+}
+
+function newId(): string {
+  return `${DEV_ID}-${randomBytes(4).toString("hex")}`;
 }
 
 function damaged(file: string): StartupError {

@@ -1,9 +1,10 @@
 import type { Config } from "./config.ts";
 import { DEV_ID, readDevSecrets } from "./dev-secrets.ts";
 import { StartupError } from "./startup-error.ts";
-import { type Connection, connect } from "./store/connection.ts";
+import { connect, patiently } from "./store/connection.ts";
 import { countFingerprints, type FingerprintCount } from "./store/fingerprints.ts";
 import { embeddedUri } from "./store/mongod.ts";
+import { forgetSecret, type SecretKind } from "./store/secret-checks.ts";
 
 export interface PepperReport {
   /** The pepper of new fingerprints. */
@@ -27,7 +28,7 @@ export interface PepperLine {
 
 /** Counts records by the pepper of their fingerprint. Changes nothing. */
 export async function reportPeppers(config: Config): Promise<PepperReport> {
-  const connection = await open(config);
+  const connection = await connect(await uriOf(config));
   try {
     const counts = await countFingerprints(connection.client.db(config.database), new Date());
     return describe(
@@ -37,6 +38,19 @@ export async function reportPeppers(config: Config): Promise<PepperReport> {
   } finally {
     await connection.close();
   }
+}
+
+/** Has the database forget the secret that it knows by `id`. Returns what came of it, for people. Fails with a StartupError where there is none. */
+export async function forget(config: Config, kind: SecretKind, id: string): Promise<string> {
+  const { known, records } = await patiently(await uriOf(config), (client) =>
+    forgetSecret(client.db(config.database), kind, id),
+  );
+  if (!known && records === 0) throw new StartupError(`The database knows no ${kind} "${id}". Nothing was changed.`);
+  const loss =
+    kind === "pepper"
+      ? `${records} record(s) lost the fingerprint made with it: each of these keys costs one argon2 at its next use.`
+      : "Repeats of calls whose secrets were derived from it are answered without the key.";
+  return `Forgotten: the ${kind} "${id}". ${loss} The next start with a ${kind} of this id makes its secret the known one.`;
 }
 
 export function formatPeppers({ newest, outdated, peppers }: PepperReport): string {
@@ -74,11 +88,16 @@ function adviceOn(known: boolean, good: number): string {
   return "* keep it in the ring until no good key is left under it, or each costs one argon2 at its next use";
 }
 
-async function open({ mongodbUri, dataDir }: Config): Promise<Connection> {
-  if (mongodbUri !== undefined) return connect(mongodbUri);
+async function uriOf({ mongodbUri, dataDir }: Config): Promise<string> {
+  if (mongodbUri !== undefined) return mongodbUri;
   const uri = await embeddedUri(dataDir);
-  const connection = uri === undefined ? undefined : await connect(uri).catch(() => undefined);
-  if (connection !== undefined) return connection;
+  const answers =
+    uri !== undefined &&
+    (await connect(uri).then(
+      (connection) => connection.close().then(() => true),
+      () => false,
+    ));
+  if (answers) return uri;
   throw new StartupError(
     `The embedded MongoDB in ${dataDir} does not answer. Start the service there, or set LATCHKEY_DATA_DIR or MONGODB_URI.`,
   );

@@ -13,7 +13,7 @@ import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb"
 import { type CleanUps, createCleanUps } from "./clean-ups.ts";
 import type { Config, TokenKey } from "./config.ts";
 import { checkDatabase } from "./database-checks.ts";
-import { DEV_ID, type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
+import { type DevSecrets, ensureDevSecrets } from "./dev-secrets.ts";
 import { createKeyAdmin } from "./keys/admin.ts";
 import { createAuditLog } from "./keys/audit-log.ts";
 import { type ChangeKind, createChanges } from "./keys/changes.ts";
@@ -21,7 +21,7 @@ import { createFreshness } from "./keys/freshness.ts";
 import { createHashGate } from "./keys/hash-gate.ts";
 import { createLookup } from "./keys/lookup.ts";
 import { createKeyManager } from "./keys/manage.ts";
-import { createRequestSecrets, type RequestSecrets } from "./keys/request-id.ts";
+import { createRequestSecrets, type RequestKey } from "./keys/request-id.ts";
 import { createSecretKeeper, type Pepper } from "./keys/secret.ts";
 import { createUsage } from "./keys/usage.ts";
 import { createKeyVerifier } from "./keys/verify.ts";
@@ -53,7 +53,7 @@ import { createWatch } from "./rpc/watch.ts";
 import type { StartupError } from "./startup-error.ts";
 import { createAuditStore } from "./store/audit.ts";
 import { createClusterTime } from "./store/cluster-time.ts";
-import { type Connection, connect, openVerifyClient } from "./store/connection.ts";
+import { type Connection, connect, openVerifyClient, patiently } from "./store/connection.ts";
 import { judgeUri } from "./store/connection-string.ts";
 import { namingFullDisk } from "./store/disk.ts";
 import { createKeyStore } from "./store/keys.ts";
@@ -63,6 +63,8 @@ import { newUser } from "./store/new-user.ts";
 import { startPurge } from "./store/purge.ts";
 import { createRecordSource } from "./store/records.ts";
 import { ensureSchema } from "./store/schema.ts";
+import { type SchemaWatch, watchSchema } from "./store/schema-watch.ts";
+import { createSecretChecks } from "./store/secret-checks.ts";
 import { type KeyEvent, watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
 import { checkAddresses } from "./transport/free-address.ts";
@@ -119,18 +121,35 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const database = await connect(uri);
     cleanUps.push(() => database.close());
     const db = database.client.db(config.database);
-    if (hooks.database === undefined) await ensureSchema(db, config);
+    if (hooks.database === undefined) await makeSchema(uri, config, hooks.say);
     const triedBy = await findNewUser(config, hooks, db);
 
     const metrics = createMetrics();
+    const readiness = createReadiness([ApiKeyService.typeName, AdminService.typeName, Authorization.typeName]);
+    const taken = readiness.condition("calls", readiness.services, STARTING);
+    const schema = await keepSchema(config, uri, db, { readiness, log, metrics });
+    cleanUps.push(() => schema.stop());
+    const peppers = config.peppers ?? [developmentPepper(devSecrets!)];
+    const requestKeys = requestKeysOf(config, devSecrets);
+    const secretChecks = createSecretChecks(
+      db,
+      [
+        ...peppers.map((pepper) => ({ kind: "pepper" as const, ...pepper })),
+        ...(requestKeys ?? []).map((key) => ({ kind: "request key" as const, ...key })),
+      ],
+      clock,
+    );
+    await secretChecks.ensure();
     const gate = createHashGate({
       concurrency: config.hashConcurrency ?? availableParallelism(),
       queue: config.hashQueue,
     });
-    const secrets = createSecretKeeper(config.peppers ?? [developmentPepper(devSecrets!)], gate);
-    const opened = await openView(config, uri, hooks, metrics, cleanUps);
+    const secrets = createSecretKeeper(peppers, gate);
+    const opened = await openView(config, uri, hooks, metrics, cleanUps, schema);
     const { view, lookup, clusterTime, changes, lineage } = opened;
-    const store = createKeyStore({ client: database.client, database: config.database, clusterTime, view, clock });
+    const store = createKeyStore({
+      ...{ client: database.client, database: config.database, clusterTime, view, schema, secretChecks, clock },
+    });
     const usage = createUsage({
       write: store.noteUses,
       onFailed: (error) =>
@@ -158,7 +177,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const admin = createKeyAdmin({ store, audit, secrets, prefixes: config.keyPrefixes, clock });
     if (config.purgeAfterMs !== undefined)
       cleanUps.push(purge(config.purgeAfterMs, database.client.db(config.database), clock, log, metrics));
-    const requests = requestSecrets(config, devSecrets);
+    const requests = requestKeys && createRequestSecrets(requestKeys);
     const keys = createKeyManager({ store, secrets, requests, policy, prefix: config.keyPrefix, clock, randomBytes });
     const verify = createKeyVerifier({
       ...{ lookup, store, secrets, prefixes: config.keyPrefixes },
@@ -198,8 +217,6 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     metrics.gauge("latchkey_hash_running", "argon2 runs under way", () => gate.running);
     metrics.counter("latchkey_hash_runs_total", "argon2 runs since the start", () => gate.runs);
     metrics.gauge("latchkey_hash_waiting", "Calls that wait for an argon2 run", () => gate.waiting);
-    const readiness = createReadiness([ApiKeyService.typeName, AdminService.typeName, Authorization.typeName]);
-    const taken = readiness.condition("calls", readiness.services, STARTING);
     cleanUps.push(watchDatabase(config, database, opened, readiness, log));
     const health = createHealth(readiness);
     cleanUps.push(readiness.onChange(() => hooks.onReadiness?.(readiness.report())));
@@ -288,7 +305,14 @@ function wallClock({ clock }: ServerHooks): () => number {
 }
 
 /** The memory of records, what keeps it true, and what answers where it can't. */
-async function openView(config: Config, uri: string, hooks: ServerHooks, metrics: Metrics, cleanUps: CleanUps) {
+async function openView(
+  config: Config,
+  uri: string,
+  hooks: ServerHooks,
+  metrics: Metrics,
+  cleanUps: CleanUps,
+  schema: SchemaWatch,
+) {
   const { maxStalenessMs, outageGraceMs, readTimeoutMs, cacheKeys } = config;
   const wallMs = wallClock(hooks);
   const client = openVerifyClient(uri);
@@ -329,6 +353,8 @@ async function openView(config: Config, uri: string, hooks: ServerHooks, metrics
     onInterrupted: (error) => {
       if (isFollowing) hooks.log.warn({ event: "watch_interrupted", err: error }, "the change stream is opened again");
       isFollowing = false;
+      // Perhaps because the records were dropped or renamed.
+      schema.look();
     },
   });
   cleanUps.push(() => watch.stop());
@@ -347,6 +373,57 @@ async function openView(config: Config, uri: string, hooks: ServerHooks, metrics
   // Better to be listening late than to answer the first calls slowly; but without a proof, reads answer too.
   await Promise.race([proven, sleep(FIRST_PROOF_MS, undefined, { ref: false })]);
   return { view, freshness, source, lookup, clusterTime, changes, lineage };
+}
+
+const SLOW_START_MS = 3_000;
+
+/** Makes what the service rests on in the database. To build an index of many records takes long: then it is said. */
+export async function makeSchema(uri: string, config: Config, say: (line: string) => void): Promise<void> {
+  const timer = setTimeout(() => {
+    say(
+      `Making the indexes of the database "${config.database}" takes a while where there are many records. To be seen in mongosh: db.currentOp({"command.createIndexes": {$exists: true}}).`,
+    );
+  }, SLOW_START_MS);
+  await patiently(uri, (client) => ensureSchema(client.db(config.database), config)).finally(() => clearTimeout(timer));
+}
+
+/** Notices when what changes rest on in the database is lost or altered, and makes it again where that is safe. */
+function keepSchema(
+  config: Config,
+  uri: string,
+  db: Db,
+  { readiness, log, metrics }: { readiness: Readiness; log: Logger; metrics: Metrics },
+): Promise<SchemaWatch> {
+  const { auditRetentionMs, purgeAfterMs, maxStalenessMs } = config;
+  const condition = readiness.condition("schema", CHANGING);
+  let complete = true;
+  metrics.gauge(
+    "latchkey_schema_complete",
+    "1 while the database has all that changes of keys rest on, 0 while they are refused for the lack of it",
+    () => Number(complete),
+    "min",
+  );
+  return watchSchema({
+    ...{ db, auditRetentionMs, purgeAfterMs, maxStalenessMs },
+    patiently: (mend, signal) => patiently(uri, (client) => mend(client.db(config.database)), signal),
+    onChange(missing, surplus) {
+      complete = missing === undefined;
+      condition.set(missing);
+      if (missing === undefined) log.info({ event: "schema_complete" }, "the database has all that keys rest on again");
+      else
+        log.error(
+          { event: "schema_incomplete", missing, surplus },
+          "no key is made until the database is as it must be",
+        );
+    },
+    onMended({ what, empty }) {
+      if (empty)
+        log.error({ event: "schema_mended", what }, "the collection of keys was gone, and was made again, empty");
+      else log.warn({ event: "schema_mended", what }, "what was missing in the database was made again");
+    },
+    onFailed: (error) =>
+      log.error({ event: "schema_not_mended", err: error }, "what is missing in the database could not be made"),
+  });
 }
 
 function kindOf({ rev, state }: KeyEvent): ChangeKind {
@@ -482,10 +559,9 @@ function developmentPepper({ pepper, pepperId }: DevSecrets): Pepper {
 }
 
 /** A cluster without request keys has none: each process would make keys of its own. */
-function requestSecrets({ requestKeys }: Config, devSecrets: DevSecrets | undefined): RequestSecrets | undefined {
-  if (requestKeys !== undefined) return createRequestSecrets(requestKeys);
-  if (devSecrets === undefined) return undefined;
-  return createRequestSecrets([{ id: DEV_ID, secret: Buffer.from(devSecrets.requestKey, "base64") }]);
+function requestKeysOf({ requestKeys }: Config, devSecrets: DevSecrets | undefined): readonly RequestKey[] | undefined {
+  if (requestKeys !== undefined || devSecrets === undefined) return requestKeys;
+  return [{ id: devSecrets.requestKeyId, secret: Buffer.from(devSecrets.requestKey, "base64") }];
 }
 
 function developmentKey({ jwtSecret }: DevSecrets): TokenKey {

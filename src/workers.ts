@@ -5,10 +5,9 @@ import { availableParallelism } from "node:os";
 import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
 import { mergedReport, type ReadinessReport, STARTING, STOPPING, shown } from "./readiness.ts";
-import { DRAIN_MS, findNewUser, openDatabase, type Server, type ServerHooks } from "./server.ts";
+import { DRAIN_MS, findNewUser, makeSchema, openDatabase, type Server, type ServerHooks } from "./server.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
-import { ensureSchema } from "./store/schema.ts";
 import { createMetrics, type Logger, type MetricValues, mergedMetrics } from "./telemetry.ts";
 import { formatAddress, whyNotListen } from "./transport/free-address.ts";
 import { listenOps } from "./transport/ops.ts";
@@ -48,7 +47,7 @@ export async function startWorkers(config: Config, hooks: ServerHooks): Promise<
     const { uri } = await openDatabase(config, hooks, cleanUps);
     const database = await connect(uri);
     const db = database.client.db(config.database);
-    const newUser = await ensureSchema(db, config)
+    const newUser = await makeSchema(uri, config, hooks.say)
       .then(() => findNewUser(config, hooks, db))
       .finally(() => database.close());
 

@@ -35,7 +35,7 @@ export interface KeyAdmin {
   get(id: string, deadlineMs: number): Promise<KeyRecord>;
   revoke(caller: Caller, id: string, reason: string, deadlineMs: number): Promise<Ended>;
   revokePresented(caller: Caller, key: string, reason: string, deadlineMs: number): Promise<Ended>;
-  /** The keys that were ended: two at most. */
+  /** The keys that were ended: two at most, unless a unique index was lost for a time. */
   revokeUser(caller: Caller, userId: string, reason: string, deadlineMs: number): Promise<KeyRecord[]>;
   listAudit(filter: AuditFilter, page: PageAsked, deadlineMs: number): Promise<Page<StoredAuditEntry>>;
 }
@@ -66,12 +66,16 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
     reason: string,
     deadlineMs: number,
   ): Promise<Ended> {
-    const ended = await store.change<KeyRecord | undefined>(userId, deadlineMs, ({ active, retiring }, at) => {
-      const live = [active, retiring].find((record) => record?.id === id && isLive(record, at));
-      if (live === undefined) return { update: [], answer: undefined };
-      const answer = revoked(live, reason, at);
-      return changedBy(caller, action, userId, at, { update: [answer], answer }, reason);
-    });
+    const ended = await store.change<KeyRecord | undefined>(
+      userId,
+      deadlineMs,
+      ({ active, retiring, surplus = [] }, at) => {
+        const live = [active, retiring, ...surplus].find((record) => record?.id === id && isLive(record, at));
+        if (live === undefined) return { update: [], answer: undefined };
+        const answer = revoked(live, reason, at);
+        return changedBy(caller, action, userId, at, { update: [answer], answer }, reason);
+      },
+    );
     return ended === undefined
       ? { record: await find(id, deadlineMs), wasLive: false }
       : { record: ended, wasLive: true };
@@ -118,8 +122,8 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
         checkUserId(userId, violations);
         checkReason(reason, violations);
       });
-      return store.change(userId, deadlineMs, ({ active, retiring }, at) => {
-        const update = [active, retiring]
+      return store.change(userId, deadlineMs, ({ active, retiring, surplus = [] }, at) => {
+        const update = [active, retiring, ...surplus]
           .filter((record) => record !== undefined && isLive(record, at))
           .map((record) => revoked(record!, reason, at));
         if (update.length === 0) return { update, answer: update };

@@ -14,6 +14,7 @@ export type ErrorReason =
   | "OVERLOADED"
   | "KEY_SET_UNAVAILABLE"
   | "DB_UNAVAILABLE"
+  | "DB_INCOMPLETE"
   | "DB_ERROR"
   | "INTERNAL_ERROR"
   | "DEADLINE_EXCEEDED"

@@ -9,6 +9,8 @@ export interface CurrentKeys {
 }
 
 export interface KeysAtChange extends CurrentKeys {
+  /** Further active or retiring keys: only where a unique index was lost for a time. */
+  surplus?: readonly KeyRecord[];
   /** The key that was made by the request id in question, in whatever state. */
   requested?: KeyRecord | undefined;
 }
@@ -34,9 +36,12 @@ export type Decide<T> = (current: KeysAtChange, now: Date) => Change<T>;
 
 /**
  * Where records are managed; Verify reads them through `lookup.ts`. Every method fails with a KeyError: DB_UNAVAILABLE (a change may still have been made),
- * OVERLOADED (nothing was done), DB_ERROR, DEADLINE_EXCEEDED. `deadlineMs` is on the clock of `performance.now()`.
+ * OVERLOADED (nothing was done), DB_INCOMPLETE, DB_ERROR, DEADLINE_EXCEEDED. `deadlineMs` is on the clock of `performance.now()`.
  */
 export interface KeyStore {
+  /** Fails with DB_INCOMPLETE while something is known to be missing that new keys rest on. Asks nobody: for the time before costly work. */
+  assertComplete(): void;
+
   /**
    * The user's current keys. Must reflect every write acknowledged before the call; at some moment during the call
    * there was no other active or retiring key than those returned.
@@ -52,6 +57,8 @@ export interface KeyStore {
    * throws is a refusal: nothing is written, and it is passed on only once a read as strong as `findCurrent`'s led to
    * it too. Must never leave two active keys, or two retiring ones, of one user, whoever else writes. CONFLICT when
    * others kept changing the same user's keys until the deadline. Must write nothing that starts after `deadlineMs`.
+   * A change that leaves a key active, retiring or with a request must fail with DB_INCOMPLETE unless, from before its writes to
+   * its commit, the database was able to refuse a second such key; one that only ends keys must not.
    * With `requestDigest`, `decide` is also given the key that this request id made. Must never leave two of one user.
    */
   change<T>(userId: string, deadlineMs: number, decide: Decide<T>, requestDigest?: string): Promise<T>;

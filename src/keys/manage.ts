@@ -1,5 +1,5 @@
 import { type AuditEntry, auditedReason, type Origin } from "./audit.ts";
-import { checked, KeyError, listed } from "./errors.ts";
+import { checked, invalid, KeyError, listed } from "./errors.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
 import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./key.ts";
 import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./key-store.ts";
@@ -63,6 +63,7 @@ export interface Refreshed extends Created {
 export interface Revoked {
   active?: KeyRecord | undefined;
   retiring?: KeyRecord | undefined;
+  surplus: KeyRecord[];
 }
 
 /** The management of keys. `deadlineMs` is on the clock of `performance.now()`. */
@@ -91,6 +92,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   const underWay = new Map<string, Promise<unknown>>();
 
   async function mint(userId: string, asked: Asked | undefined, deadlineMs: number) {
+    store.assertComplete();
     const id = randomBase62(ID_LENGTH, randomBytes);
     const secret =
       (asked && requests!.derive(asked, id, requests!.current)) ?? randomBase62(SECRET_LENGTH, randomBytes);
@@ -190,7 +192,12 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
 
     /** An explicit `expires_at` is kept to the millisecond; everything else is a span from the moment of creation. */
     const endOf = (createdAt: Date, inheritedMs?: number): Date | undefined => {
-      if (input.lifetime?.case === "expiresAt") return new Date(now.getTime() + fields.lifetimeMs!);
+      if (input.lifetime?.case === "expiresAt") {
+        const end = new Date(now.getTime() + fields.lifetimeMs!);
+        // Hashing may have waited for its turn.
+        if (end <= createdAt) throw invalid([{ field: "expires_at", description: "passed while the key was made" }]);
+        return end;
+      }
       const lifetimeMs = fields.lifetimeMs ?? inheritedMs ?? Number.POSITIVE_INFINITY;
       const boundedMs = Math.min(lifetimeMs, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
       if (boundedMs === Number.POSITIVE_INFINITY) return undefined;
@@ -285,8 +292,9 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
       return store.change(userId, deadlineMs, (current, at) => {
         const end = (record: KeyRecord | undefined): KeyRecord | undefined =>
           record && isLive(record, at) ? revoked(record, reason, at) : undefined;
-        const answer: Revoked = { active: end(current.active), retiring: end(current.retiring) };
-        const update = [answer.active, answer.retiring].filter((record) => record !== undefined);
+        const ended = (current.surplus ?? []).map(end).filter((record) => record !== undefined);
+        const answer: Revoked = { active: end(current.active), retiring: end(current.retiring), surplus: ended };
+        const update = [answer.active, answer.retiring, ...ended].filter((record) => record !== undefined);
         if (update.length === 0) throw noKey();
         return changedBy(caller, "Revoke", userId, at, { update, answer }, reason);
       });

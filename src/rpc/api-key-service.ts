@@ -73,19 +73,19 @@ export function createApiKeyService({
     },
 
     async revoke(request, context) {
-      const { active, retiring } = await keys.revoke(
+      const { active, retiring, surplus } = await keys.revoke(
         callerOf(context),
         request.userId,
         request.reason,
         deadlineOf(context),
       );
-      const first = (active ?? retiring)!;
+      const first = (active ?? retiring ?? surplus[0])!;
       note(context, { keyId: first.id, changed: true });
       return {
         message: "The API key was revoked.",
         revokedKeyPrefix: displayPrefix(first),
         ...(active && { apiKey: describe(active) }),
-        alsoRevoked: retiring ? [describe(retiring)] : [],
+        alsoRevoked: [...(retiring ? [retiring] : []), ...surplus].map(describe),
       };
     },
 

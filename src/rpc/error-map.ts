@@ -22,6 +22,7 @@ export const CODES: Record<ErrorReason, Code> = {
   OVERLOADED: Code.ResourceExhausted,
   KEY_SET_UNAVAILABLE: Code.Unavailable,
   DB_UNAVAILABLE: Code.Unavailable,
+  DB_INCOMPLETE: Code.Unavailable,
   DB_ERROR: Code.Internal,
   INTERNAL_ERROR: Code.Internal,
   DEADLINE_EXCEEDED: Code.DeadlineExceeded,

@@ -78,6 +78,27 @@ export function openVerifyClient(uri: string): MongoClient {
   return openClient(uri, { connectTimeoutMS: 1_000, heartbeatFrequencyMS: 500, maxPoolSize: 32 });
 }
 
+/**
+ * Runs `work` with a client of its own, whose operations may take as long as they need: to build an index of many records takes
+ * minutes. When `signal` is aborted, it is closed under them.
+ */
+export async function patiently<T>(
+  uri: string,
+  work: (client: MongoClient) => Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> {
+  const client = openClient(uri, { socketTimeoutMS: 0, minPoolSize: 0, maxPoolSize: 2 });
+  const close = () => client.close();
+  signal?.addEventListener("abort", close);
+  try {
+    signal?.throwIfAborted();
+    return await work(client);
+  } finally {
+    signal?.removeEventListener("abort", close);
+    await close();
+  }
+}
+
 function openClient(text: string, options: MongoClientOptions = {}): MongoClient {
   const { uri, kept } = judgeUri(text) ?? { uri: text, kept: [] };
   const named = kept.some((name) => name.toLowerCase() === "appname") ? {} : { appName: "latchkey" };

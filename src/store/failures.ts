@@ -14,9 +14,15 @@ import { hasCode, isOverloaded, serverReason } from "./server-errors.ts";
 /** Attempts after the first that the drivers' specification of client backpressure allows by default. */
 const MAX_OVERLOADS = 2;
 
-/** Runs `operation`, which changes something; whatever it throws leaves as a KeyError. */
-export async function guarded<T>(deadlineMs: number, operation: () => Promise<T>): Promise<T> {
-  return operation().catch((error: unknown) => {
+/** As much as a timer holds. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/**
+ * Runs `operation`, which changes something; whatever it throws leaves as a KeyError. At the deadline it fails with what `late`
+ * returns, though the operation goes on: on a connection that has gone silent nothing but a socket's timeout would end it.
+ */
+export async function guarded<T>(deadlineMs: number, operation: () => Promise<T>, late?: () => KeyError): Promise<T> {
+  return untilDeadline(deadlineMs, operation(), late).catch((error: unknown) => {
     throw toKeyError(error, deadlineMs);
   });
 }
@@ -25,11 +31,25 @@ export async function guarded<T>(deadlineMs: number, operation: () => Promise<T>
 export async function guardedRead<T>(deadlineMs: number, operation: () => Promise<T>): Promise<T> {
   for (let overloads = 1; ; overloads += 1) {
     try {
-      return await operation();
+      return await untilDeadline(deadlineMs, operation());
     } catch (error) {
       if (!(await isWorthAnother(error, overloads, deadlineMs))) throw toKeyError(error, deadlineMs, "read");
     }
   }
+}
+
+async function untilDeadline<T>(
+  deadlineMs: number,
+  running: Promise<T>,
+  late: () => KeyError = deadlineExceeded,
+): Promise<T> {
+  if (deadlineMs === Number.POSITIVE_INFINITY) return running;
+  let timer: NodeJS.Timeout | undefined;
+  const passed = new Promise<never>((_, reject) => {
+    const leftMs = Math.min(Math.max(0, deadlineMs - performance.now()), MAX_TIMER_MS);
+    timer = setTimeout(() => reject(late()), leftMs);
+  });
+  return Promise.race([running, passed]).finally(() => clearTimeout(timer));
 }
 
 /** After a pause, for a database that has too much to do and did nothing: whether it may be asked again. */

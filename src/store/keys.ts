@@ -27,8 +27,11 @@ import {
   toKeyError,
 } from "./failures.ts";
 import { type KeyDocument, toDocument, toRecord, toStored } from "./records.ts";
-import { AUDIT, KEYS } from "./schema.ts";
+import { AUDIT, KEYS, UNIQUE_INDEXES, type UniqueIndex } from "./schema.ts";
+import { incomplete, type SchemaCheck } from "./schema-watch.ts";
 import { matching } from "./search.ts";
+import type { SecretChecks } from "./secret-checks.ts";
+import { hasCode } from "./server-errors.ts";
 import { createTurns } from "./turns.ts";
 
 /** What a change may alter in a record. */
@@ -44,6 +47,10 @@ interface Tried<T> {
   started?: boolean;
   /** What stood in the way of the last attempt; undefined: another change. */
   failure?: unknown;
+  /** An attempt came to nothing for another change. */
+  contended?: boolean;
+  /** A commit has been asked for. */
+  committing?: boolean;
   /** A commit failed so, and may have gone through. */
   commitFailure?: unknown;
   /** The last key inserted by an attempt whose commit may have gone through: its own id tells. */
@@ -64,10 +71,13 @@ export interface KeyStoreParts {
   clusterTime: ClusterTime;
   /** Is told of every write before its answer is given. */
   view: Pick<View, "open" | "dropUser">;
+  schema: SchemaCheck;
+  secretChecks: Pick<SecretChecks, "confirm">;
   clock: () => Date;
 }
 
-export function createKeyStore({ client, database, clusterTime, view, clock }: KeyStoreParts): KeyStore {
+export function createKeyStore(parts: KeyStoreParts): KeyStore {
+  const { client, database, clusterTime, view, schema, secretChecks, clock } = parts;
   const keys: Collection<KeyDocument> = client.db(database).collection(KEYS);
   const audit: Collection<AuditDocument> = client.db(database).collection(AUDIT);
   const inTurn = createTurns();
@@ -84,8 +94,12 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
   // Retiring first: a key only turns retiring in the transaction that makes another active. Read in this order, two
   // misses mean that there was a moment without either.
   async function readCurrent(userId: string, deadlineMs: number): Promise<CurrentKeys> {
+    // That there is no key says nothing where there are no records at all.
+    const thereAre = schema.confirmRecords();
+    thereAre.catch(() => {});
     const retiring = await readOne({ userId, state: "retiring" }, deadlineMs);
     const active = await readOne({ userId, state: "active" }, deadlineMs);
+    await thereAre;
     return { active, retiring };
   }
 
@@ -113,9 +127,10 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
           written.push(change.insert);
           tried.inserted = { id: change.insert.id, answer: change.answer, written };
         }
-        const isWritten = await write(userId, change, session, deadlineMs).catch((error: unknown) => {
+        const isWritten = await writeJudged(userId, change, session, deadlineMs).catch((error: unknown) => {
           if (!isConflict(error)) throw error;
           tried.failure = error;
+          tried.contended = true;
           return false;
         });
         if (!isWritten) {
@@ -156,6 +171,7 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
    * made, and a transaction that stays open holds up the next ones.
    */
   async function commit(session: ClientSession, tried: Tried<unknown>): Promise<void> {
+    tried.committing = true;
     for (let attempts = 1; ; attempts += 1) {
       try {
         return await session.commitTransaction();
@@ -170,6 +186,52 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
         await sleep(Math.min(backOffMs(attempts), Math.max(0, tried.retryUntilMs - performance.now())));
       }
     }
+  }
+
+  /**
+   * As `write`; fails with DB_INCOMPLETE unless each unique index that the change rests on is in force, in its exact
+   * definition, from here to the commit. The transaction has read the collection: while it is open, MongoDB holds off whatever
+   * would drop or alter an index, or take the collection away. A hint fails where there is no such index, or none that is
+   * ready; but not where there is no such collection, nor where another index has the name.
+   */
+  async function writeJudged(
+    userId: string,
+    change: Change<unknown>,
+    session: ClientSession,
+    deadlineMs: number,
+  ): Promise<boolean> {
+    const rests = indexesFor(change);
+    if (rests.length === 0) return write(userId, change, session, deadlineMs);
+    const [confirmed, written] = await Promise.allSettled([
+      Promise.all([schema.confirm(), confirmSecrets(change.insert)]),
+      (async () => {
+        for (const index of rests) await readByIndex(userId, index, session, deadlineMs);
+        return write(userId, change, session, deadlineMs);
+      })(),
+    ]);
+    if (confirmed.status === "rejected") throw confirmed.reason;
+    if (written.status === "rejected") throw written.reason;
+    return written.value;
+  }
+
+  async function confirmSecrets({ fingerprint, request }: Partial<KeyRecord> = {}): Promise<void> {
+    if (fingerprint !== undefined) await secretChecks.confirm("pepper", fingerprint.pepper);
+    if (request !== undefined) await secretChecks.confirm("request key", request.ringId);
+  }
+
+  async function readByIndex(
+    userId: string,
+    index: UniqueIndex,
+    session: ClientSession,
+    deadlineMs: number,
+  ): Promise<void> {
+    const filter: Filter<KeyDocument> = { userId, ...UNIQUE_INDEXES[index].partialFilterExpression };
+    const options = { session, hint: index, projection: { _id: 1 }, maxTimeMS: remainingMs(deadlineMs) };
+    await keys.findOne(filter, options).catch((error: unknown) => {
+      if (!hasCode(error, "BadValue")) throw error;
+      schema.look();
+      throw incomplete(`the index "${index}" is not in force`);
+    });
   }
 
   /** False: another change was faster. */
@@ -223,14 +285,20 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
     if (requestDigest !== undefined) clauses.push({ userId, "request.id": requestDigest });
     const found = await keys.find({ $or: clauses }, { session, maxTimeMS }).toArray();
     const records = found.map(toRecord);
+    const [active, ...moreActive] = records.filter((record) => record.state === "active");
+    const [retiring, ...moreRetiring] = records.filter((record) => record.state === "retiring");
     return {
-      active: records.find((record) => record.state === "active"),
-      retiring: records.find((record) => record.state === "retiring"),
+      ...{ active, retiring, surplus: [...moreActive, ...moreRetiring] },
       ...(requestDigest !== undefined && { requested: records.find(({ request }) => request?.id === requestDigest) }),
     };
   }
 
   return {
+    assertComplete() {
+      const missing = schema.missing();
+      if (missing !== undefined) throw incomplete(missing);
+    },
+
     findCurrent: (userId, deadlineMs) => guardedRead(deadlineMs, () => readCurrent(userId, deadlineMs)),
 
     findRequested: (userId, requestDigest, deadlineMs) =>
@@ -245,41 +313,53 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
     // the database; those of other processes do, and are tried again.
     change: <T>(userId: string, deadlineMs: number, decide: Decide<T>, requestDigest?: string) => {
       const retryUntilMs = endOfRetries(deadlineMs);
-      return guarded(deadlineMs, () =>
-        inTurn(userId, () =>
-          seen(userId, async () => {
-            const tried: Tried<T> = { retryUntilMs };
-            for (let attempts = 1, overloads = 1; ; attempts += 1) {
-              const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(async (error) => {
-                if (!(await isWorthAnother(error, overloads, retryUntilMs))) throw error;
-                overloads += 1;
-                return "again" as const;
-              });
-              if (outcome !== "again" && "done" in outcome) return outcome.done;
-              if (outcome !== "again") {
-                // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
-                const now = clock();
-                const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
-                if (confirmed instanceof KeyError) throw confirmed;
-              }
-              await sleep(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
-              if (performance.now() >= retryUntilMs) throw inVain(tried, deadlineMs);
-            }
-          }),
-        ),
+      const tried: Tried<T> = { retryUntilMs };
+      const make = async (): Promise<Done<T>> => {
+        for (let attempts = 1, overloads = 1; ; attempts += 1) {
+          const outcome = await attempt(userId, deadlineMs, decide, tried, requestDigest).catch(async (error) => {
+            if (!(await isWorthAnother(error, overloads, retryUntilMs))) throw error;
+            overloads += 1;
+            return "again" as const;
+          });
+          if (outcome !== "again" && "done" in outcome) return outcome.done;
+          if (outcome !== "again") {
+            // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
+            const now = clock();
+            const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
+            if (confirmed instanceof KeyError) throw confirmed;
+          }
+          await sleep(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
+          if (performance.now() >= retryUntilMs) throw inVain(tried, deadlineMs);
+        }
+      };
+      return guarded(
+        deadlineMs,
+        () => inTurn(userId, () => seen(userId, make)),
+        () => {
+          if (!tried.committing) return tried.contended ? conflict(tried.failure) : deadlineExceeded();
+          view.dropUser(userId);
+          return maybeCommitted(tried.commitFailure);
+        },
       );
     },
 
-    findById: (id, deadlineMs) => guardedRead(deadlineMs, () => readOne({ _id: id }, deadlineMs)),
+    findById: (id, deadlineMs) =>
+      guardedRead(deadlineMs, async () => {
+        const found = await readOne({ _id: id }, deadlineMs);
+        if (found === undefined) await schema.confirmRecords();
+        return found;
+      }),
 
     list: (filter, after, limit, now, deadlineMs) =>
       guardedRead(deadlineMs, async () => {
+        await schema.confirmRecords();
         const found = keys.find(matching(filter, after, now), { maxTimeMS: remainingMs(deadlineMs) });
         return (await found.sort({ _id: 1 }).limit(limit).toArray()).map(toRecord);
       }),
 
     setFingerprint: ({ id, userId, rev }, fingerprint, deadlineMs) =>
       guarded(deadlineMs, async () => {
+        await confirmSecrets({ fingerprint });
         await keys.updateOne(
           { _id: id, userId, rev },
           { $set: { fingerprint: toStored(fingerprint) }, $inc: { rev: 1 } },
@@ -311,6 +391,16 @@ export function createKeyStore({ client, database, clusterTime, view, clock }: K
       await keys.bulkWrite(updates, { ordered: false, writeConcern: { w: 1 } });
     },
   };
+}
+
+/** The unique indexes that must judge a change; none for one that only ends keys. */
+function indexesFor({ insert, update }: Change<unknown>): UniqueIndex[] {
+  const states = [...update, ...(insert === undefined ? [] : [insert])].map(({ state }) => state);
+  const rests: UniqueIndex[] = [];
+  if (states.includes("active")) rests.push("one_active_key_per_user");
+  if (states.includes("retiring")) rests.push("one_retiring_key_per_user");
+  if (insert?.request !== undefined) rests.push("one_key_per_request");
+  return rests;
 }
 
 function decideOrRefuse<T>(

@@ -43,6 +43,7 @@ export const SERVER_CODES = {
   },
   DB_ERROR: {
     ...{ Unauthorized: 13, AuthenticationFailed: 18, IllegalOperation: 20, AlreadyInitialized: 23 },
+    ...{ BadValue: 2, CommandNotSupportedOnView: 166 },
     ...{ NamespaceNotFound: 26, IndexNotFound: 27, NamespaceExists: 48, DocumentValidationFailure: 121 },
     ...{ IndexOptionsConflict: 85, IndexKeySpecsConflict: 86 },
     ...{ UnknownReplWriteConcern: 79, UnsatisfiableWriteConcern: 100 },

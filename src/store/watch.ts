@@ -209,13 +209,19 @@ function pipeline(process: string): object[] {
     ],
   };
   const ofHeartbeats = { "ns.coll": HEARTBEATS, "documentKey._id": process, operationType: { $ne: "delete" } };
+  // Another collection is renamed over the records, as by `$out`: of what was there before, nothing else is told.
+  const ofReplacement = { operationType: "rename", "to.coll": KEYS };
   const fields = ["rev", "state", "beat"].flatMap((name) => [
     `fullDocument.${name}`,
     `updateDescription.updatedFields.${name}`,
   ]);
   const kept = ["operationType", "clusterTime", "ns", "documentKey._id", ...fields];
   return [
-    { $match: { $or: [ofKeys, ofHeartbeats, { operationType: { $in: ["dropDatabase", "invalidate"] } }] } },
+    {
+      $match: {
+        $or: [ofKeys, ofHeartbeats, ofReplacement, { operationType: { $in: ["dropDatabase", "invalidate"] } }],
+      },
+    },
     { $project: Object.fromEntries(kept.map((field) => [field, 1])) },
   ];
 }

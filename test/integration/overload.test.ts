@@ -8,10 +8,12 @@ import { createView } from "../../src/keys/view.ts";
 import { createClusterTime } from "../../src/store/cluster-time.ts";
 import { type Connection, connect } from "../../src/store/connection.ts";
 import { createKeyStore } from "../../src/store/keys.ts";
+import type { SchemaWatch } from "../../src/store/schema-watch.ts";
 import { SERVER_CODES } from "../../src/store/server-errors.ts";
 import { refusalOf } from "../support/errors.ts";
 import { ask, untilGauge } from "../support/history.ts";
 import { type ReplicaSet, startReplicaSet } from "../support/replica-set.ts";
+import { noSecretChecks, watchOf } from "../support/schemas.ts";
 import { startService, type TestService } from "../support/service.ts";
 
 /** As the server says that it has too much to do, and did not begin. */
@@ -22,18 +24,22 @@ let set: ReplicaSet;
 let mongo: MongoClient;
 let service: TestService;
 let connection: Connection;
+let schema: SchemaWatch;
 
 beforeAll(async () => {
   set = await startReplicaSet({ size: 1 });
   mongo = await MongoClient.connect(set.members[0]!.directUri);
   service = await startService({ env: { MONGODB_URI: set.uri, LATCHKEY_OUTAGE_GRACE: "24h" } });
   connection = await connect(set.uri);
+  schema = await watchOf(connection.client.db(service.database));
   store = createKeyStore({
+    ...{ schema, secretChecks: noSecretChecks },
     ...{ client: connection.client, database: service.database, clusterTime: createClusterTime() },
     ...{ view: createView({ maxKeys: 10 }), clock: () => new Date() },
   });
 }, 120_000);
 afterAll(async () => {
+  await schema.stop();
   await connection.close();
   await service.stop();
   await mongo.close();

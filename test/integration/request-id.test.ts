@@ -217,11 +217,9 @@ test("the secret is told again while its request key is in the ring, and the key
   const { key } = await service.client(user).create(request);
   const rotated = await beside({ LATCHKEY_REQUEST_KEYS: ring(["r2", 2], ["r1", 1]) });
   expect((await rotated.client(user).create(request)).key).toBe(key);
-  for (const keys of [ring(["r2", 2]), ring(["r1", 3])]) {
-    const repeat = await (await beside({ LATCHKEY_REQUEST_KEYS: keys })).client(user).create(request);
-    expect(repeat).toMatchObject({ key: "", isRepeat: true, keyWithheld: KeyWithheld.REQUEST_KEY_GONE });
-    expect(repeat.apiKey).toMatchObject({ id: parseAnyKey(key)!.id, state: State.ACTIVE });
-  }
+  const repeat = await (await beside({ LATCHKEY_REQUEST_KEYS: ring(["r2", 2]) })).client(user).create(request);
+  expect(repeat).toMatchObject({ key: "", isRepeat: true, keyWithheld: KeyWithheld.REQUEST_KEY_GONE });
+  expect(repeat.apiKey).toMatchObject({ id: parseAnyKey(key)!.id, state: State.ACTIVE });
 });
 
 test("neither the database nor the log holds a request id or what is derived from it", async () => {

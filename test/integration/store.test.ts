@@ -9,11 +9,15 @@ import { createClusterTime } from "../../src/store/cluster-time.ts";
 import { type Connection, connect } from "../../src/store/connection.ts";
 import { createKeyStore } from "../../src/store/keys.ts";
 import { ensureSchema } from "../../src/store/schema.ts";
+import type { SchemaCheck, SchemaWatch } from "../../src/store/schema-watch.ts";
 import { SERVER_CODES } from "../../src/store/server-errors.ts";
+import { startProxy } from "../support/cuttable-proxy.ts";
+import { interposed, noSecretChecks, type Step, watchOf } from "../support/schemas.ts";
 
-function storeIn(client: MongoClient, database: string): KeyStore {
+function storeIn(client: MongoClient, database: string, schema: SchemaCheck): KeyStore {
   const view = createView({ maxKeys: 10 });
-  return createKeyStore({ client, database, clusterTime: createClusterTime(), view, clock: () => new Date() });
+  const parts = { client, database, clusterTime: createClusterTime(), view, schema, secretChecks: noSecretChecks };
+  return createKeyStore({ ...parts, clock: () => new Date() });
 }
 
 let connection: Connection;
@@ -21,6 +25,7 @@ let mongo: MongoClient;
 let db: Db;
 let stored: Collection<{ _id: string; userId: string; state: string; rev: number }>;
 let store: KeyStore;
+let schema: SchemaWatch;
 beforeAll(async () => {
   connection = await connect(process.env.TEST_MONGODB_URI!);
   mongo = await MongoClient.connect(process.env.TEST_MONGODB_URI!);
@@ -28,9 +33,11 @@ beforeAll(async () => {
   db = mongo.db(name);
   await ensureSchema(db);
   stored = db.collection("api_keys");
-  store = storeIn(connection.client, name);
+  schema = await watchOf(connection.client.db(name));
+  store = storeIn(connection.client, name, schema);
 });
 afterAll(async () => {
+  await schema.stop();
   await connection.close();
   await mongo.close();
 });
@@ -72,7 +79,7 @@ test("a second key of one request is never left, and another user's is another r
   const first = await add({ request, state: "revoked" });
   expect((await store.findRequested(user, request.id, inMs(10_000)))?.record).toEqual(first);
   const insert = record({ request, state: "revoked" });
-  const again = store.change(user, inMs(500), () => ({ update: [], insert, answer: insert }));
+  const again = store.change(user, inMs(3_000), () => ({ update: [], insert, answer: insert }));
   expect((await refusal(again)).reason).toBe("CONFLICT");
   expect(await store.findRequested(randomUUID(), request.id, inMs(10_000))).toBeUndefined();
   user = randomUUID();
@@ -82,7 +89,7 @@ test("a second key of one request is never left, and another user's is another r
 test("a second active key is never left, whatever the change asks for: it ends as CONFLICT, and nothing of it is written", async () => {
   await add();
   const { reason, retryAfterMs } = await refusal(
-    store.change(user, inMs(500), () => ({ update: [], insert: record(), answer: undefined })),
+    store.change(user, inMs(3_000), () => ({ update: [], insert: record(), answer: undefined })),
   );
   expect({ reason, again: retryAfterMs !== undefined }).toEqual({ reason: "CONFLICT", again: true });
   expect(await states()).toEqual(["active"]);
@@ -153,7 +160,7 @@ test("without a server to ask, every call is DB_UNAVAILABLE and may be repeated"
   ];
   for (const call of calls) {
     const client = new MongoClient("mongodb://127.0.0.1:1/?replicaSet=none", { serverSelectionTimeoutMS: 100 });
-    expect(await refusal(call(storeIn(client, "none")))).toMatchObject({
+    expect(await refusal(call(storeIn(client, "none", schema)))).toMatchObject({
       reason: "DB_UNAVAILABLE",
       retryAfterMs: expect.any(Number),
     });
@@ -164,12 +171,43 @@ test("without a server to ask, every call is DB_UNAVAILABLE and may be repeated"
 test("a call whose client is closed while it looks for a server is DB_UNAVAILABLE and may be repeated", async () => {
   const client = new MongoClient("mongodb://127.0.0.1:1/?replicaSet=none", { serverSelectionTimeoutMS: 20_000 });
   const searching = new Promise((resolve) => client.once("serverHeartbeatFailed", resolve));
-  const call = refusal(storeIn(client, "none").findCurrent(user, inMs(20_000)));
+  const call = refusal(storeIn(client, "none", schema).findCurrent(user, inMs(20_000)));
   await searching;
   await client.close();
   const { reason, retryAfterMs, cause } = await call;
   expect({ reason, retryAfterMs }).toEqual({ reason: "DB_UNAVAILABLE", retryAfterMs: expect.any(Number) });
   expect(cause).toMatchObject({ name: "MongoTopologyClosedError" });
+});
+
+test("where the connection has gone silent a call ends at its deadline: DEADLINE_EXCEEDED, or DB_UNAVAILABLE once it may have been committed", async () => {
+  const there = new URL(process.env.TEST_MONGODB_URI!);
+  const proxy = await startProxy(there.host);
+  const uri = Object.assign(new URL(there), { host: proxy.address });
+  uri.searchParams.delete("replicaSet");
+  uri.searchParams.set("directConnection", "true");
+  const client = await MongoClient.connect(uri.href);
+  let silentAt: Step | undefined;
+  const stepwise = interposed(client, "api_keys", async (step) => {
+    if (step === silentAt) proxy.blackHole(true);
+  });
+  const away = storeIn(stepwise, db.databaseName, schema);
+  await away.findCurrent(user, inMs(10_000));
+  const change = () => away.change(user, inMs(2_000), () => ({ update: [], insert: record(), answer: undefined }));
+  for (const [step, reason] of [
+    ["before", "DEADLINE_EXCEEDED"],
+    ["insert", "DEADLINE_EXCEEDED"],
+    ["written", "DB_UNAVAILABLE"],
+  ] as const) {
+    silentAt = step;
+    expect((await refusal(change())).reason).toBe(reason);
+    user = randomUUID();
+    const reads = [away.findCurrent(user, inMs(500)), away.findById(newId(), inMs(500))];
+    for (const read of reads) expect((await refusal(read)).reason).toBe("DEADLINE_EXCEEDED");
+    silentAt = undefined;
+    proxy.blackHole(false);
+  }
+  await client.close();
+  await proxy.close();
 });
 
 test("a collection made before its validation gets it, and what is in it stays", async () => {
@@ -185,9 +223,12 @@ test("where a user already has two active keys, the start says so and changes ne
   const earlier = mongo.db(`test-${randomUUID()}`);
   const collection = earlier.collection<{ _id: string; userId: string; state: string }>("api_keys");
   await collection.insertMany(["a", "b"].map((_id) => ({ _id, userId: "alice", state: "active" })));
+  await collection.insertOne({ _id: "c", userId: "bob", state: "active" });
   await expect(ensureSchema(earlier)).rejects.toMatchObject({
     name: "StartupError",
-    message: expect.stringMatching(/"one_active_key_per_user" can't be built: .* already has two such keys\. Revoke/),
+    message: expect.stringMatching(
+      /"one_active_key_per_user" can't be built: .* already has two such keys: "alice" \(a, b\)\. Revoke all but one/,
+    ),
   });
-  expect(await collection.countDocuments({ state: "active" })).toBe(2);
+  expect(await collection.countDocuments({ state: "active" })).toBe(3);
 });

@@ -102,6 +102,7 @@ function fakeStore(): KeyStore {
     }
   };
   return {
+    assertComplete() {},
     findCurrent: async (userId) => {
       await asked("findCurrent");
       return current(userId);
@@ -572,4 +573,17 @@ test("an old id is taken from the ended key that carries it, though another key 
   stored("overdue", overdue);
   const { record } = await create({ requestId: ID });
   expect(trail.at(-1)!.keyIds).toEqual([record.id, first.record.id, "overdue"]);
+});
+
+test("a key whose end passes while it is hashed is refused, not born expired", async () => {
+  for (const method of ["create", "refresh"] as const) {
+    const seconds = BigInt(nowMs / 1_000 + 2);
+    meanwhile.set("change", () => {
+      nowMs += 2_000;
+    });
+    const lifetime = { case: "expiresAt" as const, value: { seconds, nanos: 0 } };
+    const refused = await refusalOf(keys[method](alice, { scopes: ["read"], lifetime }, DEADLINE_MS));
+    expect(refused).toMatchObject({ reason: "INVALID_ARGUMENT", fields: ["expires_at"] });
+    expect(records.size).toBe(0);
+  }
 });
