@@ -291,7 +291,7 @@ export const VARIABLES = {
     ),
   LATCHKEY_GATEWAY_TIMEOUT: duration
     .refine((ms) => ms >= 50 && ms <= 10_000, "must be 50ms to 10s")
-    .prefault("400ms")
+    .prefault("300ms")
     .describe(
       "time in which a gateway is answered that names none (as `grpc-timeout` does), the reason included: less than the gateway waits, which is 500 ms in the shipped files",
     ),
