@@ -44,8 +44,11 @@ function serviceToken(service: string, json: boolean | undefined): void {
 async function userToken(user: string, { admin = false, ttl, key }: TokenOptions): Promise<string> {
   const config = readConfig();
   const { signer, isDevelopment } = signerOf(config, key);
-  if (ttl !== undefined && (ttl < 1_000 || (!isDevelopment && ttl > MAX_TTL_MS)))
-    throw new StartupError("--ttl must be 1s to 1h: a token can't be taken back. Make another one when it has ended.");
+  if (ttl !== undefined && ttl < 1_000) throw new StartupError("--ttl must be at least 1s.");
+  if (!isDevelopment && ttl !== undefined && ttl > MAX_TTL_MS)
+    throw new StartupError(
+      "--ttl must be at most 1h: a token can't be taken back. Make another one when it has ended.",
+    );
   const ttlMs = ttl ?? (isDevelopment ? DEVELOPMENT_TTL_MS : TTL_MS);
   return mintUserToken(config, signer, { user, admin, ttlS: Math.floor(ttlMs / 1_000), now: new Date() });
 }
