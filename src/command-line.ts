@@ -1,3 +1,4 @@
+import { type ClientTls, loadClientTls } from "./client-tls.ts";
 import { isLoopback, readClientConfig, readConfig } from "./config.ts";
 import { readDevSecrets } from "./dev-secrets.ts";
 import { StartupError } from "./startup-error.ts";
@@ -10,12 +11,21 @@ export interface CallOptions {
   json?: boolean;
 }
 
-/** Where to call, and the bearer token that was given, if any. */
-export function endpointOf({ url, token }: CallOptions): { baseUrl: string; token: string | undefined } {
+interface Endpoint {
+  baseUrl: string;
+  /** As it was given, if it was. */
+  token: string | undefined;
+  tls: ClientTls | undefined;
+}
+
+/** Where to call, and with what. */
+export function endpointOf({ url, token }: CallOptions): Endpoint {
   if (url !== undefined && !(URL.canParse(url) && /^https?:/.test(url)))
     throw new StartupError("--url must be an http(s) URL, such as http://127.0.0.1:8080");
   const config = readClientConfig();
-  return { baseUrl: url ?? config.url, token: token ?? config.token };
+  const baseUrl = url ?? config.url;
+  const tls = baseUrl.startsWith("https:") ? loadClientTls(config.tls) : undefined;
+  return { baseUrl, token: token ?? config.token, tls };
 }
 
 /** A development token for a minute, for a service on this machine whose embedded database is at hand. */

@@ -411,6 +411,12 @@ export const CLIENT_VARIABLES = {
     .optional()
     .meta({ secret: true })
     .describe("the bearer token they send"),
+  LATCHKEY_CA_FILE: path
+    .optional()
+    .meta({ shown: "well-known" })
+    .describe("who signed the certificate of an https service, PEM"),
+  LATCHKEY_CLIENT_CERT_FILE: path.optional().describe("the certificate that they show, PEM, for `mtls`"),
+  LATCHKEY_CLIENT_KEY_FILE: path.optional().describe("its key, PEM"),
 };
 
 const schema = z.object(VARIABLES);
@@ -540,12 +546,32 @@ function isDatabaseName(name: string): boolean {
   );
 }
 
+/** Files in PEM; `certFile` and `keyFile` are set together. */
+export interface ClientTlsFiles {
+  caFile?: string | undefined;
+  certFile?: string | undefined;
+  keyFile?: string | undefined;
+}
+
+interface ClientConfig {
+  url: string;
+  token: string | undefined;
+  tls: ClientTlsFiles;
+}
+
 /** The settings of the CLI's client commands. */
-export function readClientConfig(environment: Environment = process.env): { url: string; token: string | undefined } {
+export function readClientConfig(environment: Environment = process.env): ClientConfig {
   const problems: string[] = [];
   const parsed = parse(clientSchema, environment, problems);
+  const { LATCHKEY_CLIENT_CERT_FILE: certFile, LATCHKEY_CLIENT_KEY_FILE: keyFile } = parsed.data ?? {};
+  if ((certFile === undefined) !== (keyFile === undefined))
+    problems.push("LATCHKEY_CLIENT_CERT_FILE and LATCHKEY_CLIENT_KEY_FILE need each other: set both, or neither");
   if (problems.length > 0 || !parsed.success) throw new StartupError(problems.join("\n"));
-  return { url: parsed.data.LATCHKEY_URL.replace(/\/+$/, ""), token: parsed.data.LATCHKEY_TOKEN };
+  return {
+    url: parsed.data.LATCHKEY_URL.replace(/\/+$/, ""),
+    token: parsed.data.LATCHKEY_TOKEN,
+    tls: { caFile: parsed.data.LATCHKEY_CA_FILE, certFile, keyFile },
+  };
 }
 
 /** Only a literal loopback address counts: a name may come to mean something else. */

@@ -1,5 +1,11 @@
+import { once } from "node:events";
+import { request as httpRequest, type IncomingMessage } from "node:http";
+import { request as httpsRequest } from "node:https";
+import { text } from "node:stream/consumers";
 import { whyNoAnswer } from "./cli/no-answer.ts";
-import { type Config, readClientConfig, readConfig } from "./config.ts";
+import type { ClientTls } from "./client-tls.ts";
+import { endpointOf } from "./command-line.ts";
+import { type Config, readConfig } from "./config.ts";
 import { StartupError } from "./startup-error.ts";
 import { connect } from "./store/connection.ts";
 import { freeMib, whyFull } from "./store/disk.ts";
@@ -52,17 +58,23 @@ async function checkDisk({ dataDir }: Config): Promise<{ detail: string }> {
 }
 
 async function checkService(): Promise<{ detail: string }> {
-  const { url } = readClientConfig();
-  const answer = await fetch(`${url}/grpc.health.v1.Health/Check`, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: "{}",
-    signal: AbortSignal.timeout(3_000),
-  })
-    .then((response) => response.json() as Promise<{ status?: string }>)
-    .catch((error: unknown) => {
-      throw new StartupError(whyNoAnswer(url, error));
-    });
+  const { baseUrl: url, tls } = endpointOf({});
+  const answer = await askHealth(`${url}/grpc.health.v1.Health/Check`, tls).catch((error: unknown) => {
+    throw new StartupError(whyNoAnswer(url, error));
+  });
   if (answer.status === "SERVING") return { detail: `${url} serves` };
   throw new StartupError(`${url} answers, but does not serve at the moment`);
+}
+
+/** By Node's own client, since `fetch` takes no certificates. */
+async function askHealth(url: string, tls: ClientTls | undefined): Promise<{ status?: string }> {
+  const request = url.startsWith("https:") ? httpsRequest : httpRequest;
+  const call = request(url, {
+    ...tls,
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    signal: AbortSignal.timeout(3_000),
+  }).end("{}");
+  const [response] = (await once(call, "response")) as [IncomingMessage];
+  return JSON.parse(await text(response));
 }

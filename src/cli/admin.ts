@@ -108,8 +108,9 @@ export async function audit(options: AuditOptions): Promise<void> {
 }
 
 async function clientOf(options: CallOptions): Promise<Client<typeof AdminService>> {
-  const { baseUrl, token } = endpointOf(options);
+  const { baseUrl, token, tls } = endpointOf(options);
   return createLatchkeyAdminClient({
+    tls,
     baseUrl,
     token: token ?? (await developmentToken(baseUrl, "admin", true)),
     timeoutMs: 10_000,

@@ -61,8 +61,8 @@ export async function revoke(options: UserOptions & { reason?: string }): Promis
 }
 
 export async function verify(options: KeyOptions): Promise<void> {
-  const { baseUrl, token } = endpointOf(options);
-  const client = createLatchkeyClient({ baseUrl, ...(token !== undefined && { token }) });
+  const { baseUrl, token, tls } = endpointOf(options);
+  const client = createLatchkeyClient({ baseUrl, tls, ...(token !== undefined && { token }) });
   const answer = await client.verify({ key: await readKey(), requiredScopes: options.scope ?? [] });
   show(VerifyResponseSchema, answer, options, Outcome[answer.outcome] ?? "");
   if (answer.outcome !== Outcome.VALID) process.exitCode = NOT_GOOD;
@@ -76,12 +76,15 @@ interface Session {
 
 /** Without a token and beside an embedded service's data, the caller becomes `--user` by a development token. */
 async function sessionFor({ user, ...options }: UserOptions): Promise<Session> {
-  const { baseUrl, token } = endpointOf(options);
+  const { baseUrl, token, tls } = endpointOf(options);
   if (token !== undefined)
-    return { client: createLatchkeyClient({ baseUrl, token }), owner: user === undefined ? {} : { userId: user } };
+    return { client: createLatchkeyClient({ baseUrl, tls, token }), owner: user === undefined ? {} : { userId: user } };
   if (user === undefined)
     throw new StartupError("No token: set LATCHKEY_TOKEN, or say --user for a development token.");
-  return { client: createLatchkeyClient({ baseUrl, token: await developmentToken(baseUrl, user, false) }), owner: {} };
+  return {
+    client: createLatchkeyClient({ baseUrl, tls, token: await developmentToken(baseUrl, user, false) }),
+    owner: {},
+  };
 }
 
 function keyFields(options: KeyOptions) {

@@ -19,6 +19,8 @@ export interface LatchkeyClientOptions {
   protocol?: "grpc" | "connect";
   /** Default: 5,000. A call may override it. */
   timeoutMs?: number;
+  /** For `https`, PEM: whom to trust instead of the well-known authorities, and this side's own certificate and key. */
+  tls?: { ca?: string | Buffer; cert?: string | Buffer; key?: string | Buffer } | undefined;
 }
 
 /** A typed client of `latchkey.v1.ApiKeyService`. Calls fail with a ConnectError; `describeError` tells the reason. */
@@ -32,13 +34,13 @@ export function createLatchkeyAdminClient(options: LatchkeyClientOptions): Clien
 }
 
 function clientOf<Service extends DescService>(service: Service, options: LatchkeyClientOptions): Client<Service> {
-  const { baseUrl, token, protocol = "grpc", timeoutMs = 5_000 } = options;
+  const { baseUrl, token, protocol = "grpc", timeoutMs = 5_000, tls } = options;
   const authorize: Interceptor = (next) => async (request) => {
     const value = typeof token === "function" ? await token() : token;
     if (value !== undefined) request.header.set("authorization", `Bearer ${sendable(value)}`);
     return next(request);
   };
-  const common = { baseUrl, interceptors: [authorize], defaultTimeoutMs: timeoutMs };
+  const common = { baseUrl, interceptors: [authorize], defaultTimeoutMs: timeoutMs, ...(tls && { nodeOptions: tls }) };
   return createClient(
     service,
     protocol === "grpc" ? createGrpcTransport(common) : createConnectTransport({ ...common, httpVersion: "1.1" }),

@@ -372,6 +372,9 @@ const BAD: Record<string, string[]> = {
   LATCHKEY_LOG_LEVEL: ["verbose"],
   LATCHKEY_URL: ["localhost:8080", "https://user:canary@latchkey.example"],
   LATCHKEY_TOKEN: ["two words"],
+  LATCHKEY_CA_FILE: ["-----BEGIN CERTIFICATE-----"],
+  LATCHKEY_CLIENT_CERT_FILE: [" cert.pem"],
+  LATCHKEY_CLIENT_KEY_FILE: ["-----BEGIN PRIVATE KEY-----\ncanary"],
 };
 
 test("every refusal of a setting names it, the kind of value that was seen, and what it must be; never a secret", () => {
