@@ -42,6 +42,13 @@ async function untilHealth(wanted: string[]): Promise<void> {
   while (JSON.stringify(await healthOf()) !== JSON.stringify(wanted)) await sleep(50);
 }
 
+/** A busy machine may take MongoDB for away now and then. */
+async function untilAllIsWell(): Promise<void> {
+  const well = { status: 200, text: "ready\n[+] calls: ok\n[+] keys: ok\n[+] database: ok\n" };
+  while (JSON.stringify(await readyz()) !== JSON.stringify(well)) await sleep(50);
+  await untilHealth(ALL);
+}
+
 const ALL = SERVICES.map(() => "SERVING");
 const NONE = SERVICES.map(() => "NOT_SERVING");
 const CHANGES_ALONE_FAIL = ["SERVING", "SERVING", "SERVING", "NOT_SERVING"];
@@ -49,8 +56,7 @@ const CHANGES_ALONE_FAIL = ["SERVING", "SERVING", "SERVING", "NOT_SERVING"];
 test("while MongoDB is away and keys are answered from memory, the service is ready, and only what changes keys is not", async () => {
   await start("10m");
   const { key } = await service.client().create({ scopes: ["read"] });
-  await untilHealth(ALL);
-  expect(await readyz()).toEqual({ status: 200, text: "ready\n[+] calls: ok\n[+] keys: ok\n[+] database: ok\n" });
+  await untilAllIsWell();
 
   cut(true);
   await untilHealth(CHANGES_ALONE_FAIL);
@@ -77,8 +83,7 @@ test("past the grace nothing is ready, /readyz says what to do, and it comes bac
     ),
   });
   cut(false);
-  await untilHealth(ALL);
-  expect((await readyz()).status).toBe(200);
+  await untilAllIsWell();
 }, 120_000);
 
 test("from the drain on nothing is ready, whatever the database does, and calls are still answered until the stop", async () => {

@@ -122,7 +122,9 @@ ${servers.join("")}`,
 test("a rolling restart under load fails no call: gRPC clients that balance, and HTTP/1.1 behind a balancer that heeds /readyz", async () => {
   const { places, start } = await startTwo();
   const token = await userToken("alice");
-  const { key } = await createLatchkeyClient({ baseUrl: places[0]!.service.url, token }).create({ scopes: ["read"] });
+  const { key } = await createLatchkeyClient({ baseUrl: places[0]!.service.url, token, timeoutMs: 60_000 }).create({
+    scopes: ["read"],
+  });
   const clients = new Map<string, Ask>([["grpc-js", grpcClient(places.map(({ port }) => port))]]);
   const binary = await haproxy.find().catch((error: Error) => {
     process.stderr.write(`HTTP/1.1 is not restarted under: HAProxy ${error.message}\n`);
