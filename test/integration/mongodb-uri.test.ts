@@ -17,7 +17,7 @@ test("options of MONGODB_URI that would break what is promised change nothing: t
   ];
   const service = await startService({ env: { MONGODB_URI: `${process.env.TEST_MONGODB_URI}&${options.join("&")}` } });
   const client = service.client();
-  const made = await Promise.all(Array.from({ length: 8 }, () => service.client().create({ scopes: ["read"] })));
+  const made = [await client.create({ scopes: ["read"] }), await service.client().create({ scopes: ["read"] })];
   await untilGauge(service, "latchkey_view_fresh", (fresh) => fresh === 1);
   for (const { key } of made) expect((await client.verify({ key })).outcome).toBe(Outcome.VALID);
   const [left] = service.logs().match(/\{[^\n]*mongodb_options_left_out[^\n]*/) ?? [];
