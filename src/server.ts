@@ -40,6 +40,7 @@ import { createAdminService } from "./rpc/admin-service.ts";
 import { createApiKeyService } from "./rpc/api-key-service.ts";
 import { createCallLog } from "./rpc/call-log.ts";
 import { MAX_KEPT_ANSWERS } from "./rpc/check-wire.ts";
+import { TRANSPORT_REFUSALS } from "./rpc/error-map.ts";
 import { createExtAuthz, MAX_CHECK_BYTES } from "./rpc/ext-authz.ts";
 import { createForwardAuth } from "./rpc/forward-auth.ts";
 import { createHealth } from "./rpc/health.ts";
@@ -273,6 +274,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       ...{ ...config.listen, tls, limits: config.limits, handler },
       hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many), extAuthz.hot],
       hotStreams: [createHotVerifyStream(many)],
+      refusals: TRANSPORT_REFUSALS,
       forwardAuth: createForwardAuth(keySources, gateway),
     });
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));

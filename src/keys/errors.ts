@@ -18,7 +18,9 @@ export type ErrorReason =
   | "DB_ERROR"
   | "INTERNAL_ERROR"
   | "DEADLINE_EXCEEDED"
-  | "ANSWER_TOO_LARGE";
+  | "ANSWER_TOO_LARGE"
+  | "STOPPING"
+  | "MESSAGE_TOO_LARGE";
 
 export interface FieldViolation {
   /** The field's name in the proto, for example `scopes[3]`. */

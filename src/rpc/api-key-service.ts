@@ -19,6 +19,7 @@ import type { Lifetime } from "../keys/policy.ts";
 import type { Verification, VerifyInput, VerifyKey } from "../keys/verify.ts";
 import { answerAhead } from "./ahead.ts";
 import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "./api-key-message.ts";
+import { stopping } from "./error-map.ts";
 import { caller, logged, type Noted } from "./interceptors.ts";
 import { checkBatchSize, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
 import { fitting } from "./verify-wire.ts";
@@ -103,25 +104,30 @@ export function createApiKeyService({
       return { results: fitting(omitRecords ? verdicts.map(withoutRecord) : verdicts).map(toVerifyResult) };
     },
 
-    verifyStream: (requests) =>
-      answerAhead(wellFormed(until(draining, requests)), MAX_AHEAD, async ({ request }) => {
+    verifyStream: (requests, { signal }) =>
+      answerAhead(wellFormed(until(draining, signal, requests)), MAX_AHEAD, async ({ request }) => {
         const [verdict] = await verifyMany([toVerifyInput(request, MAX_CALL_MS)]);
         return { result: toVerifyResult(verdict!) };
       }),
   };
 }
 
-/** `items`, until `signal` is aborted; then the client is told to go elsewhere. */
-async function* until<T>(signal: AbortSignal, items: AsyncIterable<T>): AsyncGenerator<T, void> {
+/** `items`, until the call is over, or the service stops and the client is told to go elsewhere. */
+async function* until<T>(signal: AbortSignal, call: AbortSignal, items: AsyncIterable<T>): AsyncGenerator<T, void> {
   const source = items[Symbol.asyncIterator]();
-  const stopping = () => new ConnectError("The service is stopping. Open the stream again.", Code.Unavailable);
+  const left = () => stopping("The service is stopping. Open the stream again.");
   const next = () =>
     new Promise<IteratorResult<T>>((resolve, reject) => {
-      const stop = () => reject(stopping());
+      const stop = () => reject(left());
+      const end = () => reject(call.reason);
       signal.addEventListener("abort", stop);
+      call.addEventListener("abort", end);
       source
         .next()
-        .finally(() => signal.removeEventListener("abort", stop))
+        .finally(() => {
+          signal.removeEventListener("abort", stop);
+          call.removeEventListener("abort", end);
+        })
         .then(resolve, reject);
     });
   try {
@@ -130,7 +136,7 @@ async function* until<T>(signal: AbortSignal, items: AsyncIterable<T>): AsyncGen
       if (done) return;
       yield value;
     }
-    throw stopping();
+    throw left();
   } finally {
     // Not waited for: it may be in the middle of a read that never ends.
     void source.return?.().catch(() => {});
@@ -142,7 +148,8 @@ async function* wellFormed(requests: AsyncIterable<VerifyStreamRequest>): AsyncG
   try {
     yield* requests;
   } catch (error) {
-    const { code } = ConnectError.from(error);
+    const { code, rawMessage } = ConnectError.from(error);
+    if (code === Code.ResourceExhausted) throw new KeyError("MESSAGE_TOO_LARGE", rawMessage);
     if (code !== Code.Internal && code !== Code.InvalidArgument) throw error;
     throw invalid([{ field: "", description: `a message is not a well-formed ${VerifyStreamRequestSchema.typeName}` }]);
   }

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Logger, Metrics } from "../telemetry.ts";
-import { asKeyError, CODES, toConnectError } from "./error-map.ts";
+import { asKeyError, CODES, toConnectError, withReason } from "./error-map.ts";
 
 /** One call, as far as the log and the metrics are concerned. */
 export interface LoggedCall {
@@ -114,7 +114,7 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     refused(call, error) {
       if (error instanceof ConnectError) {
         told(call, Code[error.code]!, {});
-        return error;
+        return withReason(error);
       }
       const refusal = asKeyError(error);
       const { reason } = refusal;

@@ -3,7 +3,7 @@ import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
-import type { WireError } from "../transport/hot-method.ts";
+import type { TransportRefusals, WireError } from "../transport/hot-method.ts";
 
 const ERROR_DOMAIN = "latchkey.v1";
 
@@ -27,6 +27,8 @@ export const CODES: Record<ErrorReason, Code> = {
   INTERNAL_ERROR: Code.Internal,
   DEADLINE_EXCEEDED: Code.DeadlineExceeded,
   ANSWER_TOO_LARGE: Code.ResourceExhausted,
+  STOPPING: Code.Unavailable,
+  MESSAGE_TOO_LARGE: Code.ResourceExhausted,
 };
 
 /**
@@ -79,3 +81,27 @@ export function toWireError({ code, rawMessage: message, details }: ConnectError
     }),
   };
 }
+
+/** Another process is there at once, or this one's successor soon. */
+const MOVE_ON_MS = 100;
+
+/** The end of a stream whose process stops. */
+export function stopping(message: string): KeyError {
+  return new KeyError("STOPPING", message, { retryAfterMs: MOVE_ON_MS });
+}
+
+/** Connect's own DEADLINE_EXCEEDED, with the reason that every other has. */
+export function withReason(error: ConnectError): ConnectError {
+  if (error.code !== Code.DeadlineExceeded || error.details.length > 0) return error;
+  return toConnectError(tooLate(), "");
+}
+
+function tooLate(): KeyError {
+  return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed before there was an answer.");
+}
+
+/** What the transport says by itself. */
+export const TRANSPORT_REFUSALS: TransportRefusals = {
+  timedOut: toWireError(toConnectError(tooLate(), "")),
+  stopping: toWireError(toConnectError(stopping("The service is stopping. Open the stream again."), "")),
+};

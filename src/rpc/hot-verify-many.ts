@@ -1,7 +1,6 @@
 import { fromBinary } from "@bufbuild/protobuf";
-import { Code, ConnectError } from "@connectrpc/connect";
 import { ApiKeyService, VerifyStreamRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
-import { checked, invalid, type KeyError } from "../keys/errors.ts";
+import { checked, invalid, KeyError } from "../keys/errors.ts";
 import type { VerifyInput } from "../keys/verify.ts";
 import {
   BrokenStream,
@@ -98,9 +97,8 @@ function loggedCall(method: string, requestId: string | string[] | undefined): L
   return { service, method, startedMs: performance.now(), requestId: requestIdFrom(requestId) };
 }
 
-/** Too large a message is refused as Connect refuses it. */
-function toRefusal({ fault, message }: BrokenStream): KeyError | ConnectError {
-  if (fault === "too large") return new ConnectError(message, Code.ResourceExhausted);
+function toRefusal({ fault, message }: BrokenStream): KeyError {
+  if (fault === "too large") return new KeyError("MESSAGE_TOO_LARGE", message);
   return invalid([{ field: "", description: message }]);
 }
 

@@ -4,7 +4,7 @@ import type { ContextKey } from "@connectrpc/connect";
 import { createContextKey, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
-import { type FieldViolation, invalid, type KeyError } from "../keys/errors.ts";
+import { type FieldViolation, invalid, KeyError } from "../keys/errors.ts";
 
 /** Set on a request whose message can't be decoded: the interceptors refuse it before the handler runs. */
 export const undecodable: ContextKey<KeyError | undefined> = createContextKey<KeyError | undefined>(undefined);
@@ -19,9 +19,10 @@ export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): 
   const { input } = handler.method;
 
   const strict = async (request: UniversalServerRequest) => {
-    const { bytes, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
+    const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
     const message = await messageOf(request, bytes, maxBytes);
-    const fault = message && decodingFault(input, message);
+    const fault = tooLarge ? messageTooLarge(maxBytes) : message && decodingFault(input, message);
+    if (tooLarge) void readOn(replay);
     if (fault === undefined) return handler({ ...request, body: replay });
     const contextValues = (request.contextValues ?? createContextValues()).set(undecodable, fault);
     return handler({ ...request, ...emptyMessage(request), contextValues });
@@ -54,6 +55,10 @@ export function admitUndecodable(handler: UniversalHandler, maxBytes: number): U
     return handler({ ...request, ...emptyMessage(request), contextValues });
   };
   return Object.assign(admit, handler);
+}
+
+function messageTooLarge(maxBytes: number): KeyError {
+  return new KeyError("MESSAGE_TOO_LARGE", `The message has more than ${maxBytes} bytes.`);
 }
 
 /** Else what is left unread would hold up all else on its connection. The transport's time limits end what goes on. */

@@ -1,7 +1,6 @@
 import { create } from "@bufbuild/protobuf";
-import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
-import { RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
 import {
   type ApiKeyService,
   KeyChangeKind,
@@ -9,6 +8,7 @@ import {
   WatchResponseSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import type { Changes, Told } from "../keys/changes.ts";
+import { stopping } from "./error-map.ts";
 
 export interface WatchParts {
   changes: Changes;
@@ -25,9 +25,6 @@ const KINDS = {
   removed: KeyChangeKind.REMOVED,
 };
 
-/** Another process is there at once, or this one's successor soon. */
-const MOVE_ON_MS = 100;
-
 export function createWatch({ changes, lineage }: WatchParts): Pick<ServiceImpl<typeof ApiKeyService>, "watch"> {
   return {
     async *watch({ resumeToken }, { signal }) {
@@ -36,12 +33,7 @@ export function createWatch({ changes, lineage }: WatchParts): Pick<ServiceImpl<
         yield responseOf(told, lineage);
       }
       if (signal.aborted) throw whyAborted(signal);
-      throw new ConnectError(
-        "This process stops. Go on at another with the resume token.",
-        Code.Unavailable,
-        undefined,
-        [{ desc: RetryInfoSchema, value: { retryDelay: durationFromMs(MOVE_ON_MS) } }],
-      );
+      throw stopping("This process stops. Go on at another with the resume token.");
     },
   };
 }

@@ -8,6 +8,7 @@ import {
   type HotStreamMethod,
   type HotStreamSession,
   type Peer,
+  type TransportRefusals,
   type WireError,
 } from "./hot-method.ts";
 import {
@@ -18,13 +19,13 @@ import {
   type Headers,
   OK_TRAILERS,
   statusTrailers,
-  TIMED_OUT,
   timeoutFrom,
 } from "./wire-format.ts";
 
 export interface BidiOptions {
   methods: readonly HotStreamMethod[];
   maxMessageBytes: number;
+  refusals: TransportRefusals;
 }
 
 export interface BidiStreams {
@@ -113,7 +114,6 @@ export class BidiStream extends EventEmitter {
 
 /** Told to nobody. */
 const GONE: WireError = { code: 1, message: "The client went away.", details: [] };
-const DRAINING: WireError = { code: 14, message: "The service is stopping. Open the stream again.", details: [] };
 
 /** What ends a conversation from outside. */
 interface Interruption {
@@ -128,7 +128,7 @@ interface Interruption {
  * and no more is read before that was taken: a client that does not read its answers is not read from, and what a stream
  * may hold is bounded by HTTP/2's own window.
  */
-export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): BidiStreams {
+export function serveBidiStreams({ methods, maxMessageBytes, refusals }: BidiOptions): BidiStreams {
   const byPath = new Map(methods.map((method) => [method.path, method]));
   const open = new Set<AbortController>();
   let draining = false;
@@ -145,7 +145,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
       reading.abort(reason);
       answering.abort();
     };
-    const timer = timeoutMs === undefined ? undefined : setTimeout(() => interrupt(TIMED_OUT), timeoutMs);
+    const timer = timeoutMs === undefined ? undefined : setTimeout(() => interrupt(refusals.timedOut), timeoutMs);
     open.add(reading);
     stream.once("aborted", () => interrupt(GONE));
     const session = openSession();
@@ -215,7 +215,7 @@ export function serveBidiStreams({ methods, maxMessageBytes }: BidiOptions): Bid
     },
     drain() {
       draining = true;
-      for (const reading of open) reading.abort(DRAINING);
+      for (const reading of open) reading.abort(refusals.stopping);
     },
   };
 }

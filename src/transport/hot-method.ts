@@ -102,3 +102,11 @@ export interface WireDetail {
   /** The detail in JSON, for readers of Connect's errors. */
   debug?: unknown;
 }
+
+/** What the transport says by itself. */
+export interface TransportRefusals {
+  /** A call's deadline has passed. */
+  timedOut: WireError;
+  /** An open stream ends with the service. */
+  stopping: WireError;
+}

@@ -4,16 +4,7 @@ import type { HotAnswer, Peer } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
 import { Share, unitsOf } from "./turns.ts";
-import {
-  bodyOf,
-  Call,
-  type HotMethods,
-  isPromise,
-  messageIn,
-  type Recognised,
-  settle,
-  unitsToInflate,
-} from "./unary.ts";
+import { bodyOf, Call, type HotMethods, isPromise, messageIn, type Recognised, unitsToInflate } from "./unary.ts";
 import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http1LaneOptions {
@@ -194,7 +185,7 @@ class Connection {
 
   private wait(answer: Promise<HotAnswer>, call: Call, recognised: Recognised) {
     this.call = call;
-    settle(answer, call, (late) => {
+    this.options.methods.settle(answer, call, (late) => {
       this.call = undefined;
       if (this.socket.destroyed) return;
       this.write(late, recognised);

@@ -27,16 +27,7 @@ import { Sender, type StreamWindow, UNSWEPT } from "./http2-sender.ts";
 import { StockSession } from "./http2-stock.ts";
 import { peerOf } from "./peer.ts";
 import { ASYNC_UNITS, Share, STOCK_UNITS, unitsOf } from "./turns.ts";
-import {
-  Call,
-  type HotMethods,
-  isPromise,
-  messageIn,
-  type Recognised,
-  settle,
-  toHeaders,
-  unitsToInflate,
-} from "./unary.ts";
+import { Call, type HotMethods, isPromise, messageIn, type Recognised, toHeaders, unitsToInflate } from "./unary.ts";
 import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http2LaneOptions {
@@ -428,7 +419,7 @@ class Connection {
     open.call = call;
     open.body = undefined;
     this.calls.set(id, open);
-    settle(answer, call!, (late) => {
+    this.options.methods.settle(answer, call!, (late) => {
       if (this.calls.delete(id)) this.write(open, late);
       else this.abandoned -= 1;
       this.endIfDone();

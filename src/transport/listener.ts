@@ -13,7 +13,7 @@ import {
   type StreamListener,
 } from "./forward-auth.ts";
 import { formatAddress, whyNotListen } from "./free-address.ts";
-import type { HotMethod, HotStreamMethod, Peer } from "./hot-method.ts";
+import type { HotMethod, HotStreamMethod, Peer, TransportRefusals } from "./hot-method.ts";
 import { createHttp1Lane } from "./http1-lane.ts";
 import { StockConnection } from "./http1-stock.ts";
 import { createHttp2Lane } from "./http2-lane.ts";
@@ -24,6 +24,7 @@ import { sniff } from "./sniff.ts";
 import type { TlsIdentity } from "./tls.ts";
 import { createHotMethods, type RequestListener, serveHotRequests } from "./unary.ts";
 import { cutUntaken } from "./untaken.ts";
+import { PLAIN_REFUSALS } from "./wire-format.ts";
 
 export interface ListenerOptions {
   host: string;
@@ -43,6 +44,7 @@ export interface ListenerOptions {
   /** Serves TLS alone; cleartext when left out. With a `ca`, clients are asked for a certificate, and may have none. */
   tls?: TlsIdentity | undefined;
   limits?: Partial<ListenerLimits>;
+  refusals?: TransportRefusals;
 }
 
 /** Node's own defaults allow 2³²−1 streams and wait for ever; one client could take all there is. */
@@ -121,6 +123,7 @@ export async function listen({
   forwardAuth,
   tls,
   limits: given,
+  refusals = PLAIN_REFUSALS,
 }: ListenerOptions): Promise<Listener> {
   const limits = { ...defaultListenerLimits, ...given };
   let closing: Promise<void> | undefined;
@@ -131,7 +134,7 @@ export async function listen({
   const answers = new Map<Duplex, Set<ServerResponse>>();
   const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
-  const methods = createHotMethods(hot, maxMessageBytes);
+  const methods = createHotMethods(hot, maxMessageBytes, refusals.timedOut);
 
   const answered = (response: ServerResponse) => {
     const { socket } = response.req;
@@ -209,7 +212,7 @@ export async function listen({
   });
   const stockStream: StreamListener = (...stream) => void stockHttp2.emit("stream", ...stream);
   http2.on("stream", forwardAuth === undefined ? stockStream : forwardAuthStreams(forwardAuth, stockStream));
-  const bidi = serveBidiStreams({ methods: hotStreams, maxMessageBytes });
+  const bidi = serveBidiStreams({ methods: hotStreams, maxMessageBytes, refusals });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});
   let opening: Peer | undefined;

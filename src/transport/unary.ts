@@ -7,6 +7,7 @@ import {
   type HotMethod,
   type Peer,
   type Protocol,
+  type WireError,
 } from "./hot-method.ts";
 import { giveBack, intake } from "./intake.ts";
 import { peerOf } from "./peer.ts";
@@ -22,7 +23,6 @@ import {
   type Headers,
   OK_TRAILERS,
   statusTrailers,
-  TIMED_OUT,
   timeoutFrom,
   webTrailers,
 } from "./wire-format.ts";
@@ -46,6 +46,8 @@ export interface HotMethods {
   /** From HTTP/2's headers, names and values by turns. undefined: not the plain case. */
   recognise(list: string[]): Recognised | undefined;
   answer(method: HotMethod, call: Call): HotAnswer | Promise<HotAnswer> | undefined;
+  /** Writes what the promise gives, or DEADLINE_EXCEEDED when that comes too late. */
+  settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void): void;
 }
 
 /** What can be told of a call by its headers. */
@@ -61,12 +63,17 @@ export interface Recognised {
   list: string[];
 }
 
-export function createHotMethods(methods: readonly HotMethod[], maxMessageBytes: number): HotMethods {
+export function createHotMethods(
+  methods: readonly HotMethod[],
+  maxMessageBytes: number,
+  timedOut: WireError,
+): HotMethods {
   const byPath: ReadonlyMap<string | undefined, HotMethod> = new Map(methods.map((method) => [method.path, method]));
   return {
     find: (path) => byPath.get(path),
     maxBytesOf: (method) => method.maxMessageBytes ?? maxMessageBytes,
     answer: answerTo,
+    settle: (answer, call, write) => settle(answer, call, timedOut, write),
     recognise(list) {
       const headers = toHeaders(list);
       const method = headers?.[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
@@ -141,7 +148,7 @@ export function serveHotRequests({ methods, stock, answered }: HotRequestParts):
       if (answer === undefined) {
         giveBack(request, body);
         stock(request, response);
-      } else if (isPromise(answer)) settle(answer, call!, write);
+      } else if (isPromise(answer)) methods.settle(answer, call!, write);
       else write(answer);
     };
     intake(request, ENVELOPE_BYTES + maxBytes, take, () => stock(request, response));
@@ -253,8 +260,7 @@ export class Call implements HotCall {
   }
 }
 
-/** Writes what the promise gives, or DEADLINE_EXCEEDED when that comes too late. */
-export function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void): void {
+function settle(answer: Promise<HotAnswer>, call: Call, timedOut: WireError, write: (answer: HotAnswer) => void): void {
   let open = true;
   const close = (final: HotAnswer) => {
     if (!open) return;
@@ -267,7 +273,7 @@ export function settle(answer: Promise<HotAnswer>, call: Call, write: (answer: H
     timeoutMs === undefined
       ? undefined
       : setTimeout(() => {
-          close({ error: TIMED_OUT });
+          close({ error: timedOut });
           call.abort();
         }, timeoutMs);
   answer.then(close, () => close(FAILED));

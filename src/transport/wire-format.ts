@@ -1,4 +1,4 @@
-import { ENVELOPE_BYTES, type Protocol, type WireError } from "./hot-method.ts";
+import { ENVELOPE_BYTES, type Protocol, type TransportRefusals, type WireError } from "./hot-method.ts";
 
 export type Headers = Record<string, string | number>;
 
@@ -83,7 +83,12 @@ export function webTrailers(trailers: Record<string, string>): Buffer {
 export const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 export const EMPTY: Buffer = Buffer.alloc(0);
 export const OK_TRAILERS = { "grpc-status": "0" };
-export const TIMED_OUT: WireError = { code: 4, message: "the operation timed out", details: [] };
+
+/** Where nobody has better words. */
+export const PLAIN_REFUSALS: TransportRefusals = {
+  timedOut: { code: 4, message: "the operation timed out", details: [] },
+  stopping: { code: 14, message: "The service is stopping. Open the stream again.", details: [] },
+};
 
 const UNIT_MS: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000, m: 1, u: 1e-3, n: 1e-6 };
 

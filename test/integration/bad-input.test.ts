@@ -146,7 +146,7 @@ describe("messages", () => {
 
   test("a body of 70 KiB is RESOURCE_EXHAUSTED, and not to be repeated", async () => {
     const answer = await post("Create", JSON.stringify({ scopes: ["read"], name: "x".repeat(70 * 1_024) }));
-    expect(answer).toMatchObject({ status: 429, code: "resource_exhausted", fields: [] });
+    expect(answer).toMatchObject({ status: 429, code: "resource_exhausted", reason: "MESSAGE_TOO_LARGE", fields: [] });
     expect(answer.text).not.toContain("RetryInfo");
   });
 

@@ -24,6 +24,7 @@ import { Flag, headersFrames, Setting } from "../../src/transport/http2-frames.t
 import { createHttp2Lane } from "../../src/transport/http2-lane.ts";
 import { defaultListenerLimits, listen } from "../../src/transport/listener.ts";
 import { createHotMethods } from "../../src/transport/unary.ts";
+import { PLAIN_REFUSALS } from "../../src/transport/wire-format.ts";
 import { data, type FrameClient, inEnvelope, openFrameClient, requestHeaders } from "../support/frame-client.ts";
 import { deferred } from "../support/records.ts";
 import { SERVICE_TOKEN, sha256, startService, type TestService } from "../support/service.ts";
@@ -81,6 +82,8 @@ interface Ended {
   message: string;
   /** Of google.rpc.ErrorInfo. */
   reason: string | undefined;
+  /** The whole `google.rpc.Status`. */
+  details: string;
   reset: number;
 }
 
@@ -101,6 +104,7 @@ async function endOf(stream: ClientHttp2Stream): Promise<Ended> {
   return {
     ...{ body: Buffer.concat(chunks), status: Number(trailers["grpc-status"]), reset: stream.rstCode ?? 0 },
     ...{ message: decodeURIComponent(String(trailers["grpc-message"] ?? "")), reason: reasonIn(details) },
+    details: details.toString("latin1"),
   };
 }
 
@@ -175,12 +179,12 @@ describe("the transport", () => {
     batches = [];
     admit = async () => {};
     answer = echo;
-    bidi = serveBidiStreams({ methods: [method], maxMessageBytes: MAX_BYTES });
+    bidi = serveBidiStreams({ methods: [method], maxMessageBytes: MAX_BYTES, refusals: PLAIN_REFUSALS });
     served = [];
     const stock = createHttp2Server().on("stream", (stream) => stream.respond({ ":status": 404 }, { endStream: true }));
     const lane = createHttp2Lane({
       ...defaultListenerLimits,
-      methods: createHotMethods([], MAX_BYTES),
+      methods: createHotMethods([], MAX_BYTES, PLAIN_REFUSALS.timedOut),
       bidi: {
         recognise(headers, peer) {
           const serve = bidi.recognise(headers, peer);
@@ -669,7 +673,7 @@ describe("VerifyStream", () => {
 
   test.each(FORMATS)("a message over the limit over %s is RESOURCE_EXHAUSTED, and not to be repeated", async (type) => {
     const ended = await call([envelope(Buffer.alloc(64 * 1024 + 1))], { "content-type": type });
-    expect(ended).toMatchObject({ status: 8, reason: undefined });
+    expect(ended).toMatchObject({ status: 8, reason: "MESSAGE_TOO_LARGE" });
   });
 
   test("over application/grpc a message that is inflated over the limit is RESOURCE_EXHAUSTED", async () => {
@@ -710,8 +714,18 @@ describe("VerifyStream", () => {
       stream.write(envelope(type === "application/grpc" ? binary()[0]! : "{}"));
       await once(stream, "data");
       const stopping = stopped.stop();
-      expect(await ended).toMatchObject({ status: 14 });
+      expect(await ended).toMatchObject({ status: 14, reason: "STOPPING" });
+      expect((await ended).details.includes("google.rpc.RetryInfo")).toBe(true);
       await stopping;
+    },
+  );
+
+  test.each(["application/grpc", "application/grpc+json"])(
+    "a stream of %s that outlasts its deadline ends with DEADLINE_EXCEEDED and its reason",
+    async (type) => {
+      const stream = openStream(session, VERIFY_STREAM, { authorization, "content-type": type, "grpc-timeout": "50m" });
+      stream.once("end", () => stream.close(constants.NGHTTP2_CANCEL));
+      expect(await endOf(stream)).toMatchObject({ status: 4, reason: "DEADLINE_EXCEEDED" });
     },
   );
 });

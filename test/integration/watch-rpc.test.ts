@@ -244,7 +244,7 @@ test("a stopping process ends its watches with UNAVAILABLE, and watchKeys goes o
   })();
   const refusal = refusalOf(ended);
   await first.stop();
-  expect(await refusal).toMatchObject({ code: "Unavailable", retry: true });
+  expect(await refusal).toMatchObject({ code: "Unavailable", reason: "STOPPING", retry: true });
   await start({ env });
   while (!events.includes("restart")) await sleep(10);
   const second = events.lastIndexOf("restart");
@@ -440,3 +440,35 @@ test("while keys are revoked and networks vanish, a client that follows the rule
   expect(late).toEqual([]);
   expect(accepted.length).toBeGreaterThan(keys.length);
 }, 60_000);
+
+test("a deadline beyond what a timer can count does not end a watch, and one that passes ends it with its reason", async () => {
+  const service = await start();
+  const session = connectHttp2(service.baseUrl);
+  cleanUps.push(() => session.destroy());
+  const watched = (timeout: string) => {
+    const path = "/latchkey.v1.ApiKeyService/Watch";
+    const stream = session.request({
+      ...{
+        ":method": "POST",
+        ":path": path,
+        "content-type": "application/grpc",
+        te: "trailers",
+        "grpc-timeout": timeout,
+      },
+    });
+    stream.on("error", () => {});
+    stream.end(Buffer.alloc(5));
+    return stream;
+  };
+  // 25 days.
+  const long = watched("36000M");
+  for (let heartbeats = 0; heartbeats < 3; heartbeats += 1) await once(long, "data");
+  expect(long.closed).toBe(false);
+  long.close();
+  const short = watched("200m");
+  short.resume();
+  const [trailers] = await once(short, "trailers");
+  expect(trailers["grpc-status"]).toBe("4");
+  const status = Buffer.from(trailers["grpc-status-details-bin"], "base64").toString("latin1");
+  expect(status).toContain("DEADLINE_EXCEEDED");
+});
