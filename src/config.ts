@@ -361,7 +361,11 @@ export const VARIABLES = {
     .describe("`yes`: cleartext is meant though `LATCHKEY_LISTEN` is not a loopback address"),
   LATCHKEY_MAX_MESSAGE_BYTES: wholeNumber(256, 999_999_999).prefault("65536").describe("largest request message"),
   LATCHKEY_MAX_CONNECTIONS: count.prefault("10000").describe("connections at once; more are closed unanswered"),
-  LATCHKEY_MAX_STREAMS: count.prefault("250").describe("HTTP/2 streams at once on a connection"),
+  LATCHKEY_MAX_STREAMS: count
+    .prefault("250")
+    .describe(
+      "HTTP/2 streams at once on a connection; of those opened beyond, 1,000 wait, and more are refused by OVERLOADED",
+    ),
   LATCHKEY_MAX_HEADER_BYTES: wholeNumber(512, 999_999_999)
     .prefault("16384")
     .describe("all headers of a request together"),

@@ -104,4 +104,12 @@ function tooLate(): KeyError {
 export const TRANSPORT_REFUSALS: TransportRefusals = {
   timedOut: toWireError(toConnectError(tooLate(), "")),
   stopping: toWireError(toConnectError(stopping("The service is stopping. Open the stream again."), "")),
+  tooManyCalls: toWireError(
+    toConnectError(
+      new KeyError("OVERLOADED", "There are too many calls at once on this connection. Nothing was done; ask again.", {
+        retryAfterMs: 1_000,
+      }),
+      "",
+    ),
+  ),
 };

@@ -210,7 +210,8 @@ export function serveBidiStreams({ methods, maxMessageBytes, refusals }: BidiOpt
       const timeoutMs = timeout === undefined ? undefined : timeoutFrom(format, String(timeout));
       const encoding = headers["grpc-encoding"] ?? "identity";
       const isGzip = encoding === "gzip";
-      if ((encoding !== "identity" && !isGzip) || Number.isNaN(timeoutMs)) return undefined;
+      const isPlain = (encoding === "identity" || isGzip) && headers["content-length"] === undefined;
+      if (!isPlain || Number.isNaN(timeoutMs)) return undefined;
       return (stream) => void serve(stream, () => method.open(headers, peer), timeoutMs, isGzip);
     },
     drain() {

@@ -109,4 +109,6 @@ export interface TransportRefusals {
   timedOut: WireError;
   /** An open stream ends with the service. */
   stopping: WireError;
+  /** A call is one too many on its connection. */
+  tooManyCalls: WireError;
 }

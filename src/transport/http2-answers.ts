@@ -1,11 +1,20 @@
-import { ENVELOPE_BYTES, type HotAnswer } from "./hot-method.ts";
+import { ENVELOPE_BYTES, type HotAnswer, type WireError } from "./hot-method.ts";
 import { encodeFields } from "./hpack.ts";
 import { httpDate } from "./http-date.ts";
 import { Flag, FRAME_HEAD_BYTES, MAX_FRAME_BYTES, putHead, Type } from "./http2-frames.ts";
 import type { Output } from "./http2-output.ts";
 import type { Sender, StreamWindow } from "./http2-sender.ts";
 import { bodyOf, headersOf } from "./unary.ts";
-import { EMPTY, FORMATS, type Format, type Headers, OK_TRAILERS, statusFirst, statusTrailers } from "./wire-format.ts";
+import {
+  connectStatus,
+  EMPTY,
+  FORMATS,
+  type Format,
+  type Headers,
+  OK_TRAILERS,
+  statusFirst,
+  statusTrailers,
+} from "./wire-format.ts";
 
 /** Answers a call, and ends its stream. */
 export function writeAnswer(sender: Sender, output: Output, of: StreamWindow, format: Format, answer: HotAnswer): void {
@@ -54,6 +63,22 @@ function writePlain(
   slab.set(OK_BLOCK, at);
   sender.sent(dataBytes);
   return true;
+}
+
+/** Refuses a call of whatever protocol in headers alone, for which no window is needed. */
+export function writeRefusal(output: Output, id: number, list: readonly string[], error: WireError): void {
+  const type = list.find((_, index) => index % 2 === 1 && list[index - 1] === "content-type") ?? "";
+  const isGrpc = type.startsWith("application/grpc");
+  const contentType = FORMATS.get(type)?.contentType ?? "application/grpc";
+  const fields: Headers = isGrpc
+    ? { "content-type": contentType, "cache-control": "no-store", ...statusTrailers(error) }
+    : { "content-length": 0, "cache-control": "no-store", "retry-after": 1 };
+  const status = isGrpc ? 200 : connectStatus(error.code);
+  output.putHeaders(
+    Flag.END_STREAM,
+    id,
+    encodeFields([":status", String(status), ...fieldsOf(fields), "date", httpDate()]),
+  );
 }
 
 /** The answer to a stream of messages begins. */

@@ -1,8 +1,9 @@
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { BidiStreams } from "./bidi.ts";
-import type { HotAnswer, Peer } from "./hot-method.ts";
-import { writeAnswer } from "./http2-answers.ts";
+import type { HotAnswer, Peer, TransportRefusals } from "./hot-method.ts";
+import { ENTRY_OVERHEAD } from "./hpack.ts";
+import { writeAnswer, writeRefusal } from "./http2-answers.ts";
 import { Bidis } from "./http2-bidis.ts";
 import {
   CREDIT_BYTES,
@@ -33,8 +34,9 @@ import { append, EMPTY } from "./wire-format.ts";
 export interface Http2LaneOptions {
   methods: HotMethods;
   bidi: Pick<BidiStreams, "recognise">;
-  /** HTTP/2 streams at once on a connection; more are refused. */
+  /** HTTP/2 streams at once on a connection; more wait, or are refused. */
   maxConcurrentStreams: number;
+  refusals: Pick<TransportRefusals, "tooManyCalls">;
   /** Streams refused to one connection after which it is ended. */
   maxSessionRejectedStreams: number;
   /** Of all headers of a request together. */
@@ -104,6 +106,25 @@ interface OpenCall extends StreamWindow {
   sinceMs: number;
 }
 
+/** A stream beyond the limit. */
+interface WaitingStream {
+  /** Of its headers. */
+  flags: number;
+  list: string[];
+  recognised: Recognised | undefined;
+  /** What came after them. */
+  frames: Frame[];
+  bytes: number;
+  sinceMs: number;
+}
+
+/** Streams of a connection that wait, and what they hold together. */
+const MAX_WAITING = 1_000;
+const MAX_WAITING_BYTES = 512 * 1024;
+/** Of which it is known how they ended, a connection. */
+const MAX_RESETS = 1_000;
+const MAX_SKIPPED = 100;
+
 class Connection {
   private readonly socket: Socket;
   private readonly peer: Peer | undefined;
@@ -126,8 +147,18 @@ class Connection {
   private goneId = MAX_WINDOW_BYTES;
 
   private readonly calls = new Map<number, OpenCall>();
-  /** Calls that are being answered, and whose stream is no more. */
-  private abandoned = 0;
+  /** Late answers that are worked on, and those of them whose stream is open. */
+  private working = 0;
+  private answering = 0;
+  /** Streams beyond the limit, until one of the others ends; the oldest first. */
+  private readonly waiting = new Map<number, WaitingStream>();
+  private waitingBytes = 0;
+  /** The client knows how many streams it may have. */
+  private knowsLimit = false;
+  /** Streams that were reset of late, and by which end: frames of theirs may be on their way. The oldest first. */
+  private readonly resets = new Map<number, "client" | "server">();
+  /** Numbers, from and to, that the client passed over. */
+  private readonly skipped: [number, number][] = [];
   /** Bytes of bodies that are not whole. */
   private heldBytes = 0;
   /** Received, and not yet credited to the client. */
@@ -150,8 +181,8 @@ class Connection {
     this.socket = socket;
     this.peer = peerOf(socket);
     this.options = options;
-    const output = new Output(socket, { beforeFlush: () => this.sendBlocked(), drained: () => this.readOn() });
-    const sender = new Sender(output);
+    const output = new Output(socket, { beforeFlush: () => this.beforeFlush(), drained: () => this.readOn() });
+    const sender = new Sender(output, (id) => this.noteReset(id, "server"));
     this.output = output;
     this.sender = sender;
     this.bidis = new Bidis({ sender, output, finished: () => this.endIfDone() });
@@ -261,17 +292,87 @@ class Connection {
     const list = known === undefined ? this.blocks.decode(block) : known.list;
     if (list === undefined) return;
     if (id <= this.lastId) return this.takeTrailers(id, flags, list);
+    if (id > this.lastId + 2) this.noteSkipped(id);
     this.lastId = id;
     this.used = true;
     if (id > this.goneId) return;
     if (list.length === 0) return this.reset(id, Fault.ENHANCE_YOUR_CALM);
-    // A call goes on for a while when its stream is reset: what a client could start by resets is bounded too.
-    if (this.openStreams() + this.abandoned >= this.options.maxConcurrentStreams) return this.refuse(id);
     const recognised = known ?? this.blocks.recognise(block, list);
+    if (this.hasRoom()) this.begin(id, flags, list, recognised);
+    else if (!this.wait(id, flags, list, recognised)) this.turnAway(id, flags, list);
+  }
+
+  private begin(id: number, flags: number, list: string[], recognised: Recognised | undefined) {
     if (recognised === undefined) return this.openBidi(id, flags, list);
     const call = { id, recognised, body: undefined, call: undefined, sinceMs: UNSWEPT, credit: 0 };
     if ((flags & Flag.END_STREAM) !== 0) this.answer(call);
     else this.calls.set(id, call);
+  }
+
+  /** What goes on for a stream that was reset, or is past its deadline, counts too: its client could start any amount of it. */
+  private hasRoom(): boolean {
+    const going = this.openStreams() + this.working - this.answering;
+    return going < this.options.maxConcurrentStreams && this.waiting.size === 0;
+  }
+
+  // ---- streams beyond the limit
+
+  /**
+   * Before a client has read the settings it may well have too many streams, and it can't know of work that goes on for one that
+   * is closed: both wait. False: there is no room for that either, or the client knows better (RFC 9113, 5.1.2).
+   */
+  private wait(id: number, flags: number, list: string[], recognised: Recognised | undefined): boolean {
+    if (this.knowsLimit && this.openStreams() >= this.options.maxConcurrentStreams) return false;
+    const bytes = list.reduce((sum, text) => sum + text.length, ENTRY_OVERHEAD);
+    if (this.waiting.size >= MAX_WAITING || this.waitingBytes + bytes > MAX_WAITING_BYTES) return false;
+    this.waiting.set(id, { flags, list, recognised, frames: [], bytes, sinceMs: UNSWEPT });
+    this.waitingBytes += bytes;
+    return true;
+  }
+
+  private takeWaiting(stream: WaitingStream, { type, flags, id, payload }: Frame) {
+    // It is not known who will read it, and the streams that this one waits for may need the window.
+    this.credit(payload.length);
+    if (this.waitingBytes + payload.length > MAX_WAITING_BYTES) {
+      this.stopWaiting(id);
+      return this.turnAway(id, 0, stream.list);
+    }
+    stream.bytes += payload.length;
+    this.waitingBytes += payload.length;
+    stream.frames.push({ type, flags, id, payload: Buffer.from(payload) });
+  }
+
+  private stopWaiting(id: number): WaitingStream | undefined {
+    const stream = this.waiting.get(id);
+    this.waiting.delete(id);
+    this.waitingBytes -= stream?.bytes ?? 0;
+    return stream;
+  }
+
+  private beginWaiting() {
+    for (const id of this.waiting.keys()) {
+      if (this.openStreams() - this.waiting.size + this.working - this.answering >= this.options.maxConcurrentStreams)
+        return;
+      const { flags, list, recognised, frames } = this.stopWaiting(id)!;
+      this.begin(id, flags, list, recognised);
+      for (const one of frames) {
+        if (one.type === Type.DATA) {
+          // Credited before.
+          this.uncredited -= one.payload.length;
+          this.takeData(one);
+        } else if (one.type === Type.WINDOW_UPDATE) this.takeWindowUpdate(one);
+      }
+    }
+  }
+
+  /** By a status: clients show people a stream that is reset as a failure of the network, or of their own. */
+  private turnAway(id: number, flags: number, list: readonly string[]) {
+    this.refused += 1;
+    if (this.refused > this.options.maxSessionRejectedStreams) return this.fail(Fault.ENHANCE_YOUR_CALM);
+    writeRefusal(this.output, id, list, this.options.refusals.tooManyCalls);
+    // To a client that has read its answer, this says that no more is listened to.
+    const fault = this.knowsLimit || (flags & Flag.END_STREAM) !== 0 ? Fault.REFUSED_STREAM : Fault.NO_ERROR;
+    this.reset(id, fault);
   }
 
   private openBidi(id: number, flags: number, list: string[]) {
@@ -288,34 +389,71 @@ class Connection {
     const call = this.calls.get(id);
     if (call !== undefined && call.call === undefined) this.giveUp(call);
     if (this.bidis.has(id)) this.bidis.end(id);
+    else if (this.stock?.breaksLength({ type: Type.HEADERS, flags, id, payload: EMPTY })) this.breakOff(id);
     else if (this.stock?.has(id)) this.stock.sendHeaders(id, flags, list);
-    else if (this.isFinishing(id)) return;
-    // It may have been on its way when the stream was reset from here.
-    else this.reset(id, Fault.STREAM_CLOSED);
+    else if (this.waiting.has(id)) {
+      // Trailers of a call that waits: rare enough to be refused.
+      this.turnAway(id, flags, this.stopWaiting(id)!.list);
+    } else if (call !== undefined || this.sender.blocked.get(id)?.hangUp === false) this.reset(id, Fault.STREAM_CLOSED);
+    else this.takeHeadersOfClosed(id);
+  }
+
+  /** RFC 9113, 5.1 and 5.1.1. */
+  private takeHeadersOfClosed(id: number) {
+    const resetBy = this.resets.get(id);
+    // They were on their way when the stream was reset from here, or when the client was told that it is not served.
+    if (resetBy === "server" || this.isFinishing(id) || id > this.goneId) return;
+    if (resetBy === "client") this.reset(id, Fault.STREAM_CLOSED);
+    else this.fail(this.wasSkipped(id) ? Fault.PROTOCOL_ERROR : Fault.STREAM_CLOSED);
+  }
+
+  private noteReset(id: number, by: "client" | "server") {
+    if (this.resets.size >= MAX_RESETS) this.resets.delete(this.resets.keys().next().value!);
+    this.resets.set(id, by);
+  }
+
+  private noteSkipped(id: number) {
+    if (this.skipped.length < MAX_SKIPPED) this.skipped.push([this.lastId === 0 ? 1 : this.lastId + 2, id - 2]);
+  }
+
+  private wasSkipped(id: number): boolean {
+    return this.skipped.some(([from, to]) => id >= from && id <= to);
   }
 
   private takeData(received: Frame) {
     const { flags, id, payload } = received;
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     const call = this.calls.get(id);
-    if (call === undefined || call.call !== undefined) {
-      if (this.bidis.has(id)) return this.takeBidiData(received);
-      if (this.stock?.send(received)) return;
-      this.credit(payload.length);
-      if (this.isFinishing(id)) return;
-      if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
-      return;
-    }
+    if (call === undefined || call.call !== undefined) return this.takeOtherData(received);
     this.heldBytes += payload.length;
     if ((flags & Flag.PADDED) !== 0 || this.heldBytes > MAX_HELD_BYTES) {
       this.heldBytes -= payload.length;
       this.giveUp(call);
-      if (!this.stock!.send(received)) this.credit(payload.length);
-      return;
+      return this.takeOtherData(received);
     }
     const isLast = (flags & Flag.END_STREAM) !== 0;
     call.body = isLast && call.body === undefined ? payload : append(call.body, payload);
     if (isLast) this.answer(call);
+  }
+
+  /** Of no fast call whose request is yet to be whole. */
+  private takeOtherData(received: Frame) {
+    const { id, payload } = received;
+    if (this.bidis.has(id)) return this.takeBidiData(received);
+    const waiting = this.waiting.size === 0 ? undefined : this.waiting.get(id);
+    if (waiting !== undefined) return this.takeWaiting(waiting, received);
+    const isBroken = this.stock?.breaksLength(received) === true;
+    if (!isBroken && this.stock?.send(received)) return;
+    this.credit(payload.length);
+    if (isBroken) return this.breakOff(id);
+    if (this.isFinishing(id) || this.resets.get(id) === "server") return;
+    if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
+  }
+
+  /** The client does not send what it said that it would. From Node 22 on, its session would end the whole connection. */
+  private breakOff(id: number) {
+    this.stock?.send({ type: Type.RST_STREAM, flags: 0, id, payload: number32(Fault.CANCEL) });
+    this.reset(id, Fault.PROTOCOL_ERROR);
   }
 
   /** Its answers wait for the client's window, and say themselves that no more is listened to. */
@@ -333,6 +471,8 @@ class Connection {
     const { id, payload } = received;
     if (payload.length !== 4) return this.fail(Fault.FRAME_SIZE_ERROR);
     if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
+    this.noteReset(id, "client");
+    this.stopWaiting(id);
     const call = this.calls.get(id);
     if (call !== undefined) this.drop(call);
     else if (!this.bidis.reset(id) && !this.sender.blocked.delete(id)) this.stock?.send(received);
@@ -344,7 +484,9 @@ class Connection {
     const increment = payload.readUInt32BE(0) & MAX_WINDOW_BYTES;
     if (increment === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
     const of = id === 0 ? undefined : this.windowOf(id);
-    if (id !== 0 && of === undefined) this.stock?.send(received);
+    const waiting = of === undefined ? this.waiting.get(id) : undefined;
+    if (waiting !== undefined) this.takeWaiting(waiting, received);
+    else if (id !== 0 && of === undefined) this.stock?.send(received);
     else if (!this.sender.open(of, increment)) this.fail(Fault.FLOW_CONTROL_ERROR);
   }
 
@@ -358,6 +500,7 @@ class Connection {
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if ((flags & Flag.ACK) !== 0) {
       if (payload.length > 0) this.fail(Fault.FRAME_SIZE_ERROR);
+      this.knowsLimit = true;
       return;
     }
     if (payload.length % 6 !== 0) return this.fail(Fault.FRAME_SIZE_ERROR);
@@ -397,9 +540,9 @@ class Connection {
     const { id, recognised, body } = open;
     const { method, format, isGzip, headers, timeoutMs, contentLength } = recognised;
     const length = body?.length ?? 0;
-    const whole = contentLength === undefined || contentLength === length;
+    if (contentLength !== undefined && contentLength !== length) return this.reset(id, Fault.PROTOCOL_ERROR);
     const maxBytes = this.options.methods.maxBytesOf(method);
-    const message = whole ? messageIn(format, isGzip, body ?? null, maxBytes) : undefined;
+    const message = messageIn(format, isGzip, body ?? null, maxBytes);
     if (isGzip && message !== undefined) this.share.spend(unitsToInflate(message));
     const call = message && new Call(format, message, headers, timeoutMs, this.peer);
     const answer = call && this.options.methods.answer(method, call);
@@ -419,17 +562,29 @@ class Connection {
     open.call = call;
     open.body = undefined;
     this.calls.set(id, open);
-    this.options.methods.settle(answer, call!, (late) => {
-      if (this.calls.delete(id)) this.write(open, late);
-      else this.abandoned -= 1;
+    this.working += 1;
+    this.answering += 1;
+    const write = (late: HotAnswer) => {
+      if (!this.calls.delete(id)) return;
+      this.answering -= 1;
+      this.write(open, late);
       this.endIfDone();
       this.output.flushSoon();
+    };
+    this.options.methods.settle(answer, call!, write, () => {
+      this.working -= 1;
+      if (this.waiting.size > 0) this.output.flushSoon();
     });
   }
 
   private write(open: OpenCall, answer: HotAnswer) {
     if (answer.message !== undefined) this.share.spend(unitsOf(answer.message.length));
     writeAnswer(this.sender, this.output, open, open.recognised.format, answer);
+  }
+
+  private beforeFlush() {
+    if (this.waiting.size > 0 && !this.ended) this.beginWaiting();
+    this.sendBlocked();
   }
 
   private sendBlocked() {
@@ -487,6 +642,7 @@ class Connection {
         output.flushSoon();
       },
       sent: (bytes) => sender.sent(bytes),
+      reset: (id) => this.noteReset(id, "server"),
       acknowledged: () => sender.apply(this.said.shift() ?? []),
       writeHeaders: (flags, id, block) => {
         output.putHeaders(flags, id, block);
@@ -530,14 +686,8 @@ class Connection {
     const call = this.calls.get(id);
     if (call !== undefined) this.drop(call);
     this.sender.blocked.delete(id);
+    this.noteReset(id, "server");
     this.output.put(frame(Type.RST_STREAM, 0, id, number32(fault)));
-  }
-
-  /** Before it was told how many streams it may have, a client may well have too many, but not again and again. */
-  private refuse(id: number) {
-    this.refused += 1;
-    if (this.refused > this.options.maxSessionRejectedStreams) this.fail(Fault.ENHANCE_YOUR_CALM);
-    else this.reset(id, Fault.REFUSED_STREAM);
   }
 
   private drop(open: OpenCall) {
@@ -546,7 +696,7 @@ class Connection {
     this.heldBytes -= bytes;
     this.credit(bytes);
     if (open.call === undefined) return;
-    this.abandoned += 1;
+    this.answering -= 1;
     open.call.abort();
   }
 
@@ -577,7 +727,7 @@ class Connection {
   }
 
   private openStreams(): number {
-    return this.calls.size + this.bidis.size + this.sender.blocked.size + (this.stock?.size ?? 0);
+    return this.calls.size + this.bidis.size + this.sender.blocked.size + this.waiting.size + (this.stock?.size ?? 0);
   }
 
   private isIdle(): boolean {
@@ -611,6 +761,7 @@ class Connection {
     for (const open of this.calls.values()) open.call?.abort();
     this.bidis.abort();
     this.calls.clear();
+    this.waiting.clear();
     this.sender.blocked.clear();
     this.stock?.destroy();
   }
@@ -626,6 +777,10 @@ class Connection {
     for (const [id, answer] of this.sender.blocked) {
       if (answer.sinceMs === UNSWEPT) answer.sinceMs = nowMs;
       else if (nowMs - answer.sinceMs >= requestTimeoutMs) this.reset(id, Fault.CANCEL);
+    }
+    for (const [id, stream] of this.waiting) {
+      if (stream.sinceMs === UNSWEPT) stream.sinceMs = nowMs;
+      else if (nowMs - stream.sinceMs >= requestTimeoutMs) this.turnAway(id, 0, this.stopWaiting(id)!.list);
     }
     this.endIfDone();
     this.output.flushSoon();

@@ -44,8 +44,12 @@ export class Sender {
   private readonly output: Output;
   private window = DEFAULT_WINDOW_BYTES;
 
-  constructor(output: Output) {
+  private readonly hungUp: (id: number) => void;
+
+  /** `hungUp`: told of a stream that is reset behind its trailers. */
+  constructor(output: Output, hungUp: (id: number) => void) {
     this.output = output;
+    this.hungUp = hungUp;
   }
 
   /** Of the whole connection. */
@@ -86,7 +90,10 @@ export class Sender {
       this.window -= length;
     }
     if (trailers !== undefined) output.putHeaders(Flag.END_STREAM, of.id, trailers);
-    if (sending.hangUp) output.put(frame(Type.RST_STREAM, 0, of.id, number32(Fault.NO_ERROR)));
+    if (sending.hangUp) {
+      output.put(frame(Type.RST_STREAM, 0, of.id, number32(Fault.NO_ERROR)));
+      this.hungUp(of.id);
+    }
     return true;
   }
 

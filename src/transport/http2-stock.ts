@@ -29,6 +29,8 @@ export interface StockParts {
   windowUsed(): void;
   /** Data was sent to the client. */
   sent(bytes: number): void;
+  /** The session reset a stream. */
+  reset(id: number): void;
   /** The session keeps to the client's settings, those that were sent to it first. */
   acknowledged(): void;
   writeHeaders(flags: number, id: number, block: Buffer): void;
@@ -49,6 +51,8 @@ interface StockStream {
   ended: "neither" | "client" | "session";
   /** Its answer has ended with its headers: of what the session still says, only a reset counts. */
   isAnswered: boolean;
+  /** Bytes of the request that are still to come, where its headers said how many there are. */
+  left: number | undefined;
 }
 
 /** node:http2's own session, for the streams of a connection that are not served here. */
@@ -104,7 +108,7 @@ export class StockSession {
   }
 
   open(id: number, flags: number, list: readonly string[]): void {
-    const own: StockStream = { id: this.nextId, ended: "neither", isAnswered: false };
+    const own: StockStream = { id: this.nextId, ended: "neither", isAnswered: false, left: lengthIn(list) };
     this.nextId += 2;
     this.streams.set(id, own);
     this.clientIds.set(own.id, id);
@@ -118,6 +122,14 @@ export class StockSession {
     this.push(headersFrames(flags & Flag.END_STREAM, stream.id, encodeFields(list)));
   }
 
+  /** Whether a frame is not what the headers of its stream said that there would be. */
+  breaksLength({ type, flags, id, payload }: Frame): boolean {
+    const left = this.streams.get(id)?.left;
+    if (left === undefined) return false;
+    const bytes = type === Type.DATA ? dataBytes(flags, payload) : 0;
+    return bytes > left || ((flags & Flag.END_STREAM) !== 0 && bytes !== left);
+  }
+
   sendSettings(settings: Iterable<readonly [number, number]>): void {
     this.push(settingsFrame(withoutTable(settings)));
   }
@@ -128,6 +140,7 @@ export class StockSession {
     if (stream === undefined) return false;
     this.note(type, flags, id, "client");
     if (type === Type.RST_STREAM) this.forget(id);
+    if (type === Type.DATA && stream.left !== undefined) stream.left -= dataBytes(flags, payload);
     this.push(frame(type, flags, stream.id, payload));
     return true;
   }
@@ -213,6 +226,7 @@ export class StockSession {
     if (type === Type.HEADERS) parts.writeHeaders(flags & Flag.END_STREAM, id, payload);
     else parts.write(frame(type, flags, id, payload));
     if (type === Type.DATA) parts.sent(payload.length);
+    else if (type === Type.RST_STREAM) parts.reset(id);
     else if (type === Type.SETTINGS) parts.acknowledged();
     if (this.isIdle()) parts.idle();
   }
@@ -263,6 +277,16 @@ export class StockSession {
 
 /** An acknowledgement too: the data before it was sent by the settings before it. */
 const IN_ORDER: ReadonlySet<number> = new Set([Type.DATA, Type.HEADERS, Type.RST_STREAM, Type.SETTINGS]);
+
+/** undefined: none, or none that can be read in one way; Node's own server judges these. */
+function lengthIn(list: readonly string[]): number | undefined {
+  const values = list.filter((_, index) => index % 2 === 1 && list[index - 1] === "content-length");
+  return values.length === 1 && /^\d{1,15}$/.test(values[0]!) ? Number(values[0]) : undefined;
+}
+
+function dataBytes(flags: number, payload: Buffer): number {
+  return (flags & Flag.PADDED) === 0 ? payload.length : Math.max(0, payload.length - 1 - (payload[0] ?? 0));
+}
 
 /** Whether headers hold gRPC's status. The session encodes without a table, so that each block can be read by itself. */
 function hasStatus(block: Buffer): boolean {

@@ -51,7 +51,7 @@ export interface ListenerOptions {
 export interface ListenerLimits {
   /** Connections at once; more are closed unanswered. */
   maxConnections: number;
-  /** HTTP/2 streams at once on a connection; more are refused. */
+  /** HTTP/2 streams at once on a connection; more wait, or are refused. */
   maxConcurrentStreams: number;
   /** Bytes of all headers of a request together: HTTP/1.1 answers 431, HTTP/2 resets the stream. */
   maxHeaderBytes: number;
@@ -234,8 +234,7 @@ export async function listen({
   });
   const http2Lane = createHttp2Lane({
     ...limits,
-    methods,
-    bidi,
+    ...{ methods, bidi, refusals },
     openStock(connection, peer) {
       // The session is made, and told of, before this returns; its own socket is one of Node's making.
       opening = peer;

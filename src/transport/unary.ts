@@ -46,8 +46,8 @@ export interface HotMethods {
   /** From HTTP/2's headers, names and values by turns. undefined: not the plain case. */
   recognise(list: string[]): Recognised | undefined;
   answer(method: HotMethod, call: Call): HotAnswer | Promise<HotAnswer> | undefined;
-  /** Writes what the promise gives, or DEADLINE_EXCEEDED when that comes too late. */
-  settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void): void;
+  /** Writes what the promise gives, or DEADLINE_EXCEEDED when that comes too late. `over`: called when no work goes on, which may be later. */
+  settle(answer: Promise<HotAnswer>, call: Call, write: (answer: HotAnswer) => void, over?: () => void): void;
 }
 
 /** What can be told of a call by its headers. */
@@ -73,7 +73,7 @@ export function createHotMethods(
     find: (path) => byPath.get(path),
     maxBytesOf: (method) => method.maxMessageBytes ?? maxMessageBytes,
     answer: answerTo,
-    settle: (answer, call, write) => settle(answer, call, timedOut, write),
+    settle: (answer, call, write, over) => settle(answer, call, timedOut, write, over),
     recognise(list) {
       const headers = toHeaders(list);
       const method = headers?.[":method"] === "POST" ? byPath.get(headers[":path"] as string | undefined) : undefined;
@@ -260,7 +260,13 @@ export class Call implements HotCall {
   }
 }
 
-function settle(answer: Promise<HotAnswer>, call: Call, timedOut: WireError, write: (answer: HotAnswer) => void): void {
+function settle(
+  answer: Promise<HotAnswer>,
+  call: Call,
+  timedOut: WireError,
+  write: (answer: HotAnswer) => void,
+  over: () => void = () => {},
+): void {
   let open = true;
   const close = (final: HotAnswer) => {
     if (!open) return;
@@ -276,7 +282,11 @@ function settle(answer: Promise<HotAnswer>, call: Call, timedOut: WireError, wri
           close({ error: timedOut });
           call.abort();
         }, timeoutMs);
-  answer.then(close, () => close(FAILED));
+  const end = (final: HotAnswer) => {
+    over();
+    close(final);
+  };
+  answer.then(end, () => end(FAILED));
 }
 
 function writeResponse(response: ServerResponse, format: Format, answer: HotAnswer): void {

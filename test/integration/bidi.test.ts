@@ -185,6 +185,7 @@ describe("the transport", () => {
     const lane = createHttp2Lane({
       ...defaultListenerLimits,
       methods: createHotMethods([], MAX_BYTES, PLAIN_REFUSALS.timedOut),
+      refusals: PLAIN_REFUSALS,
       bidi: {
         recognise(headers, peer) {
           const serve = bidi.recognise(headers, peer);

@@ -263,6 +263,51 @@ describe("hot and stock calls on one connection", () => {
   });
 });
 
+describe("headers on a stream that is closed", () => {
+  const again = (id: number) => requestHeaders(id, { path: "/hot/echo", end: true });
+
+  test.each([
+    ["the fast path", "/hot/echo"],
+    ["Node's own server", "/stock/echo"],
+  ])("by both ends, at %s: the connection ends with STREAM_CLOSED (RFC 9113, 5.1)", async (_where, path) => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(call(1, path));
+    await answersOf(client, 1);
+    client.write(again(1));
+    await client.until(() => client.closed);
+    expect(client.goaway).toEqual({ lastId: 1, fault: Fault.STREAM_CLOSED });
+  });
+
+  test("that was passed over: the connection ends with PROTOCOL_ERROR (RFC 9113, 5.1.1)", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(call(5, "/hot/echo"), call(7, "/hot/echo"));
+    await answersOf(client, 5, 7);
+    client.write(again(3));
+    await client.until(() => client.closed);
+    expect(client.goaway).toEqual({ lastId: 7, fault: Fault.PROTOCOL_ERROR });
+  });
+
+  test("by the client's reset: it is reset, and the connection goes on", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(requestHeaders(1, { path: "/hot/echo" }), reset(1), again(1), call(3, "/hot/echo"));
+    await answersOf(client, 3);
+    expect(client.stream(1).resetBy).toBe(Fault.STREAM_CLOSED);
+  });
+
+  test("by a reset from here, which they crossed: they are passed over, and data too", async () => {
+    const { listener } = await start();
+    const client = await open(listener);
+    client.write(call(1, "/hot/echo", "hello", ["content-length", "3"]), data(1, Buffer.from("x"), 0), again(1));
+    client.write(call(3, "/hot/echo"));
+    await answersOf(client, 3);
+    expect(client.stream(1).resetBy).toBe(Fault.PROTOCOL_ERROR);
+    expect(client.frames.filter(({ type, id }) => type === Type.RST_STREAM && id === 1)).toHaveLength(1);
+  });
+});
+
 describe("an answer without a body ends with its headers, and no empty DATA frame follows", () => {
   const framesOf = (client: FrameClient, id: number) =>
     client.frames.filter((seen) => seen.id === id && (seen.type === Type.DATA || seen.type === Type.HEADERS));
@@ -376,6 +421,26 @@ describe("what is not the plain case of a hot call goes to the stock path from i
     await client.until(() => isOver(client, 1));
     expect(client.stream(1).resetBy).toBe(Fault.PROTOCOL_ERROR);
   });
+
+  test.each([
+    ["more than", "3", Flag.END_STREAM],
+    ["more than, and goes on,", "3", 0],
+    ["less than", "99", Flag.END_STREAM],
+  ])(
+    "a body of %s its content-length at Node's own server: the stream is reset, and nothing else",
+    async (_what, length, flags) => {
+      const { listener, stock } = await start();
+      const client = await open(listener);
+      const headers = requestHeaders(1, { path: "/stock/echo", type: "text/plain", more: ["content-length", length] });
+      client.write(headers, stockCall(3, "/stock/echo", "before"));
+      await answersOf(client, 3);
+      client.write(data(1, Buffer.from("hello"), flags), stockCall(5, "/stock/echo", "after"));
+      expect((await answersOf(client, 5)).map(String)).toEqual(["stock:after"]);
+      expect(client.stream(1).resetBy).toBe(Fault.PROTOCOL_ERROR);
+      await untilTrue(() => stock.closed === 3);
+      expect(client.goaway).toBeUndefined();
+    },
+  );
 
   test("a call that is handed over after one that came later", async () => {
     const { listener } = await start();
@@ -663,14 +728,11 @@ describe("streams that end before their time", () => {
     const client = await open(listener);
     const ids = Array.from({ length: 40 }, (_, index) => 2 * index + 1);
     client.write(...ids.flatMap((id) => [call(id, "/hot/held"), reset(id)]));
-    client.write(call(101, "/hot/echo"));
-    await client.until(() => isOver(client, 101));
-    expect(held).toHaveLength(4);
-    expect(client.stream(101).resetBy).toBe(Fault.REFUSED_STREAM);
+    client.write(call(101, "/hot/echo", "waits"), frame(Type.PING, 0, 0, Buffer.alloc(8)));
+    await client.until(() => client.frames.some(({ type }) => type === Type.PING));
+    expect([held.length, isOver(client, 101)]).toEqual([4, false]);
     for (const { resolve } of held) resolve({ message: Buffer.alloc(0) });
-    await new Promise((resolve) => setImmediate(resolve));
-    client.write(call(103, "/hot/echo", "room again"));
-    await answersOf(client, 103);
+    expect(String((await answersOf(client, 101))[0])).toContain("waits");
   });
 
   test("a connection that breaks aborts what goes on, of both", async () => {
@@ -990,18 +1052,102 @@ describe("limits", () => {
     expect(client.faults).toEqual([]);
   });
 
-  test("hot and stock streams count together", async () => {
+  const settled = (client: FrameClient) =>
+    client.until(() => client.frames.some(({ type, flags }) => type === Type.PING && (flags & Flag.ACK) !== 0));
+
+  test("hot and stock streams count together, and those that a client opens before it knows the limit wait for room", async () => {
     const { listener, held, letterbox } = await start({ maxConcurrentStreams: 2 });
     const client = await open(listener);
-    client.write(call(1, "/hot/held"), stockCall(3, "/stock/held"), call(5, "/hot/echo"), stockCall(7, "/stock/echo"));
-    await client.until(() => isOver(client, 5, 7));
-    expect([5, 7].map((id) => client.stream(id).resetBy)).toEqual([Fault.REFUSED_STREAM, Fault.REFUSED_STREAM]);
+    client.write(
+      call(1, "/hot/held"),
+      stockCall(3, "/stock/held"),
+      call(5, "/hot/echo", "a"),
+      stockCall(7, "/stock/echo"),
+    );
+    client.write(
+      requestHeaders(9, { path: "/hot/echo" }),
+      call(11, "/hot/none", "b"),
+      frame(Type.PING, 0, 0, Buffer.alloc(8)),
+    );
+    await settled(client);
+    expect([5, 7, 9, 11].filter((id) => isOver(client, id))).toEqual([]);
     await untilTrue(() => held.length === 1 && letterbox.length === 1);
     held[0]!.resolve({ message: Buffer.alloc(0) });
+    client.write(data(9, inEnvelope("late")));
     letterbox[0]!.end();
+    const bodies = await answersOf(client, 1, 3, 5, 7, 9, 11);
+    expect(bodies.slice(2).map(String)).toEqual(
+      [inEnvelope("a"), "stock:", inEnvelope("late"), `stock:${inEnvelope("b")}`].map(String),
+    );
+  });
+
+  test("a cold burst of 600 calls is answered, each one, though the client has not read our settings", async () => {
+    const { listener, stock } = await start();
+    const client = await open(listener);
+    const ids = Array.from({ length: 600 }, (_, index) => 2 * index + 1);
+    client.write(...ids.map((id) => call(id, id % 3 === 0 ? "/stock/echo" : "/hot/soon", `call ${id}`)));
+    const bodies = await answersOf(client, ...ids);
+    for (const [index, body] of bodies.entries()) expect(String(body)).toContain(`call ${ids[index]}`);
+    expect(stock.calls).toBe(200);
+  });
+
+  test("a stream that waits may be reset, and what it held is no longer held", async () => {
+    const { listener, held, counts } = await start({ maxConcurrentStreams: 1 });
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"), call(3, "/hot/echo"), reset(3), call(5, "/hot/echo"));
+    await untilTrue(() => held.length === 1);
+    held[0]!.resolve({ message: Buffer.alloc(0) });
+    await answersOf(client, 1, 5);
+    expect(counts.echo).toBe(1);
+  });
+
+  test.each([
+    ["gRPC", "application/grpc", ["200", "8"]],
+    ["gRPC-Web", "application/grpc-web+proto", ["200", "8"]],
+    ["Connect", "application/proto", ["429", undefined]],
+    ["any other", "text/plain", ["429", undefined]],
+  ])("more than may wait are refused by a status, in %s: RESOURCE_EXHAUSTED", async (_what, type, expected) => {
+    const { listener } = await start({ maxConcurrentStreams: 1 });
+    const client = await open(listener);
+    const ids = Array.from({ length: 1_002 }, (_, index) => 2 * index + 1);
+    client.write(
+      call(1, "/hot/held"),
+      ...ids.slice(1).map((id) => requestHeaders(id, { path: "/hot/echo", type, end: true })),
+    );
+    await client.until(() => client.stream(2_003).ended);
+    expect([field(client, 2_003, ":status"), field(client, 2_003, "grpc-status")]).toEqual(expected);
+    expect(client.stream(2_001).ended).toBe(false);
+    expect(client.faults).toEqual([]);
+  });
+
+  test("a client that knows the limit, and passes it, is refused by a status, and its stream reset (RFC 9113, 5.1.2)", async () => {
+    const { listener } = await start({ maxConcurrentStreams: 1 });
+    const client = await open(listener);
+    client.write(call(1, "/hot/held"));
+    // Acknowledged with the first bytes that came: before this ping.
+    await client.until(() => client.frames.length > 0);
+    client.write(frame(Type.PING, 0, 0, Buffer.alloc(8)));
+    await settled(client);
+    client.write(call(3, "/hot/echo"));
+    await client.until(() => client.stream(3).ended);
+    expect(field(client, 3, "grpc-status")).toBe("8");
+    const resets = () => client.frames.filter(({ type, id }) => type === Type.RST_STREAM && id === 3);
+    await client.until(() => resets().length > 0);
+    expect(resets()[0]!.payload.readUInt32BE(0)).toBe(Fault.REFUSED_STREAM);
+  });
+
+  test("work that goes on past its deadline counts as a stream, and calls beyond wait until it is over", async () => {
+    const { listener, held } = await start({ maxConcurrentStreams: 2 });
+    const client = await open(listener);
+    client.write(call(1, "/hot/held", "", ["grpc-timeout", "5m"]), call(3, "/hot/held", "", ["grpc-timeout", "5m"]));
     await answersOf(client, 1, 3);
-    client.write(call(9, "/hot/echo"), stockCall(11, "/stock/echo"));
-    await answersOf(client, 9, 11);
+    expect(field(client, 1, "grpc-status")).toBe("4");
+    client.write(call(5, "/hot/echo", "x"), frame(Type.PING, 0, 0, Buffer.alloc(8)));
+    await settled(client);
+    expect(client.stream(5).ended).toBe(false);
+    held[0]!.resolve({ message: Buffer.alloc(0) });
+    await answersOf(client, 5);
+    held[1]!.resolve({ message: Buffer.alloc(0) });
   });
 
   test("the session's own limits end the connection, and the client is told", async () => {
@@ -1016,7 +1162,8 @@ describe("limits", () => {
   test("too many refused streams end the connection", async () => {
     const { listener } = await start({ maxConcurrentStreams: 1, maxSessionRejectedStreams: 10 });
     const client = await open(listener);
-    client.write(call(1, "/hot/held"), ...Array.from({ length: 20 }, (_, index) => call(2 * index + 3, "/hot/echo")));
+    const ids = Array.from({ length: 1_020 }, (_, index) => 2 * index + 3);
+    client.write(call(1, "/hot/held"), ...ids.map((id) => requestHeaders(id, { path: "/hot/echo" })));
     await client.until(() => client.closed);
     expect(client.goaway?.fault).toBe(Fault.ENHANCE_YOUR_CALM);
   });
