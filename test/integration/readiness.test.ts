@@ -62,7 +62,7 @@ test("while MongoDB is away and keys are answered from memory, the service is re
   const { status, text } = await readyz();
   expect({ status, text }).toEqual({
     status: 200,
-    text: expect.stringMatching(/^ready\n\[\+\] calls: ok\n\[\+\] keys: ok\n\[-\] database: MongoDB does not answer/),
+    text: expect.stringMatching(/^ready\n(?:.*\n)*\[\+\] keys: ok\n\[-\] database: MongoDB does not answer/),
   });
   expect((await service.client().verify({ key })).outcome).toBe(Outcome.VALID);
 
@@ -77,9 +77,7 @@ test("past the grace nothing is ready, /readyz says what to do, and it comes bac
   await untilHealth(NONE);
   expect(await readyz()).toEqual({
     status: 503,
-    text: expect.stringMatching(
-      /^not ready\n\[\+\] calls: ok\n\[-\] keys: .*LATCHKEY_OUTAGE_GRACE \(0s\).*\n\[-\] database: /,
-    ),
+    text: expect.stringMatching(/^not ready\n(?:.*\n)*\[-\] keys: .*LATCHKEY_OUTAGE_GRACE \(0s\).*\n\[-\] database: /),
   });
   cut(false);
   await untilAllIsWell();
