@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { MongoClient, type MongoClientOptions } from "mongodb";
+import { type Document, MongoClient, type MongoClientOptions, MongoError, MongoNetworkError } from "mongodb";
 import { StartupError } from "../startup-error.ts";
 import { judgeUri } from "./connection-string.ts";
 import { isOverloaded } from "./server-errors.ts";
@@ -36,7 +36,7 @@ const OPTIONS: MongoClientOptions = {
 export async function connect(uri: string): Promise<Connection> {
   const client = openClient(uri);
   try {
-    const hello = await client.db("admin").command({ hello: 1 });
+    const hello = await greet(client);
     // It may be said by the DNS record of a mongodb+srv:// name as well.
     if (client.options.loadBalanced)
       throw new StartupError(
@@ -69,6 +69,28 @@ export async function connect(uri: string): Promise<Connection> {
   };
 }
 
+/** The first connections of a process take longest, most of all on a busy machine. */
+const FIRST_CONNECTION_MS = 15_000;
+
+/** The first command. That no server is found is told at once; a connection that is slow to come is waited for. */
+async function greet(client: MongoClient): Promise<Document> {
+  const endMs = performance.now() + FIRST_CONNECTION_MS;
+  for (;;) {
+    try {
+      return await client.db("admin").command({ hello: 1 });
+    } catch (error) {
+      const isSlow = error instanceof MongoNetworkError || isWaitQueueTimeout(error);
+      if (!isSlow || performance.now() > endMs) throw error;
+      await sleep(100);
+    }
+  }
+}
+
+/** The driver exports no class for it. */
+export function isWaitQueueTimeout(error: unknown): boolean {
+  return error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError";
+}
+
 /**
  * A client for Verify, so that nothing of it waits behind the transactions of other calls. It connects when first used. That
  * a member vanished is noticed after about `connectTimeoutMS` + `heartbeatFrequencyMS`; how long a read may take is its
@@ -87,7 +109,8 @@ export async function patiently<T>(
   work: (client: MongoClient) => Promise<T>,
   signal?: AbortSignal,
 ): Promise<T> {
-  const client = openClient(uri, { socketTimeoutMS: 0, minPoolSize: 0, maxPoolSize: 2 });
+  const waits = { socketTimeoutMS: 0, waitQueueTimeoutMS: FIRST_CONNECTION_MS, connectTimeoutMS: FIRST_CONNECTION_MS };
+  const client = openClient(uri, { ...waits, minPoolSize: 0, maxPoolSize: 2 });
   const close = () => client.close();
   signal?.addEventListener("abort", close);
   try {

@@ -8,7 +8,7 @@ import {
   MongoTopologyClosedError,
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
-import { OPERATION_TIMEOUT_MS } from "./connection.ts";
+import { isWaitQueueTimeout, OPERATION_TIMEOUT_MS } from "./connection.ts";
 import { hasCode, isOverloaded, serverReason } from "./server-errors.ts";
 
 /** Attempts after the first that the drivers' specification of client backpressure allows by default. */
@@ -105,7 +105,7 @@ function isOutOfReach(error: unknown): boolean {
     error instanceof MongoServerSelectionError ||
     error instanceof MongoNotConnectedError ||
     error instanceof MongoTopologyClosedError ||
-    (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError")
+    isWaitQueueTimeout(error)
   );
 }
 

@@ -12,6 +12,7 @@ import { SERVER_CODES } from "../../src/store/server-errors.ts";
 import { refusalOf } from "../support/errors.ts";
 import { createMongods, freePort } from "../support/replica-set.ts";
 import { startService } from "../support/service.ts";
+import { startTcpProxy } from "../support/tcp-proxy.ts";
 
 const mongods = createMongods();
 afterAll(() => mongods.stop());
@@ -31,6 +32,19 @@ test("an unreachable deployment and a malformed URI are one sentence each, witho
     expect(error).toMatchObject({ name: "StartupError", message: expect.stringContaining("MONGODB_URI") });
     expect((error as Error).message).not.toContain("canary");
   }
+});
+
+test("a connection that is slow to come, as the first ones are on a busy machine, is waited for at the start", async () => {
+  const { host } = new URL(process.env.TEST_MONGODB_URI!);
+  const proxy = await startTcpProxy({ to: Number(host.split(":")[1]) });
+  const connecting = connect(`mongodb://127.0.0.1:${proxy.port}/?directConnection=true`);
+  // The first connection has found the server; the next ones are for commands.
+  while (proxy.connections() < 2) await sleep(1);
+  proxy.set({ blackHole: "both" });
+  await sleep(3_000);
+  proxy.set({});
+  await (await connecting).close();
+  await proxy.close();
 });
 
 test("a conflicting index is reported and left alone; the schema can be ensured twice, and at once by several", async () => {
