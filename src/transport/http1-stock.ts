@@ -18,6 +18,7 @@ export class StockConnection extends Duplex {
   private held: Buffer;
   private sliceBytes = MIN_SLICE_BYTES;
   private hasEnded: boolean;
+  private parting: NodeJS.Timeout | undefined;
   /** Requests under way. */
   private open = 0;
 
@@ -74,8 +75,10 @@ export class StockConnection extends Duplex {
       return;
     }
     this.share.renew();
-    if (this.hasEnded) this.push(null);
-    else if (socket.isPaused()) socket.resume();
+    if (this.hasEnded) {
+      this.push(null);
+      this.parting ??= setTimeout(() => this.socket.destroy(), PARTING_MS).unref();
+    } else if (socket.isPaused()) socket.resume();
   }
 
   private mayFeed(): boolean {
@@ -120,12 +123,18 @@ export class StockConnection extends Duplex {
 
   override _destroy(error: Error | null, done: (error: Error | null) => void): void {
     this.share.leave();
+    clearTimeout(this.parting);
     // Ended well, its last bytes may still be on their way.
     if (error !== null || !this.writableFinished) this.socket.destroy();
     done(error);
   }
 }
 
+/**
+ * Time for the answers under way when the client has ended its half. It may want them, or be gone: an answer that never ends,
+ * as a Watch's, would be held for ever.
+ */
+const PARTING_MS = 10_000;
 /** Of requests sent without waiting for an answer; more wait. */
 const MAX_OPEN = 16;
 /** Of small requests, some: what is fed at once can't be taken back. */

@@ -56,12 +56,6 @@ describe("an answer of headers alone ends with them, and no empty DATA frame fol
     expect(fields).toMatchObject({ ":status": "200", "content-type": type, "grpc-status": "12" });
   });
 
-  test("a content type that is none: 415", async () => {
-    const { frames, endsWithHeaders, fields } = await answerTo(`${HEALTH}/Check`, "application/grpc+xml");
-    expect({ frames, endsWithHeaders }).toEqual({ frames: ["HEADERS"], endsWithHeaders: true });
-    expect(fields[":status"]).toBe("415");
-  });
-
   test("a refusal by Connect has no DATA frame either", async () => {
     const { frames, endsWithHeaders, fields } = await answerTo(`${HEALTH}/Check`, "application/grpc", [
       "grpc-encoding",

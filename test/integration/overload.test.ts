@@ -134,7 +134,7 @@ test("a commit that was made, but whose answer bears the labels of overload, is 
 test("a transaction that the server gives up again and again is not called a conflict with other changes", async () => {
   const errorCode = SERVER_CODES.DB_UNAVAILABLE.LockTimeout;
   await failing("alwaysOn", { failCommands: ["insert"], errorCode, errorLabels: ["TransientTransactionError"] });
-  await expect(create(500)).rejects.toMatchObject({ reason: "DB_UNAVAILABLE", retryAfterMs: 1_000 });
+  await expect(create(2_000)).rejects.toMatchObject({ reason: "DB_UNAVAILABLE", retryAfterMs: 1_000 });
 });
 
 test("Verify answers from memory while reads are refused for overload, and OVERLOADED where it has no answer", async () => {
