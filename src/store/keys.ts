@@ -94,12 +94,13 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
   // Retiring first: a key only turns retiring in the transaction that makes another active. Read in this order, two
   // misses mean that there was a moment without either.
   async function readCurrent(userId: string, deadlineMs: number): Promise<CurrentKeys> {
-    // That there is no key says nothing where there are no records at all.
+    // That there is no key says nothing where there are no records at all, be it from the beginning or at the end.
     const thereAre = schema.confirmRecords();
     thereAre.catch(() => {});
     const retiring = await readOne({ userId, state: "retiring" }, deadlineMs);
     const active = await readOne({ userId, state: "active" }, deadlineMs);
     await thereAre;
+    if (active === undefined) await schema.confirmRecords();
     return { active, retiring };
   }
 
@@ -354,7 +355,9 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
       guardedRead(deadlineMs, async () => {
         await schema.confirmRecords();
         const found = keys.find(matching(filter, after, now), { maxTimeMS: remainingMs(deadlineMs) });
-        return (await found.sort({ _id: 1 }).limit(limit).toArray()).map(toRecord);
+        const records = (await found.sort({ _id: 1 }).limit(limit).toArray()).map(toRecord);
+        if (records.length === 0) await schema.confirmRecords();
+        return records;
       }),
 
     setFingerprint: ({ id, userId, rev }, fingerprint, deadlineMs) =>

@@ -10,7 +10,7 @@ import { createClusterTime } from "../../src/store/cluster-time.ts";
 import { createKeyStore } from "../../src/store/keys.ts";
 import { ensureSchema, SCHEMA_VERSION, UNIQUE_INDEXES, VALIDATOR } from "../../src/store/schema.ts";
 import { refusalOf } from "../support/errors.ts";
-import { interposed, noSecretChecks, STEPS, type Step, watchOf } from "../support/schemas.ts";
+import { interposed, noSecretChecks, STEPS, watchOf } from "../support/schemas.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
 
 interface Stored {
@@ -100,7 +100,7 @@ test.each(cases)("no key is made that the index did not judge: %s, at the step %
   let over = false;
   let interference: Promise<unknown> | undefined;
   let wasOverAtCommit: boolean | undefined;
-  const client = interposed(mongo, "api_keys", async (at: Step) => {
+  const client = interposed(mongo, "api_keys", async (at) => {
     if (at === step && interference === undefined) {
       interference = INTERFERENCES[what]!(db).then(() => {
         over = true;
@@ -132,6 +132,40 @@ test.each(cases)("no key is made that the index did not judge: %s, at the step %
       expect(await db.collection(name).countDocuments({ userId: user })).toBe(0);
   } else expect({ made, wasOverAtCommit }).toEqual({ made: "made", wasOverAtCommit: false });
   await db.dropDatabase();
+});
+
+test("that a user has no key is said of no time in which the records are away: they go after a look at whether they are there, before the read", async () => {
+  const db = await freshDb();
+  const user = randomUUID();
+  const { id, ...record } = recordOf(user);
+  await db.collection<{ _id: string }>("api_keys").insertOne({ _id: id, ...record } as never);
+  const watch = await watchOf(db, { patiently: async () => {} });
+  const rename = async () => void (await db.renameCollection("api_keys", "elsewhere"));
+  let away: Promise<void> | undefined;
+  let looked = () => {};
+  const aLook = new Promise<void>((resolve) => {
+    looked = resolve;
+  });
+  const parts = {
+    client: interposed(mongo, "api_keys", async (at) => {
+      if (at !== "looked up") return;
+      await aLook;
+      away ??= rename();
+      await away;
+    }),
+    database: db.databaseName,
+    clusterTime: createClusterTime(),
+    view: createView({ maxKeys: 10 }),
+    schema: { ...watch, confirmRecords: () => watch.confirmRecords().finally(looked) },
+    secretChecks: noSecretChecks,
+  };
+  const store = createKeyStore({ ...parts, clock: () => new Date() });
+  const answer = await store.findCurrent(user, performance.now() + 10_000).catch((error: unknown) => error);
+  await db.renameCollection("elsewhere", "api_keys");
+  const found = await store.findCurrent(user, performance.now() + 10_000);
+  await watch.stop();
+  expect(answer).toMatchObject({ reason: "DB_INCOMPLETE" });
+  expect(found.active?.id).toBe(id);
 });
 
 test.each([

@@ -21,8 +21,12 @@ export const noSecretChecks = { confirm: async () => {} };
 export const STEPS = ["before", "read", "insert", "written"] as const;
 export type Step = (typeof STEPS)[number];
 
-/** `client`, but what a transaction does with `collection` waits for `at` on its way. */
-export function interposed(client: MongoClient, collection: string, at: (step: Step) => Promise<void>): MongoClient {
+/** `client`, but what a transaction does with `collection`, and every look-up of one record, waits for `at` on its way. */
+export function interposed(
+  client: MongoClient,
+  collection: string,
+  at: (step: Step | "looked up") => Promise<void>,
+): MongoClient {
   const withSteps = (real: Collection) =>
     proxied(real, {
       find: (...args: Parameters<Collection["find"]>) =>
@@ -34,6 +38,10 @@ export function interposed(client: MongoClient, collection: string, at: (step: S
             return found;
           },
         }),
+      async findOne(...args: Parameters<Collection["findOne"]>) {
+        if (args[1]?.session === undefined) await at("looked up");
+        return real.findOne(...args);
+      },
       async insertOne(...args: Parameters<Collection["insertOne"]>) {
         await at("insert");
         const inserted = await real.insertOne(...args);
