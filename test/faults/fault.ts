@@ -1,13 +1,21 @@
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
+import { type Db, MongoClient } from "mongodb";
+import { UNIQUE_INDEXES } from "../../src/store/schema.ts";
 import type { Member, ReplicaSet } from "../support/replica-set.ts";
 import type { Weather } from "../support/tcp-proxy.ts";
+import { nowUs } from "./operation.ts";
+import type { Absence } from "./promises.ts";
 import type { Random } from "./random.ts";
 
 export interface FaultScene {
   set: ReplicaSet;
   /** The names by which the set knows the replicas. */
   replicas: readonly string[];
+  /** The name of the database of the replicas. */
+  database: string;
+  /** Is told of a time in which there were no records. */
+  onAbsence: (absence: Absence) => void;
   random: Random;
 }
 
@@ -15,6 +23,8 @@ export interface Fault {
   name: string;
   /** A majority of the set lives, and every replica reaches it: no Verify of a good key may fail. */
   sparesVerify: boolean;
+  /** What the replicas rest on in the database is taken away: meanwhile changes are refused as DB_INCOMPLETE. */
+  takesBase?: boolean;
   /** Does it, and lets it last until the set and the replicas have had to act; the network is healed afterwards. */
   strike(scene: FaultScene): Promise<void>;
 }
@@ -146,18 +156,113 @@ const split: Fault = {
   },
 };
 
+const KEYS = "api_keys";
+/** Long enough for every replica to notice, and too short for one to make an empty collection in the place of the records. */
+const AWAY_MS = 1_500;
+const ACTIVE = "one_active_key_per_user";
+
+function ofBase(name: string, sparesVerify: boolean, act: (db: Db, scene: FaultScene) => Promise<void>): Fault {
+  return {
+    ...{ name, sparesVerify, takesBase: true },
+    async strike(scene) {
+      const { directUri } = await scene.set.primary();
+      const client = await MongoClient.connect(directUri);
+      try {
+        await act(client.db(scene.database), scene);
+      } finally {
+        await client.close();
+      }
+    },
+  };
+}
+
+async function takeAndGiveBack(
+  { onAbsence }: FaultScene,
+  take: () => Promise<unknown>,
+  giveBack: () => Promise<unknown>,
+): Promise<void> {
+  const fromUs = nowUs();
+  await take();
+  await sleep(AWAY_MS);
+  await giveBack();
+  onAbsence({ fromUs, toWallMs: Date.now() });
+}
+
+/** Again and again while the fault lasts: what was taken away is made again by the replicas. */
+async function keepTaking({ random }: FaultScene, take: () => Promise<unknown>): Promise<void> {
+  const endMs = performance.now() + LASTS_MS;
+  while (performance.now() < endMs) {
+    await take();
+    await sleep(random.between(20, 600));
+  }
+}
+
+const renamed = ofBase("the records renamed away and back", false, (db, scene) =>
+  takeAndGiveBack(
+    scene,
+    () => db.renameCollection(KEYS, "elsewhere"),
+    () => db.renameCollection("elsewhere", KEYS),
+  ),
+);
+
+const RESTORED = "the records dropped, and restored without their indexes and validation";
+const restored = ofBase(RESTORED, false, async (db, scene) => {
+  const { client, databaseName } = db;
+  const dump = client.db(`${databaseName}-dump`).collection(KEYS);
+  await takeAndGiveBack(
+    scene,
+    // A dump and a drop under one lock: no change can be acknowledged between them, and so be lost.
+    () => client.db("admin").command({ renameCollection: `${databaseName}.${KEYS}`, to: dump.namespace }),
+    async () => {
+      const records = await dump.find().toArray();
+      // In one moment: while they come back one by one, nobody could say which of them an answer may lack.
+      await client.withSession((session) =>
+        session.withTransaction(() => db.collection(KEYS).insertMany(records, { session })),
+      );
+    },
+  );
+  await dump.drop();
+});
+
+const unindexed = ofBase("all indexes dropped, again and again", true, (db, scene) =>
+  keepTaking(scene, () => db.command({ dropIndexes: KEYS, index: "*" })),
+);
+
+/** It is left alone by the replicas, and so is to be taken away at the end. */
+const weakened = ofBase("a weaker index in the place of a unique one", true, async (db) => {
+  const { key, partialFilterExpression } = UNIQUE_INDEXES[ACTIVE];
+  const weaker = { name: ACTIVE, key, partialFilterExpression };
+  // A replica may be faster, and make the right one again.
+  for (let made = false; !made; ) {
+    await db.command({ dropIndexes: KEYS, index: [ACTIVE] }).catch(() => {});
+    made = await db.command({ createIndexes: KEYS, indexes: [weaker] }).then(
+      () => true,
+      () => false,
+    );
+  }
+  await sleep(LASTS_MS);
+  await db.collection(KEYS).dropIndex(ACTIVE);
+});
+
+const unvalidated = ofBase("the validation taken away, again and again", true, (db, scene) =>
+  keepTaking(scene, () => db.command({ collMod: KEYS, validator: {} })),
+);
+
 function the(role: "primary" | "secondary"): string {
   return role === "primary" ? "the primary" : "a secondary";
 }
 
 export const none: Fault = { name: "no fault", sparesVerify: true, strike: () => sleep(LASTS_MS / 2) };
 
-/** The first four are in every run, however short. */
+/** How many of the first are in every run, however short. */
+export const ALWAYS = 5;
+
 export const FAULTS: readonly Fault[] = [
   killed("primary"),
   frozen("primary"),
   isolated("a black hole", { blackHole: "both" }),
   fromMembers("in a black hole to", { blackHole: "both" }, { which: "one replica", from: "all members" }, false),
+  restored,
   steppedDown,
   split,
   isolated("connections reset", { cut: true }),
@@ -174,6 +279,10 @@ export const FAULTS: readonly Fault[] = [
   killed("secondary"),
   frozen("secondary"),
   slowMembers,
+  renamed,
+  unindexed,
+  weakened,
+  unvalidated,
 ];
 
 export function named(name: string): Fault {

@@ -5,7 +5,7 @@ import { stopProcesses } from "../support/process.ts";
 import { startReplicaSet } from "../support/replica-set.ts";
 import { table, writeBetweenMarkers } from "../support/trust-page.ts";
 import { DEFECTIVE_GRACES_MS, DEFECTS, plant } from "./defects.ts";
-import { FAULTS, type Fault } from "./fault.ts";
+import { ALWAYS, FAULTS, type Fault } from "./fault.ts";
 import { buildChecker, type Decide } from "./linearizable.ts";
 import { type Options, readOptions, USAGE } from "./options.ts";
 import { createRandom } from "./random.ts";
@@ -22,7 +22,9 @@ interface Judged {
 }
 
 async function run(options: Options): Promise<number> {
-  const { minutes, seed, defects, write } = options;
+  const { minutes, seed, defects, write, only } = options;
+  const chosen = FAULTS.filter(({ name }) => name.includes(only));
+  if (chosen.length === 0) throw new Error(`No fault has "${only}" in its name.`);
   const checker = buildChecker();
   const decide = typeof checker === "string" ? undefined : checker;
   say(`Seed ${seed}: --seed ${seed} plays the same calls and faults, though not to the microsecond.`);
@@ -32,7 +34,7 @@ async function run(options: Options): Promise<number> {
   try {
     const stage = await openStage({ set });
     const steady = await makeSteady(stage, "run");
-    const faults = faultsInOrder(FAULTS, createRandom(seed), 4);
+    const faults = faultsInOrder(chosen, createRandom(seed), ALWAYS);
     const endMs = performance.now() + minutes * 60_000;
     for (let index = 0; performance.now() < endMs; index += 1) {
       const fault = faults.next().value!;

@@ -33,7 +33,7 @@ export interface Operation {
 export type Answer = Pick<Operation, "outcome"> & Partial<Operation>;
 
 const CERTAIN = new Set(["OK", "KEY_EXISTS", "NO_KEY"]);
-const NOTHING_WRITTEN = new Set(["CONFLICT", "OVERLOADED"]);
+const NOTHING_WRITTEN = new Set(["CONFLICT", "OVERLOADED", "DB_INCOMPLETE"]);
 
 export function changes({ call }: Operation): boolean {
   return call === "create" || call === "refresh" || call === "revoke";

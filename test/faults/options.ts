@@ -8,6 +8,8 @@ export interface Options {
   /** Whether the table in docs/trust.md is written. */
   write: boolean;
   defects: boolean;
+  /** What the name of each fault must contain. */
+  only: string;
 }
 
 export const USAGE = `npm run faults -- [options]
@@ -15,6 +17,7 @@ export const USAGE = `npm run faults -- [options]
   --minutes N   how long to play                                        (10)
   --seed N      the same calls and faults as a run that printed it      (any)
   --out DIR     keep every history, as JSON lines                       (broken ones, in the temporary directory)
+  --only TEXT   faults alone whose names contain this                   (all)
   --defects     plant each defect too, and see it caught
   --write       write the tables of docs/trust.md
 `;
@@ -28,6 +31,7 @@ export function readOptions(args: string[]): Options | undefined {
       seed: { type: "string" },
       out: { type: "string" },
       defects: { type: "boolean", default: false },
+      only: { type: "string", default: "" },
       write: { type: "boolean", default: false },
       help: { type: "boolean", short: "h", default: false },
     },
@@ -37,5 +41,5 @@ export function readOptions(args: string[]): Options | undefined {
   if (!(minutes > 0)) throw new Error("--minutes must be a number above 0.");
   const seed = values.seed === undefined ? Math.floor(Math.random() * 1e9) : Number(values.seed);
   if (!Number.isSafeInteger(seed)) throw new Error("--seed must be a whole number.");
-  return { minutes, seed, out: values.out, write: values.write, defects: values.defects };
+  return { minutes, seed, out: values.out, write: values.write, defects: values.defects, only: values.only };
 }

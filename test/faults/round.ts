@@ -13,7 +13,7 @@ import {
 } from "./clients.ts";
 import type { Fault } from "./fault.ts";
 import { changes, isIndeterminate, nowUs, type Operation } from "./operation.ts";
-import { brokenPromises } from "./promises.ts";
+import { type Absence, brokenPromises, isOfAbsence } from "./promises.ts";
 import { createRandom, type Random } from "./random.ts";
 import type { Stage } from "./stage.ts";
 
@@ -97,7 +97,7 @@ export async function playRound(
   options: { name: string; seed: number; steady: Steady; pace?: Pace },
 ): Promise<Round> {
   const { name, seed, steady, pace = PACE } = options;
-  const { set, replicas } = stage;
+  const { set, replicas, database } = stage;
   const callers = callersOf(replicas.map(({ url }) => url));
   const users = await Promise.all(Array.from({ length: pace.users }, (_, index) => createUser(`${name}-${index}`)));
   const history: Operation[] = [];
@@ -124,8 +124,13 @@ export async function playRound(
   await sleep(LEAD_MS);
   const struckUs = nowUs();
   let endedUs: number;
+  let absence: Absence | undefined;
   try {
-    await fault.strike({ set, replicas: replicas.map((replica) => replica.name), random: createRandom(seed, name) });
+    const names = replicas.map((replica) => replica.name);
+    const onAbsence = (when: Absence) => {
+      absence = when;
+    };
+    await fault.strike({ set, replicas: names, database, onAbsence, random: createRandom(seed, name) });
   } finally {
     endedUs = nowUs();
     await set.heal();
@@ -137,9 +142,9 @@ export async function playRound(
   await Promise.all(clients);
   await Promise.all(users.map((user, index) => askAboutAll(user, { callers, client: PROBE + index, push })));
 
-  const all = [...steady.history, ...good, ...history];
+  const all = [...steady.history, ...good, ...history].filter((operation) => !isOfAbsence(operation, absence));
   const failed = good.filter(({ outcome }) => outcome !== "VALID");
-  const broken = [...brokenPromises(all, replicas), ...(await lostOrDoubled(stage, [...users, prober]))];
+  const broken = [...brokenPromises(all, replicas, fault), ...(await lostOrDoubled(stage, [...users, prober]))];
   if (fault.sparesVerify)
     for (const operation of failed) broken.push(`a good key was not accepted: ${JSON.stringify(operation)}`);
   return {

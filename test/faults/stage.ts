@@ -14,6 +14,8 @@ export interface Replica extends Bound {
 
 export interface Stage {
   set: ReplicaSet;
+  /** The name of the database of the replicas. */
+  database: string;
   replicas: Replica[];
   /** Keys by id as they are stored, read past the proxies. */
   stored(users: readonly string[]): Promise<{ id: string; userId: string; state: string }[]>;
@@ -60,6 +62,7 @@ export async function openStage({ set, root = ".", gracesMs = GRACES_MS }: Stage
   const direct = await Promise.all(set.members.map(({ directUri }) => MongoClient.connect(directUri)));
   return {
     set,
+    database,
     replicas,
     async stored(users) {
       const primary = await set.primary();

@@ -149,7 +149,7 @@ func admit(did operation) (operation, bool) {
 	switch did.Outcome {
 	case "OK", "KEY_EXISTS", "NO_KEY", "VALID", "REVOKED", "NOT_FOUND":
 		return did, true
-	case "CONFLICT", "OVERLOADED":
+	case "CONFLICT", "OVERLOADED", "DB_INCOMPLETE":
 		// Said only where nothing was written.
 		return did, false
 	}
