@@ -480,16 +480,17 @@ export async function openDatabase(
   { log, say, terminal, onFatal }: ServerHooks,
   cleanUps: CleanUps,
 ): Promise<ReadyDatabase> {
-  await checkAddresses([
-    { setting: "LATCHKEY_LISTEN", ...config.listen },
-    ...(config.opsListen === "off" ? [] : [{ setting: "LATCHKEY_OPS_LISTEN" as const, ...config.opsListen }]),
-  ]);
   if (config.mongodbUri !== undefined) {
     const options = judgeUri(config.mongodbUri)?.overridden ?? [];
     if (options.length > 0)
       log.info({ event: "mongodb_options_left_out", options }, "options of MONGODB_URI that Latchkey sets itself");
     return { uri: config.mongodbUri, devSecrets: undefined };
   }
+  // Only here: a port that is tried takes connections for a moment, and they are reset. Clients of a service of many processes come again at once.
+  await checkAddresses([
+    { setting: "LATCHKEY_LISTEN", ...config.listen },
+    ...(config.opsListen === "off" ? [] : [{ setting: "LATCHKEY_OPS_LISTEN" as const, ...config.opsListen }]),
+  ]);
   const mongod = await startMongod({
     ...{ dataDir: config.dataDir, cacheDir: config.cacheDir, binary: config.mongodBinary, path: config.path },
     ...{ say, terminal, onLost: onFatal },

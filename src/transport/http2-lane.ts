@@ -531,7 +531,8 @@ class Connection {
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if (payload.length !== 8) return this.fail(Fault.FRAME_SIZE_ERROR);
     if ((flags & Flag.ACK) === 0) this.output.put(frame(Type.PING, Flag.ACK, 0, payload));
-    else if (this.draining && payload.equals(DRAIN_PING)) this.leave();
+    else if (this.draining && payload.equals(DRAIN_PING)) this.output.put(frame(Type.PING, 0, 0, LAST_PING));
+    else if (this.draining && payload.equals(LAST_PING)) this.leave();
   }
 
   // ---- answering
@@ -734,7 +735,11 @@ class Connection {
     return this.openStreams() === 0 && (this.stock === undefined || this.stock.isIdle());
   }
 
-  /** RFC 9113, 6.8: what the client sent before it knew is served. Its answer to the ping says that it knows. */
+  /**
+   * RFC 9113, 6.8: what the client sent before it knew is served. Its answer to the first ping says that its library has
+   * read the GOAWAY, which may be before its program is told (nghttp2 answers pings while it reads, Node's events come
+   * behind); that to the second, that it had a turn since.
+   */
   drain(): void {
     if (this.draining || this.ended) return;
     this.draining = true;
@@ -792,7 +797,8 @@ class Connection {
 
 const MAX_STREAM_ID = 2 ** 31 - 1;
 const DRAIN_PING = Buffer.from("latchkey");
-/** In which a client should have answered a ping; it is not waited for longer. */
+const LAST_PING = Buffer.from("the last");
+/** In which a client should have answered both pings; they are not waited for longer. */
 const ROUND_TRIP_MS = 2_000;
 /** In which a client should have closed its end after ours. */
 const LINGER_MS = 1_000;

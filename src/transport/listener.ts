@@ -323,8 +323,9 @@ export async function listen({
     http2Lane.drain();
     bidi.drain();
   };
+  /** One in the middle of a handshake has as long as that may take. */
   const endIdle = () => {
-    for (const socket of undecided) socket.destroy();
+    for (const socket of undecided) if (socket.bytesRead === 0) socket.destroy();
     http1Lane.endIdle();
     for (const [connection, open] of answers) if (open.size === 0) connection.end();
   };
@@ -341,10 +342,10 @@ export async function listen({
           for (const socket of sockets) socket.destroy();
         }, graceMs);
         // HTTP/1.1 can't say "no more" on a connection without a request: the next one may be on its way.
-        const idle = setTimeout(endIdle, Math.min(graceMs, LAST_REQUEST_MS));
+        const idle = setInterval(endIdle, Math.min(graceMs, LAST_REQUEST_MS));
         server.close(() => {
           clearTimeout(cut);
-          clearTimeout(idle);
+          clearInterval(idle);
           release();
           resolve();
         });
