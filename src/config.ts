@@ -287,7 +287,7 @@ export const VARIABLES = {
   LATCHKEY_GATEWAY_KEY_FROM: gatewayKeySources
     .prefault("bearer,header:x-api-key")
     .describe(
-      "where requests to a gateway carry their API key, comma-separated: `bearer` (`authorization`), `header:NAME`, `query:NAME`",
+      "where requests to a gateway carry their API key, comma-separated: `bearer` (`authorization`), `header:NAME`, `query:NAME`. Headers whose NAME has more than letters, digits and hyphens are dropped by many gateways (nginx; Caddy from 2.11.4 on, with `_`)",
     ),
   LATCHKEY_GATEWAY_TIMEOUT: duration
     .refine((ms) => ms >= 50 && ms <= 10_000, "must be 50ms to 10s")

@@ -9,8 +9,8 @@ local TIMEOUT_S = 2
 local CREDENTIALS = { "authorization", "x-api-key" }
 local IDENTITY = { "x-latchkey-user", "x-latchkey-key-id", "x-latchkey-scopes", "x-latchkey-name" }
 local TO_CLIENT = { "www-authenticate", "retry-after", "cache-control", "content-type" }
--- What Latchkey answers. A 502 or 504 is not its word but that of HAProxy, which could not reach it.
-local ITS_OWN = { [200] = true, [401] = true, [403] = true, [429] = true, [431] = true, [503] = true }
+-- In every denial of Latchkey's. A 502, 503 or 504 without it is not its word but that of HAProxy, which could not reach it.
+local DENIAL = "x-latchkey-denial"
 
 local function request_for(txn)
     local lines = { "GET /v1/authorize HTTP/1.1", "host: latchkey", "connection: close" }
@@ -25,7 +25,7 @@ local function request_for(txn)
     if scopes then lines[#lines + 1] = "x-latchkey-required-scopes: " .. scopes end
     local token = txn:get_var("txn.latchkey_token")
     if token then lines[#lines + 1] = "x-latchkey-gateway-token: " .. token end
-    lines[#lines + 1] = "x-original-uri: " .. txn.f:pathq()
+    lines[#lines + 1] = "x-original-uri: " .. (txn.f:pathq() or "*")
     return table.concat(lines, "\r\n") .. "\r\n\r\n"
 end
 
@@ -60,12 +60,17 @@ end
 
 core.register_action("latchkey", { "http-req" }, function(txn)
     local asked, answer = pcall(ask, txn)
-    if not asked or not answer or not ITS_OWN[answer.status] or not (answer.status == 200 or answer.body) then return end
-    if answer.status ~= 200 then return refuse(txn, answer.status, answer.headers, answer.body) end
+    if not asked or not answer or not answer.body then return end
+    if answer.status ~= 200 then
+        if answer.headers[DENIAL] then refuse(txn, answer.status, answer.headers, answer.body) end
+        return
+    end
     for _, name in ipairs(IDENTITY) do
         -- A header that Latchkey did not send is no word of Latchkey.
         if not answer.headers[name] then return end
         txn.http:req_set_header(name, answer.headers[name])
+        -- HAProxy says nothing when a header finds no room (tune.maxrewrite).
+        if txn.f:req_fhdr(name) ~= answer.headers[name] then return end
     end
     txn:set_var("txn.latchkey_proven", true)
 end, 0)

@@ -60,6 +60,7 @@ function toldBy(headers: [string, string][], keys: World["keys"]): Told {
   const idOf = new Map([
     [keys.alice.split("_")[1], `key of ${ALICE}`],
     [keys.bob.split("_")[1], "key of bob"],
+    [keys.largest.split("_")[1], "key of largest"],
   ]);
   return headers
     .filter(([name]) => TELLING.test(name))

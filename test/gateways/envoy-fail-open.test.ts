@@ -15,7 +15,7 @@ const failOpen = (text: string) => replaced(text, "failure_mode_allow: false", "
 /** All headers that a client sends are passed on to Check, joined by commas, and none is taken away before. */
 const sayAll = (text: string) => {
   const all = replaced(text, /\n +# Latchkey is told no more[\s\S]*?x-api-key }/, "");
-  const untouched = replaced(all, /\n +# What only Latchkey may say[\s\S]*?latchkey\[-_\].*/, "");
+  const untouched = replaced(all, /\n +# What only Latchkey may say[\s\S]*?latchkey\.\*.*/, "");
   return replaced(untouched, /\n +# A header that was sent twice.*\n.*encode_raw_headers: true/, "");
 };
 /** The body as well, as far as it goes. */

@@ -1,29 +1,79 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "@jest/globals";
-import { FOLDER } from "./gateways.ts";
+import { digestOf, FOLDER, type Gateway } from "./gateways.ts";
+
+/** Rows of the table that say what was run, and when. */
+const RUN_OF = { release: "*release*", on: "*run on*", files: "*files*" } as const;
+
+/** A column of the table: what was run, and what was seen. */
+export interface Column {
+  gateway: string;
+  release: string;
+  /** Day of the run. */
+  on: string;
+  /** `digestOf` its files, as they were run. */
+  files: string;
+  /** By row. */
+  cells: Record<string, string>;
+}
+
+/** Of another release than the column's: how many rows were run, and those in which it differs. */
+export interface OtherRelease extends Omit<Column, "cells"> {
+  cases: number;
+  differs: string;
+}
 
 /**
  * Holds what was seen of a gateway, by row, against its column of the table in the README; where GATEWAY_RESULTS names a
- * folder, leaves it there instead, for `npm run gateways -- --write` to make the table of.
+ * folder, leaves it there instead, for `npm run gateways -- --write` and `npm run matrix` to make the tables of.
  */
-export function recordColumn(gateway: string, seen: ReadonlyMap<string, string>): void {
+export function recordColumn(gateway: Gateway, release: string, seen: ReadonlyMap<string, string>): void {
   const folder = process.env.GATEWAY_RESULTS;
-  if (folder !== undefined) {
-    mkdirSync(folder, { recursive: true });
-    writeFileSync(join(folder, `${gateway}.json`), JSON.stringify([...seen]));
+  const cells = Object.fromEntries(seen);
+  if (folder === undefined) {
+    expect(columnOf(gateway.name).cells).toEqual(cells);
     return;
   }
-  expect(columnOf(gateway)).toEqual(Object.fromEntries(seen));
+  mkdirSync(folder, { recursive: true });
+  const column: Column = {
+    ...{ gateway: gateway.name, release, on: new Date().toISOString().slice(0, 10) },
+    ...{ files: digestOf(gateway), cells },
+  };
+  writeFileSync(join(folder, `${gateway.name}.json`), JSON.stringify(column));
 }
 
-function columnOf(gateway: string): Record<string, string> {
+export function columnOf(gateway: string): Column {
+  const [head, ...rows] = tableIn("matrix");
+  const column = head!.indexOf(gateway);
+  const cells = Object.fromEntries(rows.map((row) => [row[0]!, row[column] ?? ""]));
+  const said = (row: string) => {
+    const value = cells[row] ?? "";
+    delete cells[row];
+    return value;
+  };
+  return { gateway, release: said(RUN_OF.release), on: said(RUN_OF.on), files: said(RUN_OF.files), cells };
+}
+
+export function otherReleases(): OtherRelease[] {
+  const [, ...rows] = tableIn("releases");
+  return rows.map(([gateway = "", release = "", on = "", files = "", cases, differs = ""]) => ({
+    ...{ gateway, release, on, files, differs, cases: Number(cases) },
+  }));
+}
+
+/** The cells of a table of the README, without the line below its head. */
+function tableIn(name: string): string[][] {
   const readme = readFileSync(join(FOLDER, "README.md"), "utf8");
-  const table = readme.split(/<!-- \/?matrix -->/)[1] ?? "";
-  const [head, , ...rows] = table
+  const text = readme.split(new RegExp(`<!-- /?${name} -->`))[1] ?? "";
+  return text
     .trim()
     .split("\n")
-    .map((line) => line.split("|").map((cell) => cell.trim()));
-  const column = head?.indexOf(gateway) ?? -1;
-  return Object.fromEntries(rows.map((cells) => [cells[1]!, cells[column]!]));
+    .filter((line) => !/^\|[ |-]*\|$/.test(line))
+    .map((line) =>
+      line
+        .split("|")
+        .slice(1, -1)
+        .map((cell) => cell.trim()),
+    );
 }

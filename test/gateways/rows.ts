@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { formatKey, randomBase62 } from "../../src/keys/format.ts";
 import type { Ask } from "./client.ts";
-import { caddy, envoyGrpc, envoyHttp, haproxy, nginx } from "./gateways.ts";
+import { apache, caddy, envoyGrpc, envoyHttp, haproxy, nginx, springCloudGateway, traefik } from "./gateways.ts";
 
 // The matrix: what is asked of each gateway, and what its client and the application behind it must see.
 
@@ -12,6 +12,8 @@ export interface Keys {
   bob: string;
   revoked: string;
   expired: string;
+  /** With the longest user id and name that there may be, in letters that take the most bytes, and the most and longest scopes. */
+  largest: string;
 }
 
 /** Stands for a body that is neither Latchkey's nor the application's. */
@@ -34,7 +36,7 @@ export interface Row {
   name: string;
   ask(keys: Keys): Ask & { webSocket?: boolean };
   expected: Seen;
-  /** Where a gateway can't do the same, what it does instead. */
+  /** Where a gateway can't do the same, what it does instead: by its name, or by its name and a release. */
   except?: Record<string, Seen>;
 }
 
@@ -42,19 +44,40 @@ export const ALICE = "alice";
 export const BOB = "bob";
 export const NAME = "Zoë’s laptop, 100%";
 const NAME_SENT = "Zo%C3%AB%E2%80%99s%20laptop%2C%20100%25";
+export const LARGEST = {
+  user: "\u{1f511}".repeat(256),
+  name: "\u{1f5dd}".repeat(128),
+  scopes: Array.from({ length: 64 }, (_, at) => `${String(at).padStart(3, "0")}${"x".repeat(125)}`),
+};
 
 const CHALLENGE = 'Bearer realm="latchkey"';
 const INVALID_TOKEN = `${CHALLENGE}, error="invalid_token"`;
 const ALWAYS = { "cache-control": "no-store", "content-type": "application/json" };
 
-const told = (user: string, ...more: Told): Told =>
-  [
-    ...more,
-    ["x-latchkey-key-id", `key of ${user}`] as [string, string],
-    ["x-latchkey-name", user === ALICE ? NAME_SENT : "-"] as [string, string],
-    ["x-latchkey-scopes", user === ALICE ? "read" : "read write"] as [string, string],
-    ["x-latchkey-user", user] as [string, string],
-  ].sort(([one], [other]) => (one < other ? -1 : 1));
+/** What an application is told of whom, as it is written in headers. */
+const PEOPLE: Record<string, { user: string; name: string; scopes: string }> = {
+  [ALICE]: { user: ALICE, name: NAME_SENT, scopes: "read" },
+  [BOB]: { user: BOB, name: "-", scopes: "read write" },
+  largest: {
+    ...{ user: encodeURIComponent(LARGEST.user), name: encodeURIComponent(LARGEST.name) },
+    scopes: LARGEST.scopes.join(" "),
+  },
+};
+
+const told = (who: string, ...more: Told): Told => {
+  const { user, name, scopes } = PEOPLE[who] ?? { user: who, name: "-", scopes: "read" };
+  const identity: Told = [
+    ["x-latchkey-key-id", `key of ${who}`],
+    ["x-latchkey-name", name],
+    ["x-latchkey-scopes", scopes],
+    ["x-latchkey-user", user],
+  ];
+  return [...more, ...identity].sort(([one], [other]) => (one < other ? -1 : 1));
+};
+
+/** Whom an application was told of. */
+export const whoIs = (userSent: string): string =>
+  Object.entries(PEOPLE).find(([, { user }]) => user === userSent)?.[0] ?? userSent;
 
 export const passes = (user: string, ...more: Told): Seen => ({
   ...{ status: 200, headers: { "content-type": "application/json" }, body: "what arrived" },
@@ -114,6 +137,9 @@ export const unasked: Record<string, Seen> = {
   [nginx.name]: UNASKED,
   [caddy.name]: UNASKED,
   [haproxy.name]: UNASKED,
+  [traefik.name]: { status: 500, headers: {}, body: "", told: undefined },
+  [apache.name]: UNASKED,
+  [springCloudGateway.name]: UNASKED,
 };
 
 const base62 = (length: number) => randomBase62(length, randomBytes);
@@ -125,19 +151,56 @@ const byItself = (status: number, headers: Record<string, string> = {}): Seen =>
   ...{ status, headers, body: ITS_OWN_WORDS, told: undefined },
 });
 const NGINX_REFUSES = byItself(400, { "content-type": "text/html" });
-const ENVOY_REFUSES: Seen = { status: 400, headers: {}, body: "", told: undefined };
+/** Envoy, Traefik and Spring Cloud Gateway do so without a word. */
+const REFUSED_SILENTLY: Seen = { status: 400, headers: {}, body: "", told: undefined };
 const HAPROXY_REFUSES = byItself(400, { "cache-control": "no-cache", "content-type": "text/html" });
 
+/** Paths that only mean the route's once they are tidied up: who compares them as they were sent turns them away. */
+const ODD_PATH = { [haproxy.name]: HAPROXY_REFUSES, [springCloudGateway.name]: REFUSED_SILENTLY };
 const ESCAPED_SLASH = {
-  ...{ [envoyGrpc.name]: ENVOY_REFUSES, [envoyHttp.name]: ENVOY_REFUSES, [haproxy.name]: HAPROXY_REFUSES },
+  [springCloudGateway.name]: REFUSED_SILENTLY,
+  ...{ [envoyGrpc.name]: REFUSED_SILENTLY, [envoyHttp.name]: REFUSED_SILENTLY, [haproxy.name]: HAPROXY_REFUSES },
+  [traefik.name]: REFUSED_SILENTLY,
+  [apache.name]: byItself(404, { "content-type": "text/html; charset=iso-8859-1" }),
 };
 
+/** About itself: nobody is asked, and nothing goes on. */
+const ANSWERED_ITSELF: Seen = { status: 200, headers: {}, body: "", told: undefined };
+const NO_ROUTE: Seen = { status: 404, headers: {}, body: "", told: undefined };
+const OPTIONS_ANSWERED = {
+  ...{ [caddy.name]: ANSWERED_ITSELF, [traefik.name]: ANSWERED_ITSELF, [apache.name]: ANSWERED_ITSELF },
+  [nginx.name]: NGINX_REFUSES,
+  // It has no route.
+  ...{ [envoyGrpc.name]: NO_ROUTE, [envoyHttp.name]: NO_ROUTE },
+};
+
+/** Of the application's, not of ours. */
+const JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl";
+/** It is told of what to take away, and takes away no more. */
+const JWT_GOES_ON = passes(BOB, ["authorization", `Bearer ${JWT}`]);
+
 /** What must come of a row at this gateway. */
-export const expectedOf = ({ expected, except }: Row, gateway: string): Seen => except?.[gateway] ?? expected;
+export function expectedOf({ expected, except }: Row, gateway: string, release = ""): Seen {
+  const [major, minor] = release.split(".");
+  const names = [`${gateway} ${major}.${minor}`, `${gateway} ${major}`, gateway];
+  return names.map((name) => except?.[name]).find((seen) => seen !== undefined) ?? expected;
+}
 
 /** Named as hop-by-hop, a header ends at the next proxy: it must not be ours that end there. */
 const OURS_AS_HOPS =
   "close, x-latchkey-user, x-latchkey-key-id, x-latchkey-name, x-latchkey-scopes, x-latchkey-required-scopes, x-latchkey-gateway-token";
+
+/** All but letters, digits and the hyphen that RFC 9110 lets a header's name have. Programs that make names of variables fold them. */
+const SEPARATORS = [..."!#$%&'*+.^_`|~"];
+
+/** One separator for every hyphen, and for one of them. */
+const FOLDED: Told = SEPARATORS.flatMap(
+  (separator): Told => [
+    [`x${separator}latchkey${separator}user`, "mallory"],
+    [`X-Latchkey${separator}Scopes`, "admin"],
+    [`x${separator}latchkey-key-id`, "1"],
+  ],
+);
 
 /** Ten million bytes that are not all alike. */
 export const BIG = Buffer.alloc(10_000_000, randomBytes(1_000));
@@ -158,6 +221,14 @@ export const ROWS: Row[] = [
     name: "good key beside another scheme's `authorization`",
     ask: ({ bob }) => ({ headers: [["authorization", "Basic dXNlcjpwYXNz"], apiKey(bob)] }),
     expected: passes(BOB, ["authorization", "Basic dXNlcjpwYXNz"]),
+    // It can't tell one scheme from another.
+    except: { [traefik.name]: passes(BOB) },
+  },
+  {
+    name: "good key in `x-api-key` beside a JWT as a bearer",
+    ask: ({ bob }) => ({ headers: [bearer(JWT), apiKey(bob)] }),
+    expected: passes(BOB),
+    except: { [envoyGrpc.name]: JWT_GOES_ON, [envoyHttp.name]: JWT_GOES_ON },
   },
   { name: "no key", ask: () => ({}), expected: MISSING },
   { name: "malformed key", ask: () => ({ headers: [bearer("lk_nonsense")] }), expected: MALFORMED },
@@ -184,19 +255,19 @@ export const ROWS: Row[] = [
     name: "missing scope, `//admin`",
     ask: ({ alice }) => ({ path: "//admin", headers: [bearer(alice)] }),
     expected: NEEDS_WRITE,
-    except: { [haproxy.name]: HAPROXY_REFUSES },
+    except: ODD_PATH,
   },
   {
     name: "missing scope, `/x/../admin`",
     ask: ({ alice }) => ({ path: "/x/../admin", headers: [bearer(alice)] }),
     expected: NEEDS_WRITE,
-    except: { [haproxy.name]: HAPROXY_REFUSES },
+    except: ODD_PATH,
   },
   {
     name: "missing scope, `/x/%2e%2e/admin`",
     ask: ({ alice }) => ({ path: "/x/%2e%2e/admin", headers: [bearer(alice)] }),
     expected: NEEDS_WRITE,
-    except: { [haproxy.name]: HAPROXY_REFUSES },
+    except: ODD_PATH,
   },
   {
     name: "missing scope, `/%61dmin`",
@@ -255,6 +326,11 @@ export const ROWS: Row[] = [
     expected: passes(ALICE),
   },
   {
+    name: "forged with each other separator that a name may have",
+    ask: ({ alice }) => ({ headers: [...FOLDED, bearer(alice)] }),
+    expected: passes(ALICE),
+  },
+  {
     name: "forged in mixed case, repeated",
     ask: ({ alice }) => ({
       headers: [
@@ -300,6 +376,11 @@ export const ROWS: Row[] = [
     expected: NEEDS_WRITE,
   },
   {
+    name: "a `scopes` of the client's own in the query",
+    ask: ({ alice }) => ({ path: "/?scopes=admin&scopes=x", headers: [bearer(alice)] }),
+    expected: passes(ALICE),
+  },
+  {
     name: "`connection` that names Latchkey's headers",
     ask: ({ alice }) => ({ headers: [["connection", OURS_AS_HOPS], bearer(alice)] }),
     expected: passes(ALICE),
@@ -327,6 +408,11 @@ export const ROWS: Row[] = [
     except: {
       [nginx.name]: NGINX_REFUSES,
       [haproxy.name]: HAPROXY_REFUSES,
+      [`${haproxy.name} 3`]: byItself(431, { "cache-control": "no-cache", "content-type": "text/html" }),
+      [apache.name]: byItself(400, { "content-type": "text/html; charset=iso-8859-1" }),
+      [springCloudGateway.name]: { ...byItself(431), body: "" },
+      // It takes a megabyte, and tells Latchkey of no more than the key.
+      [traefik.name]: passes(ALICE),
       // It lets it pass; Latchkey's HTTP does not.
       [caddy.name]: { ...byItself(431), body: "" },
     },
@@ -335,6 +421,16 @@ export const ROWS: Row[] = [
     name: "a key of 5 KB",
     ask: () => ({ headers: [bearer(`lk_${"x".repeat(5_000)}`)] }),
     expected: MALFORMED,
+  },
+  {
+    name: "the largest key there is: user, name and scopes",
+    ask: ({ largest }) => ({ headers: [bearer(largest)] }),
+    expected: passes("largest"),
+  },
+  {
+    name: "the largest key there is, beside a header of 6 KB",
+    ask: ({ largest }) => ({ headers: [["x-large", "x".repeat(6_000)], bearer(largest)] }),
+    expected: passes("largest"),
   },
   {
     name: "HEAD, good key",
@@ -353,6 +449,18 @@ export const ROWS: Row[] = [
     },
   },
   { name: "OPTIONS, no key", ask: () => ({ method: "OPTIONS" }), expected: MISSING },
+  {
+    name: "`OPTIONS *`, good key",
+    ask: ({ alice }) => ({ method: "OPTIONS", path: "*", headers: [bearer(alice)] }),
+    expected: passes(ALICE),
+    except: OPTIONS_ANSWERED,
+  },
+  {
+    name: "`OPTIONS *`, no key",
+    ask: () => ({ method: "OPTIONS", path: "*" }),
+    expected: MISSING,
+    except: OPTIONS_ANSWERED,
+  },
   {
     name: "POST of 10 MB, good key",
     ask: ({ alice }) => ({ method: "POST", headers: [bearer(alice)], body: BIG }),

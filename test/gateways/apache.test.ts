@@ -1,0 +1,4 @@
+import { apache } from "./gateways.ts";
+import { matrixOf } from "./matrix.ts";
+
+await matrixOf(apache);
