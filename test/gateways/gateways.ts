@@ -122,7 +122,7 @@ export const caddy: Gateway = {
   name: "Caddy",
   files: ["Caddyfile"],
   find: onPath("caddy"),
-  version: [["version"], /^v?([\d.]+)/],
+  version: [["version"], /([\d.]+)/],
   command: (binary, file) => [binary, "run", "--config", file, "--adapter", "caddyfile"],
   timeouts: [[/(timeout|duration) 500ms/g, "$1 20s"]],
   withToken: (text, token) => uncomment(text, /# header_up/).replace("SERVICE-TOKEN", token),

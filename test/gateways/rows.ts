@@ -408,7 +408,7 @@ export const ROWS: Row[] = [
     except: {
       [nginx.name]: NGINX_REFUSES,
       [haproxy.name]: HAPROXY_REFUSES,
-      [`${haproxy.name} 3`]: byItself(431, { "cache-control": "no-cache", "content-type": "text/html" }),
+      [`${haproxy.name} 3.2`]: byItself(431, { "cache-control": "no-cache", "content-type": "text/html" }),
       [apache.name]: byItself(400, { "content-type": "text/html; charset=iso-8859-1" }),
       [springCloudGateway.name]: { ...byItself(431), body: "" },
       // It takes a megabyte, and tells Latchkey of no more than the key.
