@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { type DescMessage, fromBinary, fromJson, fromJsonString, type JsonValue } from "@bufbuild/protobuf";
 import { base64Decode } from "@bufbuild/protobuf/wire";
 import type { ContextKey } from "@connectrpc/connect";
@@ -22,7 +23,7 @@ export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): 
     const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
     const message = await messageOf(request, bytes, maxBytes);
     const fault = tooLarge ? messageTooLarge(maxBytes) : message && decodingFault(input, message);
-    if (tooLarge) void readOn(replay);
+    if (tooLarge) await readOn(replay);
     if (fault === undefined) return handler({ ...request, body: replay });
     const contextValues = (request.contextValues ?? createContextValues()).set(undecodable, fault);
     return handler({ ...request, ...emptyMessage(request), contextValues });
@@ -50,7 +51,7 @@ export function admitUndecodable(handler: UniversalHandler, maxBytes: number): U
       what = message.json ? "undecodable" : message.bytes;
     }
     if (what === undefined) return handler({ ...request, body: replay });
-    if (tooLarge) void readOn(replay);
+    if (tooLarge) await readOn(replay);
     const contextValues = (request.contextValues ?? createContextValues()).set(arrived, what);
     return handler({ ...request, ...emptyMessage(request), contextValues });
   };
@@ -61,15 +62,23 @@ function messageTooLarge(maxBytes: number): KeyError {
   return new KeyError("MESSAGE_TOO_LARGE", `The message has more than ${maxBytes} bytes.`);
 }
 
-/** Else what is left unread would hold up all else on its connection. The transport's time limits end what goes on. */
+/**
+ * What is left unread of a message holds up all else on its connection, and Connect resets a stream that it has answered before
+ * its end: what was not read of it then counts against the memory of its HTTP/2 session for good (Node 24), and soon its other
+ * streams are refused. So the rest is read first, for a while; the transport's time limits end what goes on.
+ */
 async function readOn(body: AsyncIterable<Uint8Array>): Promise<void> {
-  try {
-    for await (const _ of body);
-  } catch {
-    // Whoever breaks off has nothing more to be read.
-  }
+  const toEnd = async () => {
+    try {
+      for await (const _ of body);
+    } catch {
+      // Whoever breaks off has nothing more to be read.
+    }
+  };
+  await Promise.race([toEnd(), sleep(READ_ON_MS, undefined, { ref: false })]);
 }
 
+const READ_ON_MS = 1_000;
 const ENVELOPE_BYTES = 5;
 const DECOMPRESSORS = new Map([compressionGzip, compressionBrotli].map((one) => [one.name, one]));
 
