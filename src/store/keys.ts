@@ -47,6 +47,8 @@ interface Tried<T> {
   started?: boolean;
   /** What stood in the way of the last attempt; undefined: another change. */
   failure?: unknown;
+  /** What stood in the way of the last attempt of which that is known. */
+  lastFailure?: unknown;
   /** An attempt came to nothing for another change. */
   contended?: boolean;
   /** A commit has been asked for. */
@@ -150,6 +152,7 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
           return outcome;
         } catch (error) {
           tried.failure = error;
+          tried.lastFailure = error;
           throw error;
         }
       };
@@ -337,7 +340,10 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
         deadlineMs,
         () => inTurn(userId, () => seen(userId, make)),
         () => {
-          if (!tried.committing) return tried.contended ? conflict(tried.failure) : deadlineExceeded();
+          if (!tried.committing) {
+            if (tried.contended) return conflict(tried.failure);
+            return tried.lastFailure === undefined ? deadlineExceeded() : toKeyError(tried.lastFailure, deadlineMs);
+          }
           view.dropUser(userId);
           return maybeCommitted(tried.commitFailure);
         },
