@@ -415,6 +415,7 @@ export const ROWS: Row[] = [
       [traefik.name]: passes(ALICE),
       // It lets it pass; Latchkey's HTTP does not.
       [caddy.name]: { ...byItself(431), body: "" },
+      [`${caddy.name} 2.11`]: byItself(431, { "content-type": "text/plain; charset=utf-8" }),
     },
   },
   {
