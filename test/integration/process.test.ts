@@ -184,7 +184,7 @@ test("a taken port, a bad directory, a missing mongod and a bad setting are one 
     [{ LATCHKEY_DATA_DIR: "/proc/latchkey" }, "MONGODB_URI is not set"],
     [{ LATCHKEY_AUDIT_RETENTION: "36500d" }, 'LATCHKEY_AUDIT_RETENTION is "36500d": it must be 1s to 24855d'],
     [{ LATCHKEY_DATA_DIR: newDirectory(), MONGOD_BINARY: "/does/not/exist" }, "MONGOD_BINARY"],
-    [{ LATCHKEY_HASH_QUEUE: "none" }, "LATCHKEY_HASH_QUEUE must be a whole number"],
+    [{ LATCHKEY_HASH_QUEUE: "none" }, 'LATCHKEY_HASH_QUEUE is "none": it must be a whole number'],
     [{ MONGODB_URI: "mongodb://user:canary@nowhere", LATCHKEY_LISTEN: "0.0.0.0:1" }, "LATCHKEY_PEPPERS must be set"],
   ];
   for (const [env, sentence] of cases) {
