@@ -20,7 +20,9 @@ export type ErrorReason =
   | "DEADLINE_EXCEEDED"
   | "ANSWER_TOO_LARGE"
   | "STOPPING"
-  | "MESSAGE_TOO_LARGE";
+  | "MESSAGE_TOO_LARGE"
+  | "UNIMPLEMENTED"
+  | "UNKNOWN_SERVICE";
 
 export interface FieldViolation {
   /** The field's name in the proto, for example `scopes[3]`. */

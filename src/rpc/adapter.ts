@@ -1,4 +1,7 @@
-import { Code, type ConnectRouter, type Interceptor } from "@connectrpc/connect";
+import type { ConnectRouter, Interceptor } from "@connectrpc/connect";
+import { KeyError } from "../keys/errors.ts";
+import { connectError, statusTrailers } from "../transport/wire-format.ts";
+import { toConnectError, toWireError } from "./error-map.ts";
 import { endBare, nodeAdapter } from "./node-adapter.ts";
 import { admitUndecodable, refuseUndecodable } from "./strict-decoding.ts";
 
@@ -34,9 +37,18 @@ export function createRequestHandler(parts: AdapterParts): RequestHandler {
   });
 }
 
+const NO_SUCH_METHOD = toWireError(
+  toConnectError(
+    new KeyError(
+      "UNIMPLEMENTED",
+      "There is no such method. Ask server reflection, or see proto/latchkey/v1/api_key_service.proto.",
+    ),
+    "",
+  ),
+);
+
 function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): void {
   const contentType = request.headers["content-type"] ?? "";
-  const message = "There is no such method. Ask server reflection, or see proto/latchkey/v1/api_key_service.proto.";
   request.resume();
   if (request.method === "OPTIONS" && request.url === "*") {
     response.writeHead(204, { allow: "GET, HEAD, POST, OPTIONS" });
@@ -50,12 +62,11 @@ function refuseUnknownPath(...[request, response]: Parameters<RequestHandler>): 
       "content-type": contentType.startsWith("application/grpc-web")
         ? "application/grpc-web+proto"
         : "application/grpc",
-      "grpc-status": String(Code.Unimplemented),
-      "grpc-message": message,
+      ...statusTrailers(NO_SUCH_METHOD),
     });
     endBare(response, { status: 200, header });
     return;
   }
   response.writeHead(404, { "content-type": "application/json", "cache-control": "no-store" });
-  response.end(JSON.stringify({ code: "unimplemented", message }));
+  response.end(connectError(NO_SUCH_METHOD));
 }

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Logger, Metrics } from "../telemetry.ts";
+import { codeName } from "../transport/wire-format.ts";
 import { asKeyError, CODES, toConnectError, withReason } from "./error-map.ts";
 
 /** One call, as far as the log and the metrics are concerned. */
@@ -113,12 +114,12 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     },
     refused(call, error) {
       if (error instanceof ConnectError) {
-        told(call, Code[error.code]!, {});
+        told(call, codeName(error.code), {});
         return withReason(error);
       }
       const refusal = asKeyError(error);
       const { reason } = refusal;
-      const code = Code[CODES[reason]]!;
+      const code = codeName(CODES[reason]);
       if (isOurs(reason)) {
         const level = isTold(reason) ? "error" : "debug";
         done(call, code, { reason, err: refusal.cause ?? refusal }, level, "refused");
@@ -129,7 +130,7 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
     },
     misconfigured(call, { reason, message: fault }) {
       const level = gatewayTold() ? "warn" : "debug";
-      done(call, Code[CODES[reason]], { reason, fault }, level, "a gateway asks in a way that can't be answered");
+      done(call, codeName(CODES[reason]), { reason, fault }, level, "a gateway asks in a way that can't be answered");
     },
   };
 }

@@ -7,6 +7,7 @@ import type { TransportRefusals, WireError } from "../transport/hot-method.ts";
 
 const ERROR_DOMAIN = "latchkey.v1";
 
+/** The canonical code of each reason. */
 export const CODES: Record<ErrorReason, Code> = {
   UNAUTHENTICATED: Code.Unauthenticated,
   API_KEY_NOT_ALLOWED: Code.PermissionDenied,
@@ -29,6 +30,8 @@ export const CODES: Record<ErrorReason, Code> = {
   ANSWER_TOO_LARGE: Code.ResourceExhausted,
   STOPPING: Code.Unavailable,
   MESSAGE_TOO_LARGE: Code.ResourceExhausted,
+  UNIMPLEMENTED: Code.Unimplemented,
+  UNKNOWN_SERVICE: Code.NotFound,
 };
 
 /**

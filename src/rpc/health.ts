@@ -1,5 +1,6 @@
-import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import type { ConnectRouter } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
+import { KeyError } from "../keys/errors.ts";
 import type { Readiness } from "../readiness.ts";
 
 export interface HealthService {
@@ -30,7 +31,7 @@ export function createHealth(readiness: Readiness): HealthService {
 
   async function* watch(service: string, signal: AbortSignal): AsyncGenerator<{ status: Status }> {
     if (watchers.size >= MAX_WATCHERS)
-      throw new ConnectError("Too many health watches are open.", Code.ResourceExhausted);
+      throw new KeyError("OVERLOADED", "Too many health watches are open.", { retryAfterMs: 1_000 });
     let wake = () => {};
     const onChange = () => wake();
     watchers.add(onChange);
@@ -61,7 +62,7 @@ export function createHealth(readiness: Readiness): HealthService {
     routes(router) {
       router.service(Health, {
         check({ service }) {
-          if (!known.has(service)) throw new ConnectError("This service is not known here.", Code.NotFound);
+          if (!known.has(service)) throw new KeyError("UNKNOWN_SERVICE", "This service is not known here.");
           return { status: status(service) };
         },
         watch: ({ service }, { signal }) => watch(service, signal),

@@ -2,8 +2,6 @@ import type { OutgoingHttpHeaders } from "node:http";
 import { createConnectRouter, createContextValues } from "@connectrpc/connect";
 import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
-  compressionBrotli,
-  compressionGzip,
   type connectNodeAdapter,
   universalRequestFromNodeRequest,
   universalResponseToNodeResponse,
@@ -18,7 +16,7 @@ import {
   webTrailers,
 } from "../transport/wire-format.ts";
 import { peer, peerAddress } from "./interceptors.ts";
-import { undecodable } from "./strict-decoding.ts";
+import { COMPRESSIONS, ENCODINGS, undecodable, unknownEncoding } from "./strict-decoding.ts";
 
 type Options = Parameters<typeof connectNodeAdapter>[0] & { fallback: Handler };
 type Handler = ReturnType<typeof connectNodeAdapter>;
@@ -29,7 +27,7 @@ type PeerHandler = (...call: [...Parameters<Handler>, peer?: Peer | undefined]) 
  * went wrong in a call is logged by the interceptors; what is left here is an answer that nobody is there to take.
  */
 export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHandler {
-  const router = createConnectRouter({ acceptCompression: [compressionGzip, compressionBrotli], ...options });
+  const router = createConnectRouter({ acceptCompression: COMPRESSIONS, ...options });
   routes(router);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
   return (request, response, who) => {
@@ -38,7 +36,8 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     const values = createContextValues().set(peerAddress, addressOf(request.socket)).set(peer, who);
     nameAuthority(request);
     const asked = universalRequestFromNodeRequest(request, response, undefined, values);
-    const unread = normaliseTimeouts(asked.header);
+    const [accepts, unpackable] = takeUnknownEncoding(asked.header);
+    const unread = unpackable ?? normaliseTimeouts(asked.header);
     if (unread !== undefined) values.set(undecodable, unread);
     shortenEchoed(asked.header);
     plainContentType(asked.header);
@@ -46,6 +45,7 @@ export function nodeAdapter({ routes, fallback, ...options }: Options): PeerHand
     response.addTrailers = (trailers: OutgoingHttpHeaders) => addTrailers.call(response, asGrpcHasThem(trailers));
     handler(asked)
       .then((answer) => {
+        if (accepts !== undefined) answer.header?.set(accepts, ENCODINGS.join(","));
         if (answer.status === 405 || answer.status === 415) return endInWords(response, answer.status, handler);
         if (answer.body === undefined && answer.trailer === undefined) return endBare(response, answer);
         return universalResponseToNodeResponse(withWebTrailers(answer), response);
@@ -104,6 +104,23 @@ function shortenEchoed(header: Headers): void {
     const value = header.get(name);
     if (value !== null && value.length > MAX_ECHOED) header.set(name, value.slice(0, MAX_ECHOED));
   }
+}
+
+/**
+ * Connect refuses an encoding that it does not know before there is anybody who could say why. Its name is taken away, and what
+ * is wrong returned, with the header that tells what is taken here.
+ */
+function takeUnknownEncoding(header: Headers): [accepts?: string, fault?: KeyError] {
+  const type = header.get("content-type") ?? "";
+  const [name, accepts] = type.startsWith("application/grpc")
+    ? (["grpc-encoding", "grpc-accept-encoding"] as const)
+    : type.startsWith("application/connect")
+      ? (["connect-content-encoding", "connect-accept-encoding"] as const)
+      : (["content-encoding", "accept-encoding"] as const);
+  const encoding = header.get(name);
+  if (encoding === null || encoding === "identity" || ENCODINGS.includes(encoding)) return [];
+  header.delete(name);
+  return [accepts, unknownEncoding()];
 }
 
 /**

@@ -1,8 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type DescMessage, fromBinary, fromJson, fromJsonString, type JsonValue } from "@bufbuild/protobuf";
 import { base64Decode } from "@bufbuild/protobuf/wire";
-import type { ContextKey } from "@connectrpc/connect";
-import { createContextKey, createContextValues } from "@connectrpc/connect";
+import { type ContextKey, createContextKey, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
 import { type FieldViolation, invalid, KeyError } from "../keys/errors.ts";
@@ -21,8 +20,9 @@ export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): 
 
   const strict = async (request: UniversalServerRequest) => {
     const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
-    const message = await messageOf(request, bytes, maxBytes);
-    const fault = tooLarge ? messageTooLarge(maxBytes) : message && decodingFault(input, message);
+    const fault =
+      request.contextValues?.get(undecodable) ??
+      (tooLarge ? messageTooLarge(maxBytes) : faultOf(input, await messageOf(request, bytes, maxBytes), maxBytes));
     if (tooLarge) await readOn(replay);
     if (fault === undefined) return handler({ ...request, body: replay });
     const contextValues = (request.contextValues ?? createContextValues()).set(undecodable, fault);
@@ -46,16 +46,23 @@ export function admitUndecodable(handler: UniversalHandler, maxBytes: number): U
     const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
     const message = await messageOf(request, bytes, maxBytes);
     let what: Arrived | undefined;
-    if (tooLarge) what = "too large";
+    if (tooLarge || message === "too large") what = "too large";
+    else if (message === "unknown encoding" || request.contextValues?.get(undecodable)) what = "undecodable";
     else if (message !== undefined && decodingFault(handler.method.input, message) !== undefined) {
       what = message.json ? "undecodable" : message.bytes;
     }
     if (what === undefined) return handler({ ...request, body: replay });
     if (tooLarge) await readOn(replay);
-    const contextValues = (request.contextValues ?? createContextValues()).set(arrived, what);
+    const contextValues = (request.contextValues ?? createContextValues()).delete(undecodable).set(arrived, what);
     return handler({ ...request, ...emptyMessage(request), contextValues });
   };
   return Object.assign(admit, handler);
+}
+
+function faultOf(input: DescMessage, message: Unpacked, maxBytes: number): KeyError | undefined {
+  if (message === "too large") return messageTooLarge(maxBytes);
+  if (message === "unknown encoding") return unknownEncoding();
+  return message && decodingFault(input, message);
 }
 
 function messageTooLarge(maxBytes: number): KeyError {
@@ -80,19 +87,28 @@ async function readOn(body: AsyncIterable<Uint8Array>): Promise<void> {
 
 const READ_ON_MS = 1_000;
 const ENVELOPE_BYTES = 5;
-const DECOMPRESSORS = new Map([compressionGzip, compressionBrotli].map((one) => [one.name, one]));
+
+/** Of messages. */
+export const COMPRESSIONS = [compressionGzip, compressionBrotli];
+export const ENCODINGS: string[] = COMPRESSIONS.map(({ name }) => name);
+
+export function unknownEncoding(): KeyError {
+  return new KeyError("UNIMPLEMENTED", `The message is compressed by none of ${ENCODINGS.join(", ")}.`);
+}
 
 interface Message {
   bytes: Uint8Array;
   json: boolean;
 }
 
-/** The message's bytes, or undefined where Connect is to say what is wrong (size, framing, compression, content type). */
+type Unpacked = Message | "too large" | "unknown encoding" | undefined;
+
+/** The message's bytes, or undefined where Connect is to say what is wrong (framing, broken compression, content type). */
 async function messageOf(
   request: UniversalServerRequest,
   body: Uint8Array | undefined,
   maxBytes: number,
-): Promise<Message | undefined> {
+): Promise<Unpacked> {
   if (request.method === "GET") return messageOfQuery(request, maxBytes);
   const type = request.header.get("content-type") ?? "";
   const match = /^application\/(grpc-web|grpc|)(?:\+?(proto|json))?(?:$|[ ;])/i.exec(type);
@@ -105,7 +121,7 @@ async function messageOf(
   return unpack(body.subarray(ENVELOPE_BYTES), compressed ? request.header.get("grpc-encoding") : null, json, maxBytes);
 }
 
-async function messageOfQuery(request: UniversalServerRequest, maxBytes: number): Promise<Message | undefined> {
+async function messageOfQuery(request: UniversalServerRequest, maxBytes: number): Promise<Unpacked> {
   const query = new URL(request.url).searchParams;
   const text = query.get("message") ?? "";
   try {
@@ -117,18 +133,15 @@ async function messageOfQuery(request: UniversalServerRequest, maxBytes: number)
   }
 }
 
-async function unpack(
-  bytes: Uint8Array,
-  encoding: string | null,
-  json: boolean,
-  maxBytes: number,
-): Promise<Message | undefined> {
+async function unpack(bytes: Uint8Array, encoding: string | null, json: boolean, maxBytes: number): Promise<Unpacked> {
   if (encoding === null || encoding === "identity") return { bytes, json };
+  const compression = COMPRESSIONS.find(({ name }) => name === encoding);
+  if (compression === undefined) return "unknown encoding";
   try {
-    const unpacked = await DECOMPRESSORS.get(encoding)?.decompress(bytes, maxBytes);
-    return unpacked && { bytes: unpacked, json };
-  } catch {
-    return undefined;
+    return { bytes: await compression.decompress(bytes, maxBytes), json };
+  } catch (error) {
+    const { cause } = error as { cause?: NodeJS.ErrnoException };
+    return cause?.code === "ERR_BUFFER_TOO_LARGE" ? "too large" : undefined;
   }
 }
 

@@ -170,7 +170,7 @@ function varint(value: number): number[] {
 /** Connect's JSON error. */
 export function connectError({ code, message, details }: WireError): Buffer {
   const body = {
-    code: CONNECT_CODES[code]?.name ?? String(code),
+    code: codeName(code),
     ...(message !== "" && { message }),
     ...(details.length > 0 && {
       details: details.map(({ type, value, debug }) => ({
@@ -181,6 +181,11 @@ export function connectError({ code, message, details }: WireError): Buffer {
     }),
   };
   return Buffer.from(JSON.stringify(body));
+}
+
+/** A canonical code in lower case, such as `deadline_exceeded`. */
+export function codeName(code: number): string {
+  return CONNECT_CODES[code]?.name ?? String(code);
 }
 
 export function connectStatus(code: number): number {

@@ -150,8 +150,18 @@ describe("messages", () => {
     expect(answer.text).not.toContain("RetryInfo");
   });
 
+  test("so is a body that inflates to 70 KiB; one of an unknown compression is UNIMPLEMENTED", async () => {
+    const packed = gzipSync(JSON.stringify({ scopes: ["read"], name: "x".repeat(70 * 1_024) }));
+    expect(await post("Create", packed, { "content-encoding": "gzip" })).toMatchObject({
+      ...{ status: 429, code: "resource_exhausted", reason: "MESSAGE_TOO_LARGE" },
+    });
+    expect(await post("Create", packed, { "content-encoding": "zap" })).toMatchObject({
+      ...{ status: 501, code: "unimplemented", reason: "UNIMPLEMENTED" },
+    });
+  });
+
   test("unknown methods are unimplemented, unknown content types 415, other verbs 405", async () => {
-    expect(await post("Nothing", "{}")).toMatchObject({ status: 404, code: "unimplemented" });
+    expect(await post("Nothing", "{}")).toMatchObject({ status: 404, reason: "UNIMPLEMENTED" });
     expect((await post("Create", "x", { "content-type": "text/plain" })).status).toBe(415);
     expect((await fetch(`${service.baseUrl}/latchkey.v1.ApiKeyService/Verify`)).status).toBe(405);
   });

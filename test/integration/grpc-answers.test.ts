@@ -1,5 +1,9 @@
-import { create, toBinary } from "@bufbuild/protobuf";
+import { create, createRegistry, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { anyUnpack } from "@bufbuild/protobuf/wkt";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/globals";
+import { ErrorInfoSchema } from "#gen/google/rpc/error_details_pb";
+import { StatusSchema } from "#gen/google/rpc/status_pb";
+import { HealthCheckRequestSchema } from "#gen/health/v1/health_pb";
 import { VerifyStreamRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import { Flag, Type } from "../../src/transport/http2-frames.ts";
 import { escapeMessage } from "../../src/transport/wire-format.ts";
@@ -63,6 +67,37 @@ describe("an answer of headers alone ends with them, and no empty DATA frame fol
     ]);
     expect({ frames, endsWithHeaders }).toEqual({ frames: ["HEADERS", "HEADERS"], endsWithHeaders: true });
     expect(fields["grpc-status"]).toBe("12");
+  });
+});
+
+describe("an error has ErrorInfo whoever finds the fault", () => {
+  const askHealth = (method: string, service: string, more: string[] = []) =>
+    answerTo(
+      `${HEALTH}/${method}`,
+      "application/grpc",
+      more,
+      toBinary(HealthCheckRequestSchema, create(HealthCheckRequestSchema, { service })),
+    );
+  test.each([
+    ["an unknown method", "12", "UNIMPLEMENTED", () => answerTo("/none/None", "application/grpc")],
+    ["an unknown compression", "12", "UNIMPLEMENTED", () => askHealth("Check", "", ["grpc-encoding", "zap"])],
+    [
+      "an unknown compression of a stream",
+      "12",
+      "UNIMPLEMENTED",
+      () => askHealth("Watch", "", ["grpc-encoding", "zap"]),
+    ],
+    ["an unknown service in a health check", "5", "UNKNOWN_SERVICE", () => askHealth("Check", "none")],
+  ])("%s", async (_what, status, reason, asked) => {
+    const { fields } = await asked();
+    const details = fromBinary(StatusSchema, Buffer.from(fields["grpc-status-details-bin"] ?? "", "base64")).details;
+    const [info] = details.map((detail) => anyUnpack(detail, createRegistry(ErrorInfoSchema)));
+    expect({ status: fields["grpc-status"], info }).toMatchObject({ status, info: { reason, domain: "latchkey.v1" } });
+  });
+
+  test("the answer to an unknown compression names those that are known", async () => {
+    const { fields } = await askHealth("Check", "", ["grpc-encoding", "zap"]);
+    expect(fields["grpc-accept-encoding"]).toBe("gzip,br");
   });
 });
 

@@ -131,7 +131,7 @@ test("a call that is answered past its deadline is counted as DEADLINE_EXCEEDED,
   await Promise.all(answers);
   const text = await metrics.text();
   for (const method of ["Verify", "BatchVerify"])
-    for (const code of ["ok", "DeadlineExceeded"])
+    for (const code of ["ok", "deadline_exceeded"])
       expect(text).toContain(`_count{method="latchkey.v1.ApiKeyService/${method}",code="${code}"} 1\n`);
   expect(text).toContain('latchkey_verify_total{outcome="valid"} 1\n');
 });
