@@ -139,8 +139,12 @@ class Connection {
   /** The client was asked to go; and then: it was told which stream is the last that is served. */
   private draining = false;
   private leaving = false;
-  /** Until which it is waited for the client to know. */
+  /** The client was told that it is to go, and answered so many pings since it was to be told. */
+  private asked = false;
+  private answeredPings = 0;
+  /** Until which it is waited for the client to know, and until which answers wait for that. */
   private patience: NodeJS.Timeout | undefined;
+  private holdTimer: NodeJS.Timeout | undefined;
   private lastId = 0;
   private refused = 0;
   /** Streams above it are not served: the client was told so. */
@@ -531,8 +535,7 @@ class Connection {
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if (payload.length !== 8) return this.fail(Fault.FRAME_SIZE_ERROR);
     if ((flags & Flag.ACK) === 0) this.output.put(frame(Type.PING, Flag.ACK, 0, payload));
-    else if (this.draining && payload.equals(DRAIN_PING)) this.output.put(frame(Type.PING, 0, 0, LAST_PING));
-    else if (this.draining && payload.equals(LAST_PING)) this.leave();
+    else if (this.draining && payload.equals(drainPing(this.answeredPings))) this.drainOn();
   }
 
   // ---- answering
@@ -711,6 +714,7 @@ class Connection {
   private end() {
     if (this.ended) return;
     this.ended = true;
+    this.output.release();
     this.output.flush();
     this.socket.destroySoon();
     this.closed();
@@ -736,21 +740,45 @@ class Connection {
   }
 
   /**
-   * RFC 9113, 6.8: what the client sent before it knew is served. Its answer to the first ping says that its library has
-   * read the GOAWAY, which may be before its program is told (nghttp2 answers pings while it reads, Node's events come
-   * behind); that to the second, that it had a turn since.
+   * RFC 9113, 6.8: what the client sent before it knew is served, in between nothing is refused. But libraries fail calls by
+   * themselves that their program makes while they read a GOAWAY (nghttp2, and with it Node: REFUSED_STREAM), and answers are
+   * what makes programs call again. So answers wait, for as long as the client answers pings in HOLD_MS, from before it is told until
+   * it knows.
    */
   drain(): void {
     if (this.draining || this.ended) return;
     this.draining = true;
-    this.output.put(goawayFrame(MAX_STREAM_ID, Fault.NO_ERROR));
-    this.output.put(frame(Type.PING, 0, 0, DRAIN_PING));
-    this.output.flushSoon();
+    this.output.hold();
+    this.output.putFirst(frame(Type.PING, 0, 0, drainPing(0)));
+    this.holdTimer = setTimeout(() => {
+      this.askToGo();
+      this.output.release();
+    }, HOLD_MS);
     this.patience = setTimeout(() => this.leave(), ROUND_TRIP_MS);
+  }
+
+  /** A ping was answered. */
+  private drainOn() {
+    this.answeredPings += 1;
+    // The first answer says that the client's library has read all answers; the second, that its program had a turn since.
+    if (this.answeredPings === 2) this.askToGo();
+    // Likewise the library has read that it is to go, and its program was told.
+    if (this.answeredPings === 3) this.output.release();
+    if (this.answeredPings === 4) this.leave();
+    else this.output.putFirst(frame(Type.PING, 0, 0, drainPing(this.answeredPings)));
+  }
+
+  private askToGo() {
+    if (this.asked || this.ended) return;
+    this.asked = true;
+    this.output.putFirst(goawayFrame(MAX_STREAM_ID, Fault.NO_ERROR));
   }
 
   private leave() {
     if (this.leaving || this.ended) return;
+    this.askToGo();
+    this.output.release();
+    clearTimeout(this.holdTimer);
     clearTimeout(this.patience);
     this.leaving = true;
     this.goneId = this.lastId;
@@ -761,6 +789,7 @@ class Connection {
 
   closed(): void {
     this.ended = true;
+    clearTimeout(this.holdTimer);
     clearTimeout(this.patience);
     this.share.leave();
     for (const open of this.calls.values()) open.call?.abort();
@@ -796,9 +825,10 @@ class Connection {
 }
 
 const MAX_STREAM_ID = 2 ** 31 - 1;
-const DRAIN_PING = Buffer.from("latchkey");
-const LAST_PING = Buffer.from("the last");
-/** In which a client should have answered both pings; they are not waited for longer. */
+const drainPing = (number: number): Buffer => Buffer.from(`drain ${number} `);
+/** For which answers wait at most: less than gateways do. */
+const HOLD_MS = 100;
+/** In which a client should have answered all pings; they are not waited for longer. */
 const ROUND_TRIP_MS = 2_000;
 /** In which a client should have closed its end after ours. */
 const LINGER_MS = 1_000;

@@ -18,6 +18,7 @@ export class Output {
   private readonly parts: OutputParts;
   private pending: Buffer[] = [];
   private isCollecting = false;
+  private isHeld = false;
 
   constructor(socket: Socket, parts: OutputParts) {
     this.socket = socket;
@@ -49,6 +50,24 @@ export class Output {
     return { slab, start };
   }
 
+  /** What is put from now on stays here until `release`. */
+  hold(): void {
+    this.flush();
+    this.isHeld = true;
+  }
+
+  release(): void {
+    if (!this.isHeld) return;
+    this.isHeld = false;
+    this.flush();
+  }
+
+  /** At once, before what is put or held. For frames of the connection alone: those of a stream would overtake its own. */
+  putFirst(bytes: Buffer): void {
+    const { socket } = this;
+    if (!socket.destroyed && !socket.writableEnded) socket.write(bytes);
+  }
+
   /** Until the next `flush`, which is sure to come, `flushSoon` need do nothing. */
   collect(): void {
     this.isCollecting = true;
@@ -56,6 +75,7 @@ export class Output {
 
   flush(): void {
     this.isCollecting = false;
+    if (this.isHeld) return;
     this.parts.beforeFlush();
     const { pending, socket } = this;
     if (pending.length === 0) return;

@@ -32,7 +32,8 @@ export function recordColumn(gateway: Gateway, release: string, seen: ReadonlyMa
   const folder = process.env.GATEWAY_RESULTS;
   const cells = Object.fromEntries(seen);
   if (folder === undefined) {
-    expect(columnOf(gateway.name).cells).toEqual(cells);
+    const asked = Object.entries(columnOf(gateway.name).cells).filter(([, cell]) => cell !== "");
+    expect(Object.fromEntries(asked)).toEqual(cells);
     return;
   }
   mkdirSync(folder, { recursive: true });

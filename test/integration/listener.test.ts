@@ -422,8 +422,12 @@ describe("close", () => {
       const { payload } = await nextFrame(frames, FRAME.goAway);
       return [payload.readUInt32BE(0), payload.readUInt32BE(4)];
     };
+    const answerPing = async () => socket.write(frame(FRAME.ping, 1, 0, (await nextFrame(frames, FRAME.ping)).payload));
+    await answerPing();
+    await answerPing();
     expect(await goAway()).toEqual([2 ** 31 - 1, constants.NGHTTP2_NO_ERROR]);
-    socket.write(frame(FRAME.ping, 1, 0, (await nextFrame(frames, FRAME.ping)).payload));
+    await answerPing();
+    await answerPing();
     expect(await goAway()).toEqual([1, constants.NGHTTP2_NO_ERROR]);
     socket.write(wholeGet(3));
     response.end("the last");

@@ -18,8 +18,12 @@ export function pythonPackages(): { path: string } | { unavailable: string } {
       mkdirSync(cacheDir, { recursive: true });
       const folder = mkdtempSync(join(cacheDir, "fetching-"));
       python(["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--target", folder, ...REQUIREMENTS]);
-      rmSync(path, { recursive: true, force: true });
-      renameSync(folder, path);
+      // Two workers of the tests may have fetched at once: what the other one put there may be in use.
+      if (imports(path)) rmSync(folder, { recursive: true });
+      else {
+        rmSync(path, { recursive: true, force: true });
+        renameSync(folder, path);
+      }
     }
     return { path };
   } catch (error) {
