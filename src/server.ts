@@ -69,6 +69,7 @@ import { createSecretChecks } from "./store/secret-checks.ts";
 import { type KeyEvent, watchKeys } from "./store/watch.ts";
 import { createMetrics, type Logger, type Metrics } from "./telemetry.ts";
 import { checkAddresses } from "./transport/free-address.ts";
+import { HeldBytes, MAX_HELD_BYTES } from "./transport/held-bytes.ts";
 import { type Listener, listen } from "./transport/listener.ts";
 import { listenOps } from "./transport/ops.ts";
 import { endOfCertificate, loadTls, type TlsFiles, type TlsIdentity, watchTls, whatEnded } from "./transport/tls.ts";
@@ -247,7 +248,9 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const gateway = { verify, authenticator, calls, answerMs: config.gatewayTimeoutMs };
     const keySources = { ...config.gatewayKeyFrom, prefixes: config.keyPrefixes.map((prefix) => `${prefix}_`) };
     const extAuthz = createExtAuthz(keySources, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
+    const held = new HeldBytes(MAX_HELD_BYTES);
     const handler = createRequestHandler({
+      held,
       interceptors: createInterceptors({ calls, authenticator, audit: auditLog, clock }),
       maxMessageBytes: config.limits.maxMessageBytes,
       largerMessages: new Map([
@@ -274,7 +277,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       ...{ ...config.listen, tls, limits: config.limits, handler },
       hot: [createHotVerify({ verify, authenticator, calls }), createHotBatchVerify(many), extAuthz.hot],
       hotStreams: [createHotVerifyStream(many)],
-      refusals: TRANSPORT_REFUSALS,
+      ...{ held, refusals: TRANSPORT_REFUSALS },
       forwardAuth: createForwardAuth(keySources, gateway),
     });
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));

@@ -1,5 +1,6 @@
 import type { ConnectRouter, Interceptor } from "@connectrpc/connect";
 import { KeyError } from "../keys/errors.ts";
+import { HeldBytes, MAX_HELD_BYTES } from "../transport/held-bytes.ts";
 import { connectError, statusTrailers } from "../transport/wire-format.ts";
 import { toConnectError, toWireError } from "./error-map.ts";
 import { endBare, nodeAdapter } from "./node-adapter.ts";
@@ -14,6 +15,8 @@ export interface AdapterParts {
   maxMessageBytes: number;
   /** The same for methods that need more, by path; their routes must say so to the router too. */
   largerMessages?: ReadonlyMap<string, number>;
+  /** What requests that are not whole hold together. Default: of `MAX_HELD_BYTES`. */
+  held?: HeldBytes;
   /** Methods that answer what can't be decoded or is too large, by path. */
   answerAll?: ReadonlySet<string>;
 }
@@ -21,6 +24,7 @@ export interface AdapterParts {
 /** Serves the routes in gRPC, gRPC-Web and Connect, and refuses everything else in the asker's own protocol. */
 export function createRequestHandler(parts: AdapterParts): RequestHandler {
   const { interceptors, routes, maxMessageBytes, largerMessages, answerAll } = parts;
+  const { held = new HeldBytes(MAX_HELD_BYTES) } = parts;
   return nodeAdapter({
     interceptors,
     readMaxBytes: maxMessageBytes,
@@ -29,7 +33,7 @@ export function createRequestHandler(parts: AdapterParts): RequestHandler {
       routes(router);
       const strict = router.handlers.map((handler) => {
         const decoding = answerAll?.has(handler.requestPath) ? admitUndecodable : refuseUndecodable;
-        return decoding(handler, largerMessages?.get(handler.requestPath) ?? maxMessageBytes);
+        return decoding(handler, largerMessages?.get(handler.requestPath) ?? maxMessageBytes, held);
       });
       router.handlers.splice(0, Infinity, ...strict);
     },

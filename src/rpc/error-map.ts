@@ -107,12 +107,11 @@ function tooLate(): KeyError {
 export const TRANSPORT_REFUSALS: TransportRefusals = {
   timedOut: toWireError(toConnectError(tooLate(), "")),
   stopping: toWireError(toConnectError(stopping("The service is stopping. Open the stream again."), "")),
-  tooManyCalls: toWireError(
-    toConnectError(
-      new KeyError("OVERLOADED", "There are too many calls at once on this connection. Nothing was done; ask again.", {
-        retryAfterMs: 1_000,
-      }),
-      "",
-    ),
-  ),
+  tooManyCalls: toWireError(toConnectError(tooMany("calls at once on this connection"), "")),
+  tooManyBytes: toWireError(toConnectError(tooMany("large requests at once"), "")),
 };
+
+export function tooMany(what: string): KeyError {
+  const message = `There are too many ${what}. Nothing was done; ask again.`;
+  return new KeyError("OVERLOADED", message, { retryAfterMs: 1_000 });
+}

@@ -9,7 +9,7 @@ import {
 } from "#gen/envoy/service/auth/v3/external_auth_pb";
 import type { HotAnswer, HotCall, HotMethod, Peer } from "../transport/hot-method.ts";
 import { createCheckReader, createCheckWriter } from "./check-wire.ts";
-import { createDecide, type Decision, type GatewayParts, TOO_LARGE } from "./gateway.ts";
+import { createDecide, type Decision, type GatewayParts, TOO_LARGE, TOO_MANY } from "./gateway.ts";
 import { logged, peer } from "./interceptors.ts";
 import type { KeySources, Presented } from "./presented-key.ts";
 import { arrived } from "./strict-decoding.ts";
@@ -70,6 +70,10 @@ export function createExtAuthz(sources: KeySources, maxKept: number, parts: Gate
         if (came === "too large") {
           count(performance.now(), requestId, "too_large", undefined);
           return decoded(writer.denied(TOO_LARGE));
+        }
+        if (came === "too many") {
+          count(performance.now(), requestId, "failed", undefined);
+          return decoded(writer.denied(TOO_MANY));
         }
         const message = came === "undecodable" ? NO_MESSAGE : (came ?? toBinary(CheckRequestSchema, request));
         const headers = { authorization, "x-request-id": requestId };

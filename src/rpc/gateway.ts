@@ -130,6 +130,12 @@ const DENIALS: Record<Exclude<Outcome, "valid" | "malformed" | "insufficient_sco
 /** The request is larger than what is read of it. */
 export const TOO_LARGE: Denial = denial(431, { reason: "HEADERS_TOO_LARGE", message: "The request is too large." });
 
+export const TOO_MANY: Denial = denial(
+  429,
+  { reason: "OVERLOADED", message: "There are too many large requests at once. Ask again." },
+  { "retry-after": "1" },
+);
+
 function unauthorized(reason: string, message: string, challenge: string): Denial {
   return denial(401, { reason, message }, { "www-authenticate": challenge });
 }

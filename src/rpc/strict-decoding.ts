@@ -5,6 +5,8 @@ import { type ContextKey, createContextKey, createContextValues } from "@connect
 import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
 import { type FieldViolation, invalid, KeyError } from "../keys/errors.ts";
+import type { HeldBytes } from "../transport/held-bytes.ts";
+import { tooMany } from "./error-map.ts";
 
 /** Set on a request whose message can't be decoded: the interceptors refuse it before the handler runs. */
 export const undecodable: ContextKey<KeyError | undefined> = createContextKey<KeyError | undefined>(undefined);
@@ -14,16 +16,15 @@ export const undecodable: ContextKey<KeyError | undefined> = createContextKey<Ke
  * protocol. Connect says INTERNAL for malformed protobuf, takes unknown JSON fields in silence (`{"tll":"60s"}` would
  * make a permanent key), and repeats what V8 says of bad JSON, which quotes the input: it may hold a key.
  */
-export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): UniversalHandler {
+export function refuseUndecodable(handler: UniversalHandler, maxBytes: number, held: HeldBytes): UniversalHandler {
   if (handler.method.methodKind !== "unary") return handler;
   const { input } = handler.method;
 
   const strict = async (request: UniversalServerRequest) => {
-    const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
-    const fault =
-      request.contextValues?.get(undecodable) ??
-      (tooLarge ? messageTooLarge(maxBytes) : faultOf(input, await messageOf(request, bytes, maxBytes), maxBytes));
-    if (tooLarge) await readOn(replay);
+    const { read, bytes, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES, held);
+    const message = read === "whole" ? await messageOf(request, bytes, maxBytes) : read;
+    const fault = request.contextValues?.get(undecodable) ?? faultOf(input, message, maxBytes);
+    if (read !== "whole") await readOn(replay);
     if (fault === undefined) return handler({ ...request, body: replay });
     const contextValues = (request.contextValues ?? createContextValues()).set(undecodable, fault);
     return handler({ ...request, ...emptyMessage(request), contextValues });
@@ -32,7 +33,7 @@ export function refuseUndecodable(handler: UniversalHandler, maxBytes: number): 
 }
 
 /** What came instead of a message that Connect can decode: protobuf as it is, or nothing to make something of. */
-export type Arrived = Uint8Array | "too large" | "undecodable";
+export type Arrived = Uint8Array | "too large" | "too many" | "undecodable";
 
 /** Set on a request of a method that answers whatever comes; undefined: a message that was decoded. */
 export const arrived: ContextKey<Arrived | undefined> = createContextKey<Arrived | undefined>(undefined);
@@ -41,18 +42,18 @@ export const arrived: ContextKey<Arrived | undefined> = createContextKey<Arrived
  * For a method that must answer whatever comes, since its callers take errors for something else. Its handler gets an empty
  * message where there is no other, and finds in `arrived` what there was.
  */
-export function admitUndecodable(handler: UniversalHandler, maxBytes: number): UniversalHandler {
+export function admitUndecodable(handler: UniversalHandler, maxBytes: number, held: HeldBytes): UniversalHandler {
   const admit = async (request: UniversalServerRequest) => {
-    const { bytes, tooLarge, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES);
-    const message = await messageOf(request, bytes, maxBytes);
+    const { read, bytes, replay } = await readAtMost(request.body, maxBytes + ENVELOPE_BYTES, held);
+    const message = read === "whole" ? await messageOf(request, bytes, maxBytes) : read;
     let what: Arrived | undefined;
-    if (tooLarge || message === "too large") what = "too large";
+    if (message === "too large" || message === "too many") what = message;
     else if (message === "unknown encoding" || request.contextValues?.get(undecodable)) what = "undecodable";
     else if (message !== undefined && decodingFault(handler.method.input, message) !== undefined) {
       what = message.json ? "undecodable" : message.bytes;
     }
     if (what === undefined) return handler({ ...request, body: replay });
-    if (tooLarge) await readOn(replay);
+    if (read !== "whole") await readOn(replay);
     const contextValues = (request.contextValues ?? createContextValues()).delete(undecodable).set(arrived, what);
     return handler({ ...request, ...emptyMessage(request), contextValues });
   };
@@ -61,6 +62,7 @@ export function admitUndecodable(handler: UniversalHandler, maxBytes: number): U
 
 function faultOf(input: DescMessage, message: Unpacked, maxBytes: number): KeyError | undefined {
   if (message === "too large") return messageTooLarge(maxBytes);
+  if (message === "too many") return tooMany("large requests at once");
   if (message === "unknown encoding") return unknownEncoding();
   return message && decodingFault(input, message);
 }
@@ -101,7 +103,7 @@ interface Message {
   json: boolean;
 }
 
-type Unpacked = Message | "too large" | "unknown encoding" | undefined;
+type Unpacked = Message | "too large" | "too many" | "unknown encoding" | undefined;
 
 /** The message's bytes, or undefined where Connect is to say what is wrong (framing, broken compression, content type). */
 async function messageOf(
@@ -194,32 +196,42 @@ function membersOf(text: string): Record<string, JsonValue> {
   }
 }
 
-/** Reads up to `maxBytes`; `bytes` is undefined beyond. `replay` yields the same body again in either case. */
-async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number) {
+/**
+ * Reads up to `maxBytes`, for as long as `held` has room for what came in pieces; `bytes` is undefined where that is not all. `replay`
+ * yields the same body again in either case.
+ */
+async function readAtMost(body: UniversalServerRequest["body"], maxBytes: number, held: HeldBytes) {
   const source = (body as AsyncIterable<Uint8Array>)[Symbol.asyncIterator]();
   const chunks: Uint8Array[] = [];
   let size = 0;
   let failure: unknown;
   let ended = false;
-  while (!ended && size <= maxBytes) {
+  let counted = 0;
+  let read: "whole" | "too large" | "too many" = "whole";
+  while (!ended && read === "whole") {
     try {
       const next = await source.next();
       if (next.done) ended = true;
       else {
         chunks.push(next.value);
         size += next.value.length;
+        const hasRoom = chunks.length === 1 || held.take(size - counted);
+        if (hasRoom && chunks.length > 1) counted = size;
+        if (size > maxBytes) read = "too large";
+        else if (!hasRoom) read = "too many";
       }
     } catch (error) {
       failure = error;
       break;
     }
   }
+  held.give(counted);
   async function* replay(): AsyncGenerator<Uint8Array> {
     yield* chunks;
     if (failure !== undefined) throw failure;
     if (!ended) yield* { [Symbol.asyncIterator]: () => source };
   }
-  return { bytes: ended ? Buffer.concat(chunks) : undefined, tooLarge: size > maxBytes, replay: replay() };
+  return { read, bytes: ended ? Buffer.concat(chunks) : undefined, replay: replay() };
 }
 
 /** A stand-in that decodes in the request's own protocol, so that Connect reaches the interceptors. */

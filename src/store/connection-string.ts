@@ -7,6 +7,8 @@ const KEPT = [
   ...["proxyHost", "proxyPort", "proxyUsername", "proxyPassword"],
   ...["srvMaxHosts", "srvServiceName", "srvAllowedHostsSuffix"],
   ...["family", "autoSelectFamily", "autoSelectFamilyAttemptTimeout"],
+  // Networks forget connections that are silent for long. Those that a pool always has are made anew.
+  "maxIdleTimeMS",
 ];
 
 /** What Latchkey's promises rest on, and it sets itself. Connection strings that others share may have them: left out. */
@@ -18,7 +20,7 @@ const OVERRIDDEN = [
   // Repeats end with the call's deadline.
   ...["retryReads", "retryWrites", "maxAdaptiveRetries", "enableOverloadRetargeting"],
   // Verify must not wait behind transactions, nor either of them for a connection that is never made.
-  ...["minPoolSize", "maxPoolSize", "maxConnecting", "maxIdleTimeMS", "waitQueueTimeoutMS"],
+  ...["minPoolSize", "maxPoolSize", "maxConnecting", "waitQueueTimeoutMS"],
   // How soon an outage is noticed.
   ...["connectTimeoutMS", "socketTimeoutMS", "serverSelectionTimeoutMS", "timeoutMS"],
   ...["heartbeatFrequencyMS", "minHeartbeatFrequencyMS", "serverMonitoringMode", "noDelay"],

@@ -111,4 +111,6 @@ export interface TransportRefusals {
   stopping: WireError;
   /** A call is one too many on its connection. */
   tooManyCalls: WireError;
+  /** The requests that are not whole hold too much. */
+  tooManyBytes: WireError;
 }

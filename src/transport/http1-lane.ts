@@ -1,6 +1,7 @@
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
-import type { HotAnswer, Peer } from "./hot-method.ts";
+import type { HeldBytes } from "./held-bytes.ts";
+import type { HotAnswer, Peer, TransportRefusals } from "./hot-method.ts";
 import { httpDate } from "./http-date.ts";
 import { peerOf } from "./peer.ts";
 import { Share, unitsOf } from "./turns.ts";
@@ -9,6 +10,8 @@ import { append, EMPTY } from "./wire-format.ts";
 
 export interface Http1LaneOptions {
   methods: HotMethods;
+  held: HeldBytes;
+  refusals: Pick<TransportRefusals, "tooManyBytes">;
   maxHeaderBytes: number;
   /** Time for a whole request. */
   requestTimeoutMs: number;
@@ -90,6 +93,8 @@ class Connection {
   /** It came in more than one chunk, and is in `pieces` if it came in more than two. */
   private isJoined = false;
   private pieces: Buffer | undefined;
+  /** How much of it counts among what all connections hold. */
+  private counted = 0;
   /** There may be whole requests among it, which wait for the connection's turn, or for the client to take its answers. */
   private holding = false;
   /** The last request's: most clients send the same with each. */
@@ -144,6 +149,8 @@ class Connection {
 
   private goOn() {
     this.serve();
+    // While a call is answered, what comes meanwhile has a bound of its own.
+    if ((this.isJoined || this.counted > 0) && this.call === undefined && !this.isOver) this.count();
     this.flush();
     if (this.isOver || this.ending) return;
     if (this.hasEnded && this.call === undefined && !this.holding) return this.end();
@@ -181,6 +188,20 @@ class Connection {
       if (isPromise(answer)) this.wait(answer, call!, head.recognised);
       else this.write(answer, head.recognised);
     }
+  }
+
+  /** What is kept of a request that came in pieces. Where there is no room for it, the connection ends in words. */
+  private count() {
+    const { head, options, rest } = this;
+    const more = (this.isJoined ? rest.length : 0) - this.counted;
+    if (more > 0 && !options.held.take(more)) {
+      this.draining = true;
+      this.ending = true;
+      if (head !== undefined) this.write({ error: options.refusals.tooManyBytes }, head.recognised);
+      return;
+    }
+    if (more < 0) options.held.give(-more);
+    this.counted += more;
   }
 
   private wait(answer: Promise<HotAnswer>, call: Call, recognised: Recognised) {
@@ -257,7 +278,10 @@ class Connection {
         socket.once("drain", this.onDrain);
       }
     }
-    if (this.ending) socket.destroySoon();
+    if (!this.ending) return;
+    // What its client still sends is read for a while: a socket that is closed on unread bytes takes its last answer back.
+    if (this.rest.length > 0) socket.end(() => setTimeout(() => socket.destroy(), LINGER_MS).unref());
+    else socket.destroySoon();
   }
 
   private handOver(isAsked: boolean) {
@@ -272,6 +296,8 @@ class Connection {
 
   private forget() {
     this.isOver = true;
+    this.options.held.give(this.counted);
+    this.counted = 0;
     this.share.leave();
     this.socket.off("data", this.onData);
     this.socket.off("end", this.onEnd);
@@ -313,6 +339,7 @@ class Connection {
 }
 
 const TIMED_OUT = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
+const LINGER_MS = 500;
 const UNITS_A_CALL = 2;
 /** Of requests that wait for a call's answer. */
 const MAX_AHEAD_BYTES = 64 * 1024;

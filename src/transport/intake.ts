@@ -1,4 +1,5 @@
 import type { Readable } from "node:stream";
+import type { HeldBytes } from "./held-bytes.ts";
 import { append } from "./wire-format.ts";
 
 /** Takes a whole body, null when it is empty. */
@@ -9,10 +10,16 @@ export type TakeBody = (body: Buffer | null) => void;
  * arrives from the network to `push`, piece by piece; standing in for it there spares the listeners and the turns of the
  * loop that reading takes, which is most of what a small call costs beyond Node's own part.
  *
- * `take` gets the body once it is whole, and may hand it on by `giveBack`. A body that grows beyond `maxBytes` is given
- * back at once, and `tooLarge` called. A source that breaks off calls neither.
+ * `take` gets the body once it is whole, and may hand it on by `giveBack`. A body that grows beyond `maxBytes`, or for which `held`
+ * has no room, is given back at once, and `tooLarge` called. A source that breaks off calls neither.
  */
-export function intake(source: Readable, maxBytes: number, take: TakeBody, tooLarge: () => void): void {
+export function intake(
+  source: Readable,
+  maxBytes: number,
+  held: HeldBytes,
+  take: TakeBody,
+  tooLarge: () => void,
+): void {
   let body = (source.readableLength > 0 ? source.read() : null) as Buffer | null;
   if (hasEnded(source)) {
     if (isBroken(source)) return;
@@ -23,9 +30,16 @@ export function intake(source: Readable, maxBytes: number, take: TakeBody, tooLa
   }
   const push = source.push;
   let pieces: Buffer | undefined;
+  let counted = 0;
+  const giveCounted = () => {
+    held.give(counted);
+    counted = 0;
+  };
+  source.once("close", giveCounted);
   source.push = (chunk: Buffer | null): boolean => {
     if (chunk === null) {
       source.push = push;
+      giveCounted();
       // A peer that breaks off ends its body too.
       if (!isBroken(source)) take(body);
       return source.push(null);
@@ -37,8 +51,11 @@ export function intake(source: Readable, maxBytes: number, take: TakeBody, tooLa
       pieces = append(pieces ?? append(undefined, body), chunk);
       body = pieces;
     }
-    if (body.length <= maxBytes) return true;
+    const hasRoom = pieces === undefined || held.take(body.length - counted);
+    if (hasRoom && pieces !== undefined) counted = body.length;
+    if (body.length <= maxBytes && hasRoom) return true;
     source.push = push;
+    giveCounted();
     giveBack(source, body);
     tooLarge();
     return true;

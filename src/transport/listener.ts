@@ -13,6 +13,7 @@ import {
   type StreamListener,
 } from "./forward-auth.ts";
 import { formatAddress, whyNotListen } from "./free-address.ts";
+import { HeldBytes, MAX_HELD_BYTES } from "./held-bytes.ts";
 import type { HotMethod, HotStreamMethod, Peer, TransportRefusals } from "./hot-method.ts";
 import { createHttp1Lane } from "./http1-lane.ts";
 import { StockConnection } from "./http1-stock.ts";
@@ -45,6 +46,8 @@ export interface ListenerOptions {
   tls?: TlsIdentity | undefined;
   limits?: Partial<ListenerLimits>;
   refusals?: TransportRefusals;
+  /** What requests that are not whole hold together. Default: of `MAX_HELD_BYTES`. */
+  held?: HeldBytes;
 }
 
 /** Node's own defaults allow 2³²−1 streams and wait for ever; one client could take all there is. */
@@ -124,6 +127,7 @@ export async function listen({
   tls,
   limits: given,
   refusals = PLAIN_REFUSALS,
+  held = new HeldBytes(MAX_HELD_BYTES),
 }: ListenerOptions): Promise<Listener> {
   const limits = { ...defaultListenerLimits, ...given };
   let closing: Promise<void> | undefined;
@@ -147,7 +151,7 @@ export async function listen({
     handler(request, response, peerOf(request.socket));
   };
   const stock = forwardAuth === undefined ? stockRequest : forwardAuthRequests(forwardAuth, stockRequest, answered);
-  const serveRequest = serveHotRequests({ methods, answered, stock });
+  const serveRequest = serveHotRequests({ methods, answered, stock, held });
   /** Connections whose next request is not to be asked about again. */
   const asked = new WeakSet<Duplex>();
   const takeRequest: RequestListener = (request, response) => {
@@ -223,7 +227,7 @@ export async function listen({
 
   const http1Lane = createHttp1Lane({
     ...limits,
-    methods,
+    ...{ methods, held, refusals },
     handOver(socket, isAsked, rest, hasEnded) {
       const connection = new StockConnection(socket, rest, hasEnded);
       if (isAsked) asked.add(connection);

@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
 import { gunzipped } from "./gzip.ts";
+import type { HeldBytes } from "./held-bytes.ts";
 import {
   ENVELOPE_BYTES,
   type HotAnswer,
@@ -33,6 +34,7 @@ export interface HotRequestParts {
   methods: HotMethods;
   stock: RequestListener;
   answered: (response: ServerResponse) => void;
+  held: HeldBytes;
 }
 
 const NO_STORE = { "cache-control": "no-store" };
@@ -128,7 +130,7 @@ export function toHeaders(list: readonly string[]): IncomingHttpHeaders | undefi
 const PSEUDO = new Set([":method", ":path", ":scheme", ":authority"]);
 
 /** Serves hot methods over HTTP/1.1, where gRPC proper can't be spoken, and hands everything else to `stock` as if it had not been touched. */
-export function serveHotRequests({ methods, stock, answered }: HotRequestParts): RequestListener {
+export function serveHotRequests({ methods, stock, answered, held }: HotRequestParts): RequestListener {
   return (request: IncomingMessage, response: ServerResponse): void => {
     const method = request.method === "POST" ? methods.find(request.url) : undefined;
     const format = method && FORMATS.get(request.headers["content-type"]);
@@ -151,7 +153,7 @@ export function serveHotRequests({ methods, stock, answered }: HotRequestParts):
       } else if (isPromise(answer)) methods.settle(answer, call!, write);
       else write(answer);
     };
-    intake(request, ENVELOPE_BYTES + maxBytes, take, () => stock(request, response));
+    intake(request, ENVELOPE_BYTES + maxBytes, held, take, () => stock(request, response));
   };
 }
 

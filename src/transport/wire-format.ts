@@ -89,6 +89,7 @@ export const PLAIN_REFUSALS: TransportRefusals = {
   timedOut: { code: 4, message: "the operation timed out", details: [] },
   stopping: { code: 14, message: "The service is stopping. Open the stream again.", details: [] },
   tooManyCalls: { code: 8, message: "There are too many calls at once on this connection.", details: [] },
+  tooManyBytes: { code: 8, message: "There are too many large requests at once.", details: [] },
 };
 
 const UNIT_MS: Record<string, number> = { H: 3_600_000, M: 60_000, S: 1_000, m: 1, u: 1e-3, n: 1e-6 };

@@ -24,6 +24,8 @@ const ROOMS: Record<string, string[]> = {
     "src/transport/forward-auth.ts",
     // How gRPC is written, whoever writes it.
     "src/transport/wire-format.ts",
+    // What requests hold that are not whole, whoever reads them.
+    "src/transport/held-bytes.ts",
     "src/telemetry.ts",
     "src/readiness.ts",
     "src/config.ts",
