@@ -64,7 +64,7 @@ export const CLIENTS: Client[] = [
   },
   {
     name: "tonic",
-    inCi: false,
+    inCi: true,
     async find() {
       const target = join(cacheDir(), "tonic-client");
       await built("cargo", ["build", "--quiet", "--locked", "--target-dir", target], join(FOLDER, "tonic"));
