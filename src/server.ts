@@ -326,7 +326,7 @@ async function openView(
   const clusterTime = createClusterTime();
   const view = createView({ maxKeys: cacheKeys });
   const freshness = createFreshness({ maxStalenessMs, outageGraceMs });
-  const source = createRecordSource(db, clusterTime);
+  const source = createRecordSource(db, clusterTime, schema);
   const changes = createChanges();
   const lineage = await readLineage(db);
   const lookup = createLookup({ view, freshness, source, readTimeoutMs, wallMs });

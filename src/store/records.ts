@@ -10,6 +10,7 @@ import type { Fingerprint, KeyRecord } from "../keys/key.ts";
 import { DatabaseOverloaded, type RecordSource } from "../keys/lookup.ts";
 import type { ClusterTime } from "./cluster-time.ts";
 import { HEARTBEATS, KEYS } from "./schema.ts";
+import { incomplete, type SchemaCheck } from "./schema-watch.ts";
 import { isOverloaded } from "./server-errors.ts";
 
 /** A record as it is stored: absent fields are absent, the fingerprint's MAC is binary. */
@@ -19,10 +20,14 @@ export interface KeyDocument extends Omit<KeyRecord, "id" | "fingerprint"> {
 }
 
 /**
- * Reads by id. All are majority reads with `afterClusterTime`: a plain majority read of a primary that was cut off answers
+ * Reads by id; while the collection is gone, DB_INCOMPLETE for what is not found: nobody knows whether it is good. All are majority reads with `afterClusterTime`: a plain majority read of a primary that was cut off answers
  * with old data and no error. They are raw commands, which the driver neither retries nor alters.
  */
-export function createRecordSource(db: Db, clusterTime: ClusterTime): RecordSource {
+export function createRecordSource(
+  db: Db,
+  clusterTime: ClusterTime,
+  { recordsGone }: Pick<SchemaCheck, "recordsGone">,
+): RecordSource {
   async function ask(command: Document, options: RunCommandOptions): Promise<Document> {
     return db.command(command, options).catch((error: unknown) => {
       throw isOverloaded(error)
@@ -45,7 +50,9 @@ export function createRecordSource(db: Db, clusterTime: ClusterTime): RecordSour
       readConcern: { level: "majority", ...(after && { afterClusterTime: after }) },
     };
     const answer = await ask(command, { readPreference, signal });
-    return (answer.cursor.firstBatch as KeyDocument[]).map(toRecord);
+    const found: KeyDocument[] = answer.cursor.firstBatch;
+    if (found.length < ids.length && recordsGone()) throw incomplete("there is no collection of records");
+    return found.map(toRecord);
   }
 
   return {

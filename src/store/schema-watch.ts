@@ -32,6 +32,8 @@ export interface SchemaWatchOptions extends SchemaOptions {
 export interface SchemaCheck {
   /** What of it is lost or altered, in words, and what to do; undefined: nothing that is known of. */
   missing(): string | undefined;
+  /** Whether there was no collection of records when it was looked at last. */
+  recordsGone(): boolean;
   /** Looks now. */
   look(): void;
   /**
@@ -140,6 +142,7 @@ export async function watchSchema(options: SchemaWatchOptions): Promise<SchemaWa
 
   return {
     missing: () => missing,
+    recordsGone: () => goneSinceMs !== undefined,
     look: lookSoon,
     async confirm() {
       const { grave } = await findUniqueFaults(db, OPERATION_TIMEOUT_MS);

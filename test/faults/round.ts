@@ -180,6 +180,7 @@ async function recover(
   { callers, push }: Pick<Loop, "callers" | "push">,
 ): Promise<void> {
   const client = PROBE - 1 - replica;
+  const giveUpMs = performance.now() + MAX_RECOVERY_MS;
   for (;;) {
     const made = await record(
       callers,
@@ -196,9 +197,13 @@ async function recover(
       // Revoked: by the other replica's turn.
       if (proof.outcome === "VALID" || proof.outcome === "REVOKED") return;
     }
+    if (performance.now() > giveUpMs) throw new Error(`replica ${replica} did not recover: ${JSON.stringify(made)}`);
     await sleep(50);
   }
 }
+
+/** What lasts longer is no recovery. */
+const MAX_RECOVERY_MS = 300_000;
 
 /** What the database itself holds: every key that was given out, and one active key a user. */
 async function lostOrDoubled(stage: Stage, users: readonly User[]): Promise<string[]> {

@@ -1,10 +1,8 @@
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "@jest/globals";
-import { digestOf, FOLDER, type Gateway } from "./gateways.ts";
-
-/** Rows of the table that say what was run, and when. */
-const RUN_OF = { release: "*release*", on: "*run on*", files: "*files*" } as const;
+import { digestOf, type Gateway } from "./gateways.ts";
+import { RUN_OF, tableIn } from "./tables.ts";
 
 /** A column of the table: what was run, and what was seen. */
 export interface Column {
@@ -61,20 +59,4 @@ export function otherReleases(): OtherRelease[] {
   return rows.map(([gateway = "", release = "", on = "", files = "", cases, differs = ""]) => ({
     ...{ gateway, release, on, files, differs, cases: Number(cases) },
   }));
-}
-
-/** The cells of a table of the README, without the line below its head. */
-function tableIn(name: string): string[][] {
-  const readme = readFileSync(join(FOLDER, "README.md"), "utf8");
-  const text = readme.split(new RegExp(`<!-- /?${name} -->`))[1] ?? "";
-  return text
-    .trim()
-    .split("\n")
-    .filter((line) => !/^\|[ |-]*\|$/.test(line))
-    .map((line) =>
-      line
-        .split("|")
-        .slice(1, -1)
-        .map((cell) => cell.trim()),
-    );
 }

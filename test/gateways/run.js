@@ -1,13 +1,13 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { RUN_OF as RUN, tableIn, writeTable } from "./tables.ts";
 
 // `npm run gateways`: the tests of the gateways, those that can be fetched among them. With `-- --write`, what they see
 // becomes the table of the README. `npm run matrix`: the same through other releases, and what is not asked through at
 // each run, and their tables; `-- NAME…`: only those whose name has it.
 
-const README = "deploy/gateways/README.md";
 const USUAL = ["envoy 1.40.0", "traefik 3.7.15"];
 const RELEASES = [
   ...["1.36.4", "1.37.0", "1.38.3", "1.39.3"].map((version) => ["envoy-grpc", `envoy ${version}`]),
@@ -19,7 +19,7 @@ const RELEASES = [
   ["spring-cloud-gateway", "spring-cloud-gateway here"],
 ];
 const HEADS = { matrix: "asked", releases: ["gateway", "release", "run on", "files", "cases", "otherwise than above"] };
-const RUN_OF = ["*release*", "*run on*", "*files*"];
+const RUN_OF = Object.values(RUN);
 
 const args = process.argv.slice(2);
 process.exitCode = args[0] === "--releases" ? releases(args.slice(1)) : usual(args.includes("--write"));
@@ -88,27 +88,4 @@ function setReleases([{ gateway, release, on, files, cells }]) {
     return a.map((value, at) => value - (b[at] ?? 0)).find((difference) => difference !== 0) ?? 0;
   });
   writeTable("releases", HEADS.releases, sorted);
-}
-
-function tableIn(name) {
-  const text = readFileSync(README, "utf8").split(new RegExp(`<!-- /?${name} -->`))[1] ?? "";
-  return text
-    .trim()
-    .split("\n")
-    .filter((line) => !/^\|[ |-]*\|$/.test(line))
-    .map((line) =>
-      line
-        .split("|")
-        .slice(1, -1)
-        .map((cell) => cell.trim()),
-    );
-}
-
-function writeTable(name, head, rows) {
-  const lines = [head, head.map(() => "---"), ...rows].map((cells) => `| ${cells.join(" | ")} |`);
-  const between = new RegExp(`<!-- ${name} -->[\\s\\S]*<!-- /${name} -->`);
-  writeFileSync(
-    README,
-    readFileSync(README, "utf8").replace(between, `<!-- ${name} -->\n${lines.join("\n")}\n<!-- /${name} -->`),
-  );
 }

@@ -2,7 +2,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, expect, test } from "@jest/globals";
 import { type Collection, type Db, MongoClient } from "mongodb";
-import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
+import { Consistency, Outcome } from "#gen/latchkey/v1/api_key_service_pb";
 import { createLatchkeyAdminClient } from "../../src/client/index.ts";
 import type { KeyRecord } from "../../src/keys/key.ts";
 import { createView } from "../../src/keys/view.ts";
@@ -398,6 +398,33 @@ test("Verify goes on from the records while an index is lost, and by those that 
     { $set: { state: "active" }, $unset: { revokedAt: "" }, $inc: { rev: 1 } },
   );
   await until(async () => (await ask()) === Outcome.VALID);
+});
+
+test("while there is no collection of records, a key that is not in memory is not called unknown: a restore may bring it back", async () => {
+  const service = await start();
+  const { key } = await service.client(randomUUID()).create({ scopes: ["read"] });
+  const ask = (consistency = Consistency.UNSPECIFIED) => service.client().verify({ key, consistency });
+  const kept = await recordsOf(service).find().toArray();
+  await recordsOf(service).drop();
+  await until(async () => (await readyz(service)).includes("[-] schema"));
+  await until(() =>
+    ask().then(
+      () => false,
+      () => true,
+    ),
+  );
+  for (const consistency of [Consistency.UNSPECIFIED, Consistency.STRONG])
+    expect(await refusalOf(ask(consistency))).toMatchObject({
+      code: "Unavailable",
+      reason: "DB_INCOMPLETE",
+      retry: true,
+    });
+  await recordsOf(service).insertMany(kept);
+  await until(async () => (await readyz(service)).includes("[+] schema"));
+  expect((await ask()).outcome).toBe(Outcome.VALID);
+  // Once there is a collection, and be it one that was made again empty, what it lacks is unknown.
+  await recordsOf(service).deleteMany({});
+  await until(async () => (await ask()).outcome === Outcome.NOT_FOUND);
 });
 
 test("an older release's validation is replaced, and a newer one's is left alone", async () => {

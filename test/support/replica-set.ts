@@ -111,8 +111,41 @@ const CLIENTS = "clients";
  * Members whose addresses, to each other and to clients, are proxies; their own ports are known to nobody else. Who
  * connects is told by the process that has the other end of the connection, so that each pair has a weather of its own.
  */
-export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<ReplicaSet> {
+export async function startReplicaSet(options: { size?: number; oplogMb?: number } = {}): Promise<ReplicaSet> {
   const mongods = createMongods();
+  const proxies: TcpProxy[] = [];
+  const stop = async () => {
+    await mongods.stop();
+    await Promise.all(proxies.map((proxy) => proxy.close()));
+  };
+  try {
+    return await startMembers(mongods, proxies, stop, options);
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+/** No fault of the tests lasts as long; what does is a fault of theirs, and must not go on for ever. */
+const MAX_WAIT_MS = 300_000;
+
+/** Asks again and again until there is an answer, or too long has passed: then `what` says what for. */
+async function until<T>(what: string, ask: () => Promise<T | undefined>): Promise<T> {
+  const giveUpMs = performance.now() + MAX_WAIT_MS;
+  for (;;) {
+    const answer = await ask();
+    if (answer !== undefined) return answer;
+    if (performance.now() > giveUpMs) throw new Error(`${what} was waited for in vain, for ${MAX_WAIT_MS / 1_000} s`);
+    await sleep(100);
+  }
+}
+
+async function startMembers(
+  mongods: Mongods,
+  proxies: TcpProxy[],
+  stop: () => Promise<void>,
+  { size = 3, oplogMb = 64 }: { size?: number; oplogMb?: number },
+): Promise<ReplicaSet> {
   const members: { -readonly [Field in keyof Member]: Member[Field] }[] = [];
   const ports = new Map<string, number>();
   const named = new Map<string, number>();
@@ -132,6 +165,7 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
     Array.from({ length: size }, async (_, index) => {
       const port = await freePort();
       const proxy = await startTcpProxy({ to: port, peerOf, others: CLIENTS });
+      proxies.push(proxy);
       const name = `member ${index}`;
       ports.set(name, port);
       const process = await mongods.run(port, ...common);
@@ -170,8 +204,8 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
   const set: ReplicaSet = {
     uri: `mongodb://${hosts.join(",")}/?replicaSet=faults`,
     members,
-    async primary(not) {
-      for (;;) {
+    primary: (not) =>
+      until("a primary of a majority", async () => {
         const seen = await states();
         for (const [index, member] of members.entries()) {
           const votes = seen.filter((answer) => answer?.[index]?.stateStr === "PRIMARY").length;
@@ -180,9 +214,8 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
           const hello = await ask(member, { hello: 1 }).catch(() => undefined);
           if (hello?.isWritablePrimary) return member;
         }
-        await sleep(100);
-      }
-    },
+        return undefined;
+      }),
     between(member, others, weather) {
       for (const other of others) {
         other.proxy.set(weather, member.name);
@@ -201,20 +234,16 @@ export async function startReplicaSet({ size = 3, oplogMb = 64 } = {}): Promise<
     },
     async heal() {
       for (const { proxy } of members) proxy.set({});
-      for (;;) {
+      await until("a set whose members are all in touch", async () => {
         const seen = await states();
         const alive = members.flatMap(({ process }, index) => (process.signalCode === null ? [index] : []));
         const healthy = alive.every((from) =>
           alive.every((to) => ["PRIMARY", "SECONDARY"].includes(seen[from]?.[to]?.stateStr ?? "")),
         );
-        if (healthy) return;
-        await sleep(100);
-      }
+        return healthy || undefined;
+      });
     },
-    async stop() {
-      await mongods.stop();
-      await Promise.all(members.map(({ proxy }) => proxy.close()));
-    },
+    stop,
   };
   await set.heal();
   await set.primary();

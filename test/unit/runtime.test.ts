@@ -93,3 +93,31 @@ test("where npm brought no Node and the machine's own is too old, that is one se
     });
   expect(launch({ own: [] })).toMatchObject({ status: 1, said: expect.not.stringContaining("found") });
 });
+
+/** What the command line says on a Node that calls itself `version`. */
+function startedOn(version: string) {
+  const pretend = `Object.defineProperty(process.versions, "node", { value: "${version}" })`;
+  const { status, stderr } = spawnSync(
+    process.execPath,
+    ["--import", `data:text/javascript,${pretend}`, "dist/src/cli.js", "--help"],
+    { encoding: "utf8", env: {} },
+  );
+  return { status, said: stderr.trim() };
+}
+
+test("an installed Latchkey refuses the Node releases that package.json does, in one sentence that names this one, and no others", () => {
+  const { engines } = JSON.parse(readFileSync("package.json", "utf8")) as { engines: { node: string } };
+  const [, oldest] = /^>=(\d+\.\d+)$/.exec(engines.node)!;
+  const [major, minor] = oldest!.split(".").map(Number);
+  for (const version of ["8.17.0", `${major! - 1}.99.0`, `${major}.${minor! - 1}.9`])
+    expect(startedOn(version)).toEqual({
+      status: 1,
+      said: expect.stringMatching(
+        new RegExp(`^Latchkey needs Node ${oldest} or later, and this is Node ${version} \\(.*\\): install .*\\.$`),
+      ),
+    });
+  for (const version of [`${oldest}.0`, `${major! + 1}.0.0`, "100.0.0"])
+    expect(startedOn(version)).toEqual({ status: 0, said: "" });
+  expect(readFileSync("test/runtime/node.sh", "utf8")).toContain(`Latchkey needs Node ${oldest} or later`);
+  expect(readFileSync("README.md", "utf8")).toContain(`needs Node ${oldest} or later`);
+});
