@@ -10,6 +10,8 @@ export interface Defect {
   fault: Fault;
   /** Only the order of all calls gives it away. */
   needsOrder?: boolean;
+  /** Planted at each run of the tests; the others by `npm run faults -- --defects` alone. */
+  inTests?: boolean;
   /** Changes of the build: each text stands there exactly once. */
   changes: { file: string; from: string; to: string }[];
 }
@@ -18,12 +20,14 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: "the view does not hear of changes by others",
     fault: none,
+    inTests: true,
     changes: [{ file: "server.js", from: "view.changed(event.id, event.rev);", to: "" }],
   },
   {
     name: "Refresh revokes the old key in a transaction of its own",
     fault: none,
     needsOrder: true,
+    inTests: true,
     changes: [
       {
         file: "keys/manage.js",
@@ -61,6 +65,14 @@ export const DEFECTS: readonly Defect[] = [
         from: "isFresh: (ofMs = provenMs) => clockMs() - ofMs <= maxStalenessMs,",
         to: "isFresh: () => true,",
       },
+    ],
+  },
+  {
+    name: "a change does not look whether the unique index is there",
+    fault: named("a weaker index in the place of a unique one"),
+    changes: [
+      { file: "store/keys.js", from: "if (missing !== undefined)", to: "if (false)" },
+      { file: "store/keys.js", from: "if (rests.length === 0)", to: "if (true)" },
     ],
   },
 ];

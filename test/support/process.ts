@@ -59,6 +59,8 @@ export function launch(
     env: {
       PATH: process.env.PATH,
       HOME: process.env.HOME,
+      // Of what a service costs in a test, its start is most.
+      NODE_COMPILE_CACHE: join(tmpdir(), "latchkey-compile-cache"),
       LATCHKEY_LISTEN: "127.0.0.1:0",
       LATCHKEY_OPS_LISTEN: "127.0.0.1:0",
       ...env,
