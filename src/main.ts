@@ -2,6 +2,7 @@ import cluster from "node:cluster";
 import { setTimeout as sleep } from "node:timers/promises";
 import { readConfig } from "./config.ts";
 import { type Server, startServer } from "./server.ts";
+import { releaseStartMemory } from "./start-memory.ts";
 import { StartupError } from "./startup-error.ts";
 import { createLogger, type Logger } from "./telemetry.ts";
 import { welcome } from "./welcome.ts";
@@ -45,6 +46,7 @@ export async function serve(): Promise<number> {
       end(0);
     });
     const server = await starting;
+    releaseStartMemory();
     announce(log, server);
     if (server.newUser !== undefined) {
       const { address, opsAddress, newUser: user } = server;

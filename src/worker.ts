@@ -3,6 +3,7 @@ import { readConfig } from "./config.ts";
 import { readDevSecrets } from "./dev-secrets.ts";
 import type { ReadinessReport } from "./readiness.ts";
 import { type ReadyDatabase, startServer } from "./server.ts";
+import { releaseStartMemory } from "./start-memory.ts";
 import { StartupError } from "./startup-error.ts";
 import { embeddedUri } from "./store/mongod.ts";
 import { createLogger, type MetricValues } from "./telemetry.ts";
@@ -45,6 +46,7 @@ export async function serveAsWorker(): Promise<number> {
     });
     drain = server.drain;
     values = server.metrics.values;
+    releaseStartMemory();
     tell({ kind: "listening", address: server.address });
     await stopped;
     await server.stop();
