@@ -29,8 +29,8 @@ export interface LoggedCall {
 export interface CallLog {
   /** A stream begins. */
   opened(call: LoggedCall): void;
-  /** A stream's caller went away. */
-  left(call: LoggedCall): void;
+  /** A stream ended before all was answered. `code`: canonical; default CANCELED, its caller went away. */
+  left(call: LoggedCall, code?: number): void;
   answered(call: LoggedCall, level: "debug" | "info"): void;
   /** As `answered` on `debug`, for a method that is called so often that its log line is only made when it is wanted. */
   often(
@@ -93,7 +93,7 @@ export function createCallLog({ log, metrics }: { log: Logger; metrics: Metrics 
       metrics.streamOpened(`${call.service}/${call.method}`);
       log.debug({ event: "stream_opened", requestId: call.requestId, method: call.method }, "stream opened");
     },
-    left: (call) => done(call, "canceled", {}, "debug", "left"),
+    left: (call, code = Code.Canceled) => done(call, codeName(code), {}, "debug", "left"),
     answered,
     often(service, method) {
       const series = metrics.series(`${service}/${method}`, "ok");

@@ -86,7 +86,7 @@ export function createHotVerifyStream({
           return verdicts instanceof Promise ? verdicts.then(encodeStreamed) : encodeStreamed(verdicts);
         },
         ended: () => calls.answered(logged, "debug"),
-        left: () => calls.left(logged),
+        left: (code) => calls.left(logged, code),
         failed: (error) => toWireError(calls.refused(logged, error instanceof BrokenStream ? toRefusal(error) : error)),
       };
     },

@@ -155,7 +155,7 @@ export function serveBidiStreams({ methods, maxMessageBytes, refusals }: BidiOpt
       await converse(stream, session, interruption, isGzip);
       if (reading.signal.aborted) {
         error = reading.signal.reason as WireError;
-        session.left();
+        session.left(error.code);
       } else session.ended();
     } catch (failure) {
       error = session.failed(failure);

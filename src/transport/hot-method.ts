@@ -31,8 +31,8 @@ export interface HotStreamSession<Request = unknown> {
   /** Called with all requests that came in one go; returns their answers in order, each in a gRPC envelope. Never called again before it has answered. */
   answer(requests: readonly Request[]): Uint8Array | Promise<Uint8Array>;
   ended(): void;
-  /** The caller went away, ran out of time, or was told to. */
-  left(): void;
+  /** The caller went away, ran out of time, or was told to: 1, 4 or 14, as in gRPC. */
+  left(code: number): void;
   /** Something threw, or there was a BrokenStream. Returns what the caller is told. */
   failed(error: unknown): WireError;
 }

@@ -161,7 +161,7 @@ describe("the transport", () => {
         return answer(messages);
       },
       ended: () => told.push("ended"),
-      left: () => told.push("left"),
+      left: (code) => told.push(`left ${code}`),
       failed: (error) => {
         told.push("failed");
         const known = error instanceof BrokenStream;
@@ -345,7 +345,7 @@ describe("the transport", () => {
 
       async function expectGone() {
         await untilGone();
-        expect(told).toEqual(["left"]);
+        expect(told).toEqual(["left 1"]);
         expectNothingLeft();
       }
 
@@ -398,7 +398,7 @@ describe("the transport", () => {
       const stream = openStream(session, PATH, { "grpc-timeout": "20m" });
       expect(await endOf(stream)).toMatchObject({ status: 4, reset: constants.NGHTTP2_NO_ERROR });
       await untilGone();
-      expect(told).toEqual(["left"]);
+      expect(told).toEqual(["left 4"]);
       expectNothingLeft();
     });
 

@@ -132,7 +132,7 @@ function pump(from: Socket, to: Socket, now: () => { blocked: boolean; delayMs: 
       deliver();
     }
     if (heldBytes < MAX_HELD_BYTES) from.resume();
-    if (held.length > 0) timer = setTimeout(drain, held[0]!.dueMs - performance.now());
+    if (held.length > 0) timer = setTimeout(drain, Math.max(0, held[0]!.dueMs - performance.now()));
   };
   const hold = (deliver: () => void, bytes: number) => {
     held.push({ dueMs: performance.now() + now().delayMs, deliver, bytes });
