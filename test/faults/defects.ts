@@ -80,6 +80,9 @@ export const DEFECTS: readonly Defect[] = [
 /** Replicas without a grace have the shortest of bounds: whichever a fault concerns, it must keep it. */
 export const DEFECTIVE_GRACES_MS = [0, 0];
 
+/** Rounds for a defect. What comes of a mistake is a matter of which calls meet: now and then, in one round, none do. */
+export const ATTEMPTS = 3;
+
 /** A copy of the build with a defect; its folder, to start the service from. */
 export function plant({ name, changes }: Defect): string {
   const root = mkdtempSync(join(tmpdir(), "latchkey defect "));

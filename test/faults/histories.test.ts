@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { stopProcesses } from "../support/process.ts";
 import { type ReplicaSet, startReplicaSet } from "../support/replica-set.ts";
-import { DEFECTIVE_GRACES_MS, DEFECTS, plant } from "./defects.ts";
+import { ATTEMPTS, DEFECTIVE_GRACES_MS, DEFECTS, plant } from "./defects.ts";
 import { ALWAYS, FAULTS } from "./fault.ts";
 import { buildChecker } from "./linearizable.ts";
 import { createRandom } from "./random.ts";
@@ -66,8 +66,7 @@ test.each(catchable.map((defect, index) => ({ ...defect, index })))(
     await stage?.stop();
     stage = await openStage({ set, root: plant(defect), gracesMs: DEFECTIVE_GRACES_MS });
     let broken: string[] = [];
-    // What comes of a mistake is a matter of which calls meet: now and then, in one round, none do.
-    for (let attempt = 0; attempt < 3 && broken.length === 0; attempt += 1) {
+    for (let attempt = 0; attempt < ATTEMPTS && broken.length === 0; attempt += 1) {
       const name = `d${index}-${attempt}`;
       broken = await allBroken(await playRound(stage, defect.fault, { name, seed, steady: NOBODY }));
     }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { stopProcesses } from "../support/process.ts";
 import { startReplicaSet } from "../support/replica-set.ts";
 import { table, writeBetweenMarkers } from "../support/trust-page.ts";
-import { DEFECTIVE_GRACES_MS, DEFECTS, plant } from "./defects.ts";
+import { ATTEMPTS, DEFECTIVE_GRACES_MS, DEFECTS, plant } from "./defects.ts";
 import { ALWAYS, FAULTS, type Fault } from "./fault.ts";
 import { buildChecker, type Decide } from "./linearizable.ts";
 import { type Options, readOptions, USAGE } from "./options.ts";
@@ -49,7 +49,11 @@ async function run(options: Options): Promise<number> {
       const caught = [];
       for (const [index, defect] of DEFECTS.entries()) {
         const defective = await openStage({ set, root: plant(defect), gracesMs: DEFECTIVE_GRACES_MS });
-        const { broken } = await judge(defective, defect.fault, { name: `d${index}`, seed, steady: NOBODY }, decide);
+        let broken: string[] = [];
+        for (let attempt = 0; attempt < ATTEMPTS && broken.length === 0; attempt += 1) {
+          const playing = { name: `d${index}-${attempt}`, seed, steady: NOBODY };
+          ({ broken } = await judge(defective, defect.fault, playing, decide));
+        }
         caught.push([defect.name, defect.fault.name, broken.length === 0 ? "**not caught**" : short(broken[0]!)]);
         await defective.stop();
       }
