@@ -53,6 +53,9 @@ export interface SchemaWatch extends SchemaCheck {
 /** A restore drops, and makes again, within this time: an empty collection made in between would stand in its way. */
 const REMAKE_AFTER_MS = 5_000;
 
+/** While the records are gone keys are not called unknown: that they are back is noticed soon, however long the staleness may be. */
+const WHILE_GONE_MS = 500;
+
 /** What can't be made again is tried again, ever more seldom: each time MongoDB reads all records. */
 const FIRST_RETRY_MS = 1_000;
 const MAX_RETRY_MS = 15_000;
@@ -120,7 +123,8 @@ export async function watchSchema(options: SchemaWatchOptions): Promise<SchemaWa
   async function lookForEver(): Promise<void> {
     while (!stopping.signal.aborted) {
       await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, asked ? 0 : everyMs);
+        const againMs = goneSinceMs === undefined ? everyMs : Math.min(everyMs, WHILE_GONE_MS);
+        const timer = setTimeout(resolve, asked ? 0 : againMs);
         wake = () => {
           clearTimeout(timer);
           resolve();
