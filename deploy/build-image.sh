@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds the image with buildah, which needs no daemon: sh deploy/build-image.sh [NAME:TAG] [flags of buildah build]
 # Where the Dockerfile's base can't be pulled, one is made as it is: Debian 12's packages by mmdebstrap, Node and npm from npm's registry.
-# Needs root, and: apt-get install buildah git mmdebstrap npm. About five minutes. Behind a proxy with a CA of its own, npm is told of it by
-# mounted files, which leave nothing in the image: --volume /path/npmrc:/root/.npmrc:ro --volume /path/ca.pem:/ca.pem:ro, with cafile=/ca.pem.
+# Needs root, and: apt-get install buildah git mmdebstrap npm. About five minutes. Behind a proxy with a CA of its own, npm is told of it
+# by a mounted npmrc (cafile=/ca.pem) and the mounted CA: two --volume flags, which leave nothing in the image.
 set -eu
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^  "version": "\(.*\)",$/\1/p' package.json)

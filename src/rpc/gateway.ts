@@ -130,10 +130,12 @@ const DENIALS: Record<Exclude<Outcome, "valid" | "malformed" | "insufficient_sco
 /** The request is larger than what is read of it. */
 export const TOO_LARGE: Denial = denial(431, { reason: "HEADERS_TOO_LARGE", message: "The request is too large." });
 
+const RETRY_SOON = { "retry-after": "1" };
+
 export const TOO_MANY: Denial = denial(
   429,
   { reason: "OVERLOADED", message: "There are too many large requests at once. Ask again." },
-  { "retry-after": "1" },
+  RETRY_SOON,
 );
 
 function unauthorized(reason: string, message: string, challenge: string): Denial {
@@ -191,8 +193,6 @@ function denialOf(error: unknown, call: LoggedCall, calls: CallLog): Denial {
   const outage = reason !== "INTERNAL_ERROR" && reason !== "KEY_SET_UNAVAILABLE";
   return { ...denial(503, { reason, message }, retry), outage };
 }
-
-const RETRY_SOON = { "retry-after": "1" };
 
 function denial(status: Denial["status"], body: object, headers: Record<string, string> = {}): Denial {
   const always = { "content-type": "application/json", "cache-control": "no-store" };
