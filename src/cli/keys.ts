@@ -57,7 +57,8 @@ export async function refresh(options: KeyOptions): Promise<void> {
 export async function revoke(options: UserOptions & { reason?: string }): Promise<void> {
   const { client, owner } = await sessionFor(options);
   const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
-  show(RevokeResponseSchema, answer, options, printable(`${answer.message} ${answer.revokedKeyPrefix}`));
+  const ended = [answer.apiKey, ...answer.alsoRevoked].flatMap((apiKey) => apiKey?.prefix ?? []);
+  show(RevokeResponseSchema, answer, options, printable([answer.message, ...ended].join(" ")));
 }
 
 export async function verify(options: KeyOptions): Promise<void> {

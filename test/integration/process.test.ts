@@ -294,8 +294,12 @@ test("the CLI creates, shows, rotates, verifies and revokes, with exit codes tha
   expect(JSON.parse((await runToEnd(["get", "--user", "bob", "--json"], env)).output)).toMatchObject({
     apiKey: { userId: "bob" },
   });
-  expect((await runToEnd(["refresh", "--user", "bob", "--grace", "1m"], env)).code).toBe(0);
-  expect((await runToEnd(["revoke", "--user", "bob"], env)).code).toBe(0);
+  const rotated = await runToEnd(["refresh", "--user", "bob", "--grace", "1m"], env);
+  const prefixes = [rotated.output, created.output].map((key) => key.slice(0, "lk_".length + 8));
+  expect(await runToEnd(["revoke", "--user", "bob"], env)).toEqual({
+    code: 0,
+    output: `The API key was revoked. ${prefixes.join(" ")}`,
+  });
   expect((await runToEnd(["nonsense"], env)).code).toBe(2);
   expect((await runToEnd(["doctor"], env)).code).toBe(0);
 }, 60_000);

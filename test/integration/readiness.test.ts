@@ -1,10 +1,13 @@
+import { randomUUID } from "node:crypto";
 import { Agent, request } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { afterAll, afterEach, beforeAll, expect, test } from "@jest/globals";
+import { MongoClient } from "mongodb";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
 import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
+import { OPERATION_TIMEOUT_MS } from "../../src/store/connection.ts";
 import { type ReplicaSet, startReplicaSet } from "../support/replica-set.ts";
 import { startService, type TestService } from "../support/service.ts";
 
@@ -114,4 +117,27 @@ test("from the drain on each answer over HTTP/1.1 is its connection's last, so t
     await start("30s");
   }
   agent.destroy();
+}, 120_000);
+
+test("an index that takes longer to build than any operation may last is waited for, and the start says so", async () => {
+  const database = `test-${randomUUID()}`;
+  const mongo = await MongoClient.connect(set.members[0]!.directUri);
+  const hold = (mode: "alwaysOn" | "off") =>
+    mongo.db("admin").command({ configureFailPoint: "hangAfterStartingIndexBuild", mode });
+  const said: string[] = [];
+  try {
+    // Of an empty collection no index has to be built.
+    await mongo.db(database).collection<{ _id: string }>("audit").insertOne({ _id: "an entry of long ago" });
+    await hold("alwaysOn");
+    const env = { MONGODB_URI: set.uri, MONGODB_DATABASE: database };
+    const starting = startService({ env, say: (line) => void said.push(line) });
+    await sleep(OPERATION_TIMEOUT_MS + 2_000);
+    expect(said.join()).toContain(`Making the indexes of the database "${database}" takes a while`);
+    await hold("off");
+    service = await starting;
+  } finally {
+    await hold("off");
+    await mongo.close();
+  }
+  await untilAllIsWell();
 }, 120_000);

@@ -26,10 +26,12 @@ export interface TestService {
 export interface TestServiceOptions {
   env?: Record<string, string>;
   clock?: () => Date;
+  /** Told the progress that people are shown. */
+  say?: (line: string) => void;
 }
 
 /** A real service on a real socket and a real MongoDB, in a database of its own unless `env` names one. */
-export async function startService({ env = {}, clock }: TestServiceOptions = {}): Promise<TestService> {
+export async function startService({ env = {}, clock, say = () => {} }: TestServiceOptions = {}): Promise<TestService> {
   const database = env.MONGODB_DATABASE ?? `test-${randomUUID()}`;
   let text = "";
   const output = new Writable({
@@ -50,7 +52,7 @@ export async function startService({ env = {}, clock }: TestServiceOptions = {})
   });
   const server = await startServer(config, {
     log: createLogger({ level: config.logLevel, output }),
-    say: () => {},
+    say,
     onFatal: (error) => {
       throw error;
     },

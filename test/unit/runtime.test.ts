@@ -94,6 +94,24 @@ test("where npm brought no Node and the machine's own is too old, that is one se
   expect(launch({ own: [] })).toMatchObject({ status: 1, said: expect.not.stringContaining("found") });
 });
 
+test("npm start and npm test say to run npm ci where it has not come to its end", () => {
+  const { scripts } = JSON.parse(readFileSync("package.json", "utf8")) as { scripts: Record<string, string> };
+  for (const name of ["prestart", "pretest"])
+    expect(scripts[name]).toMatch(/^sh test\/runtime\/node\.sh --installed && /);
+  const installed = (clone: string) => {
+    const { status, stderr } = spawnSync("sh", [join(clone, "test/runtime/node.sh"), "--installed"], { encoding: "utf8" });
+    return { status, said: stderr.trim() };
+  };
+  expect(installed(".")).toEqual({ status: 0, said: "" });
+  const clone = mkdtempSync(join(tmpdir(), "latchkey clone "));
+  clones.push(clone);
+  mkdirSync(join(clone, "test/runtime"), { recursive: true });
+  copyFileSync("test/runtime/node.sh", join(clone, "test/runtime/node.sh"));
+  expect(installed(clone)).toEqual({ status: 1, said: expect.stringContaining("run npm ci first") });
+  mkdirSync(join(clone, "node_modules/.bin"), { recursive: true });
+  expect(installed(clone).status).toBe(1);
+});
+
 /** What the command line says on a Node that calls itself `version`. */
 function startedOn(version: string) {
   const pretend = `Object.defineProperty(process.versions, "node", { value: "${version}" })`;
