@@ -1,5 +1,5 @@
 import { InvalidArgumentError } from "commander";
-import { parseDuration } from "../duration.ts";
+import { parseDuration } from "../service/duration.ts";
 
 /** In milliseconds. */
 export function duration(text: string): number {

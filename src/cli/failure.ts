@@ -1,11 +1,11 @@
 import { ConnectError } from "@connectrpc/connect";
 import { describeError } from "../client/index.ts";
-import { type CallOptions, endpointOf } from "../command-line.ts";
-import { StartupError } from "../startup-error.ts";
+import { StartupError } from "../observe/startup-error.ts";
 import { whyNoAnswer } from "./no-answer.ts";
 import { printable } from "./output.ts";
+import { type CallOptions, endpointOf } from "./session.ts";
 
-/** What to say of a command that failed; a defect is thrown on. `options`: the command's. */
+/** The sentence about a command that failed; a defect is thrown on. `options`: the command's. */
 export function whatFailed(error: unknown, options: CallOptions): string {
   if (error instanceof StartupError) return error.message;
   if (!(error instanceof ConnectError)) throw error;

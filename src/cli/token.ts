@@ -1,11 +1,11 @@
 import { createHash, randomBytes } from "node:crypto";
-import { devSecret } from "../command-line.ts";
-import { type Config, readConfig, SERVICE_NAME } from "../config.ts";
-import { StartupError } from "../startup-error.ts";
-import { mintUserToken, readSigner, type TokenSigner } from "../user-token.ts";
+import { StartupError } from "../observe/startup-error.ts";
+import { type Config, readConfig, SERVICE_NAME } from "../service/config.ts";
 import { print } from "./output.ts";
+import { devSecret } from "./session.ts";
+import { mintUserToken, readSigner, type TokenSigner } from "./user-token.ts";
 
-export interface TokenOptions {
+interface TokenOptions {
   user?: string;
   admin?: boolean;
   /** In milliseconds. */

@@ -47,7 +47,7 @@ function clientOf<Service extends DescService>(service: Service, options: Latchk
   );
 }
 
-/** What a header can't hold would be quoted by the error of who sets it. */
+/** A value that a header can't hold would be quoted by the error of who sets it. */
 function sendable(token: string): string {
   if (/^[\x21-\x7e]+$/.test(token)) return token;
   throw new ConnectError("The token must be one line of visible ASCII characters.", Code.InvalidArgument);
@@ -64,7 +64,7 @@ export interface LatchkeyError {
   retryAfterMs: number | undefined;
 }
 
-/** What a failed call says. */
+/** The reason, code, fields and pause of a failed call. */
 export function describeError(error: unknown): LatchkeyError {
   const failure = ConnectError.from(error);
   const [info] = failure.findDetails(ErrorInfoSchema);

@@ -4,9 +4,9 @@ import { type Client, Code, ConnectError } from "@connectrpc/connect";
 import type { ApiKeyService, KeyChange, WatchResponse } from "#gen/latchkey/v1/api_key_service_pb";
 
 export interface WatchKeysOptions {
-  /** A key changed: forget what is kept of it. The same change may be told twice. */
+  /** A key changed: forget what is kept of it. The same change may come twice. */
   onChange: (change: KeyChange) => void;
-  /** Every change acknowledged up to `asOf`, by the service's clock, has been told. */
+  /** Every change acknowledged up to `asOf`, by the service's clock, has come. */
   onHeartbeat: (asOf: Date) => void;
   /** Changes may have been missed: forget everything. */
   onRestart: (asOf: Date) => void;
@@ -22,7 +22,7 @@ export interface WatchKeysOptions {
 const FIRST_BACKOFF_MS = 50;
 const MAX_BACKOFF_MS = 5_000;
 
-/** What no repetition will change. */
+/** Codes that no repetition will change. */
 const FINAL = new Set([Code.Unauthenticated, Code.PermissionDenied, Code.InvalidArgument, Code.Unimplemented]);
 
 /**
@@ -32,12 +32,12 @@ const FINAL = new Set([Code.Unauthenticated, Code.PermissionDenied, Code.Invalid
  *
  * To keep answers safely, with `boundMs` the longest that a revoked key may go on being accepted:
  * - Call Verify with `CONSISTENCY_STRONG` for what is to be kept, and keep an answer only if the call began after the first
- *   heartbeat and after the last restart, and the key was not told as changed since it began. (Another process may
- *   answer a weaker call from before a change that was told here already; nothing would correct that.)
- * - Forget a key when it is told as changed, and everything at a restart.
+ *   heartbeat and after the last restart, and no change of the key has come since it began. (Another process may
+ *   answer a weaker call from before a change that has come here already; nothing would correct that.)
+ * - Forget a key when a change of it comes, and everything at a restart.
  * - Answer from what is kept only while the last `asOf` is younger than `boundMs`, less what your clock may differ from the
  *   service's. Otherwise ask Verify.
- * - What time does to a key is not told: mind `expires_at` and `retires_at` yourself.
+ * - Time ends keys without a message: mind `expires_at` and `retires_at` yourself.
  * - Keep no key as you were given it, but a digest; and keep OUTCOME_NOT_FOUND by the digest of the whole key.
  */
 export async function watchKeys(client: Client<typeof ApiKeyService>, options: WatchKeysOptions): Promise<void> {
@@ -51,12 +51,12 @@ export async function watchKeys(client: Client<typeof ApiKeyService>, options: W
     const timer = setTimeout(giveUp, silenceMs);
     try {
       // 0: the client's own deadline for calls is not meant for a stream.
-      for await (const told of client.watch({ resumeToken }, { signal: attempt.signal, timeoutMs: 0 })) {
+      for await (const message of client.watch({ resumeToken }, { signal: attempt.signal, timeoutMs: 0 })) {
         timer.refresh();
         failures = 0;
-        tell(told, options);
+        emit(message, options);
         // Only now: what was not taken in must come again.
-        resumeToken = told.resumeToken;
+        resumeToken = message.resumeToken;
       }
       throw new ConnectError("the stream ended", Code.Unavailable);
     } catch (error) {
@@ -74,7 +74,7 @@ export async function watchKeys(client: Client<typeof ApiKeyService>, options: W
   }
 }
 
-function tell({ event }: WatchResponse, { onChange, onHeartbeat, onRestart }: WatchKeysOptions): void {
+function emit({ event }: WatchResponse, { onChange, onHeartbeat, onRestart }: WatchKeysOptions): void {
   if (event.case === "change") onChange(event.value);
   else if (event.case === "heartbeat") onHeartbeat(timestampDate(event.value.asOf!));
   else if (event.case === "restart") onRestart(timestampDate(event.value.asOf!));

@@ -1,24 +1,14 @@
-import type { AuditFilter, AuditStore, StoredAuditEntry } from "./audit.ts";
+import type { AuditFilter, AuditStore, StoredAuditEntry } from "./audit/entry.ts";
 import { checked, KeyError } from "./errors.ts";
-import { isKeyId, parseKey } from "./format.ts";
-import { isLive, type KeyRecord, revoked, type StoredState } from "./key.ts";
-import type { KeyStore } from "./key-store.ts";
 import { type Caller, changedBy } from "./manage.ts";
 import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
 import { checkReason, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
+import type { KeyFilter, KeyStore } from "./ports.ts";
+import { isLive, type KeyRecord, revoked } from "./record.ts";
 import type { SecretKeeper } from "./secret.ts";
+import { isKeyId, parseKey } from "./text.ts";
 
-export interface KeyFilter {
-  userId?: string | undefined;
-  /** At the moment of the search. */
-  state?: StoredState | undefined;
-  /** What is shown of a key, or its beginning. */
-  prefix?: string | undefined;
-  /** Some part of the name, in any case. */
-  name?: string | undefined;
-}
-
-export interface PageAsked {
+interface PageAsked {
   size: number;
   token: string;
 }
@@ -29,7 +19,7 @@ export interface Ended {
   wasLive: boolean;
 }
 
-/** What admins do. Who is one, is for the caller of these to say. `deadlineMs` is on the clock of `performance.now()`. */
+/** Methods for admins. Who is one, is for the caller of these to say. `deadlineMs` is on the clock of `performance.now()`. */
 export interface KeyAdmin {
   list(filter: KeyFilter, page: PageAsked, deadlineMs: number): Promise<Page<KeyRecord>>;
   get(id: string, deadlineMs: number): Promise<KeyRecord>;
@@ -40,7 +30,7 @@ export interface KeyAdmin {
   listAudit(filter: AuditFilter, page: PageAsked, deadlineMs: number): Promise<Page<StoredAuditEntry>>;
 }
 
-export interface KeyAdminParts {
+interface KeyAdminParts {
   store: KeyStore;
   audit: AuditStore;
   secrets: SecretKeeper;

@@ -9,10 +9,10 @@ export interface KeyChange {
   clusterTime: bigint;
 }
 
-/** What a watcher is told. To go on after it, watch from `position`: what was told at that very moment is told again. */
-export type Told = { position: bigint } & (
+/** A message to a watcher. To go on after it, watch from `position`: messages of that very moment come again. */
+export type WatchMessage = { position: bigint } & (
   | { event: "change"; change: KeyChange }
-  /** Every change acknowledged up to `asOfMs` (Unix milliseconds) has been told. */
+  /** Every change acknowledged up to `asOfMs` (Unix milliseconds) has been sent. */
   | { event: "heartbeat"; asOfMs: number }
   /** Changes were missed. */
   | { event: "restart"; asOfMs: number }
@@ -20,7 +20,7 @@ export type Told = { position: bigint } & (
 
 export const MAX_HELD_CHANGES = 10_000;
 
-export interface ChangesOptions {
+interface ChangesOptions {
   /** Changes held for those who resume or read slowly. Default: 10,000. */
   maxHeld?: number;
   /** Watchers at once. Default: 1,000. */
@@ -29,7 +29,7 @@ export interface ChangesOptions {
 
 /**
  * The recent changes of records, and those who follow them. A watcher is no more than a place in the one bounded memory of
- * changes: one who falls out of it at its old end is told to start again.
+ * changes: one who falls out of it at its old end has to start again.
  */
 export interface Changes {
   /** Changes are followed from `clusterTime` on, and may have been missed before. */
@@ -39,15 +39,15 @@ export interface Changes {
   /** Every change acknowledged before `asOfMs` has been reported by `changed`. */
   proven(asOfMs: number, clusterTime: bigint): void;
   /**
-   * What happens from now on, or from the position of what was told last, here or in another process. Without a position a
+   * Changes from now on, or from the position of the last message, of this process or another. Without a position a
    * heartbeat comes first; with one that is "unknown" or further back than what is held, a restart. Ends when `signal` is
    * aborted, and with the drain. OVERLOADED when there are too many watchers.
    */
-  watch(from: bigint | "unknown" | undefined, signal: AbortSignal): AsyncGenerator<Told, void>;
+  watch(from: bigint | "unknown" | undefined, signal: AbortSignal): AsyncGenerator<WatchMessage, void>;
   /** Every watch ends, for good. */
   drain(): void;
   readonly watchers: number;
-  /** Restarts told so far. */
+  /** Restarts sent so far. */
   readonly restarts: number;
 }
 
@@ -70,7 +70,7 @@ export function createChanges({ maxHeld = MAX_HELD_CHANGES, maxWatchers = 1_000 
     for (const wake of watchers) wake();
   };
 
-  /** The number of the first change to be told to who goes on from `from`; undefined when some are no longer held. */
+  /** The number of the first change for a watcher that goes on from `from`; undefined when some are no longer held. */
   function placeOf(from: bigint): number | undefined {
     if (since === undefined || from < since) return undefined;
     let place = next;
@@ -78,7 +78,7 @@ export function createChanges({ maxHeld = MAX_HELD_CHANGES, maxWatchers = 1_000 
     return place;
   }
 
-  async function* watch(from: bigint | "unknown" | undefined, signal: AbortSignal): AsyncGenerator<Told, void> {
+  async function* watch(from: bigint | "unknown" | undefined, signal: AbortSignal): AsyncGenerator<WatchMessage, void> {
     if (watchers.size >= maxWatchers) {
       throw new KeyError("OVERLOADED", "Too many watches are open here. Try again shortly.", { retryAfterMs: 1_000 });
     }
@@ -95,7 +95,7 @@ export function createChanges({ maxHeld = MAX_HELD_CHANGES, maxWatchers = 1_000 
         const news = new Promise<void>((resolve) => {
           wake = resolve;
         });
-        // Before the first proof nothing is known that could be told.
+        // Before the first proof there is nothing to send.
         if (proof === undefined) {
           await news;
         } else if (place < oldest) {

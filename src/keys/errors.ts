@@ -31,7 +31,7 @@ export interface FieldViolation {
   description: string;
 }
 
-export interface KeyErrorDetails {
+interface KeyErrorDetails {
   violations?: FieldViolation[];
   metadata?: Record<string, string>;
   /** Present: the same call may be repeated after this time. Absent: it must not be. */
@@ -59,7 +59,7 @@ export class KeyError extends Error {
   }
 }
 
-/** What `check` returns; INVALID_ARGUMENT with all that it reported, if it reported anything. */
+/** The value of `check`; INVALID_ARGUMENT with all that it reported, if it reported anything. */
 export function checked<T>(check: (violations: FieldViolation[]) => T): T {
   const violations: FieldViolation[] = [];
   const result = check(violations);
@@ -67,8 +67,8 @@ export function checked<T>(check: (violations: FieldViolation[]) => T): T {
   return result;
 }
 
-/** Of what is wrong with a call, no more is told one by one: clients take 8 KiB of metadata, and everything stands there twice. */
-export const MAX_LISTED = 10;
+/** Of what is wrong with a call, no more is listed one by one: clients take 8 KiB of metadata, and everything stands there twice. */
+const MAX_LISTED = 10;
 
 /** Each field once, `MAX_LISTED` of them; of more, the message and `metadata.violations` tell how many there were. */
 export function invalid(violations: FieldViolation[]): KeyError {

@@ -1,6 +1,6 @@
 import { KeyError } from "./errors.ts";
 
-export interface HashGateOptions {
+interface HashGateOptions {
   /** Hashes that run at once. */
   concurrency: number;
   /** Calls that may wait for a place. */

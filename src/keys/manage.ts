@@ -1,8 +1,5 @@
-import { type AuditEntry, auditedReason, type Origin } from "./audit.ts";
+import { type AuditEntry, auditedReason, type Origin } from "./audit/entry.ts";
 import { checked, invalid, KeyError, listed } from "./errors.ts";
-import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./format.ts";
-import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./key.ts";
-import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./key-store.ts";
 import {
   checkGracePeriod,
   checkLifetime,
@@ -19,10 +16,13 @@ import {
   scopesMissing,
   type TimeSpan,
 } from "./policy.ts";
+import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./ports.ts";
+import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./record.ts";
 import { type Asked, askedBy, isRemembered, type RequestSecrets } from "./request-id.ts";
 import type { SecretKeeper } from "./secret.ts";
+import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./text.ts";
 
-/** Who calls, as their user token says. */
+/** The caller, as the user token says. */
 export interface Caller {
   userId: string;
   admin: boolean;
@@ -30,7 +30,7 @@ export interface Caller {
   origin?: Origin | undefined;
 }
 
-export interface CreateInput {
+interface CreateInput {
   userId?: string | undefined;
   name?: string | undefined;
   scopes: readonly string[];
@@ -55,7 +55,7 @@ export interface Created {
   isRepeat?: boolean;
 }
 
-export interface Refreshed extends Created {
+interface Refreshed extends Created {
   previous?: KeyRecord | undefined;
   previousKeyRevoked: boolean;
 }
@@ -74,7 +74,7 @@ export interface KeyManager {
   revoke(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Revoked>;
 }
 
-export interface KeyManagerParts {
+interface KeyManagerParts {
   store: KeyStore;
   secrets: SecretKeeper;
   /** Undefined: calls can't be repeated, and request ids are refused. */
@@ -120,7 +120,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     return isUserId(userId) && isRequestId(requestId) ? askedBy(method, userId, requestId, input) : undefined;
   }
 
-  /** What the same call was answered, if there was one; its other fields need not be good any more. */
+  /** The answer of the same call before, if there was one; its other fields need not be good any more. */
   async function earlier(asked: Asked, deadlineMs: number): Promise<Refreshed | undefined> {
     const found = await store.findRequested(asked.userId, asked.digest, deadlineMs);
     const now = clock();
@@ -131,14 +131,14 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
       const message = "This request_id was used within 24 hours for a call that asked for something else.";
       throw new KeyError("REQUEST_ID_REUSED", message, { metadata: { key_id: record.id } });
     }
-    const told = { record, previous, previousKeyRevoked: request!.previousRevoked ?? false, isRepeat: true };
-    if (!isLive(record, now)) return { ...told, withheld: "ended" };
+    const answer = { record, previous, previousKeyRevoked: request!.previousRevoked ?? false, isRepeat: true };
+    if (!isLive(record, now)) return { ...answer, withheld: "ended" };
     const secret = requests!.derive(asked, record.id, request!.ringId);
     // A request key that goes by the same id and is another one would make another secret.
     const { proven } =
       secret === undefined ? { proven: false } : await secrets.prove(record.id, secret, record, deadlineMs);
-    if (!proven) return { ...told, withheld: "request_key_gone" };
-    return { ...told, key: formatKey({ prefix: record.prefix, id: record.id, secret: secret! }) };
+    if (!proven) return { ...answer, withheld: "request_key_gone" };
+    return { ...answer, key: formatKey({ prefix: record.prefix, id: record.id, secret: secret! }) };
   }
 
   /** Makes a key unless the same call made it before, or does so at the same time. */
@@ -170,7 +170,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     throw made instanceof KeyError ? made : new KeyError("CONFLICT", "Try again.", { retryAfterMs: 100 });
   }
 
-  /** What Create and Refresh accept alike. The order of refusals: rights, all fields at once, scope policy. */
+  /** Checks that Create and Refresh share. The order of refusals: rights, all fields at once, scope policy. */
   function accept(caller: Caller, input: RefreshInput, { scopesNeeded }: { scopesNeeded: boolean }) {
     const userId = ownerFor(caller, input.userId);
     const now = clock();
@@ -201,7 +201,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
       const lifetimeMs = fields.lifetimeMs ?? inheritedMs ?? Number.POSITIVE_INFINITY;
       const boundedMs = Math.min(lifetimeMs, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
       if (boundedMs === Number.POSITIVE_INFINITY) return undefined;
-      // What is inherited begins anew, and may lead beyond what an answer can hold.
+      // An inherited lifetime begins anew, and may lead beyond what an answer can hold.
       return new Date(Math.min(createdAt.getTime() + boundedMs, LAST_INSTANT_MS));
     };
     return { userId, now, endOf, ...fields };
@@ -211,8 +211,8 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     const forbidden = caller.admin ? [] : scopes.filter((scope) => !policy.memberScopes.matches(scope));
     if (forbidden.length === 0) return;
     const { shown, others } = listed(forbidden);
-    const told = shown.join(", ") + (others === 0 ? "" : ` and ${others} more`);
-    throw new KeyError("SCOPE_FORBIDDEN", `You may not grant these scopes: ${told}. Ask an admin to.`, {
+    const list = shown.join(", ") + (others === 0 ? "" : ` and ${others} more`);
+    throw new KeyError("SCOPE_FORBIDDEN", `You may not grant these scopes: ${list}. Ask an admin to.`, {
       metadata: { scopes: shown.join(","), ...(others > 0 && { scopes_forbidden: String(forbidden.length) }) },
     });
   }

@@ -1,5 +1,5 @@
 import type { FieldViolation } from "./errors.ts";
-import { SUPERSEDED } from "./key.ts";
+import { SUPERSEDED } from "./record.ts";
 
 /** The rules of fields and scopes. Field rules collect violations instead of throwing: callers hear of all at once. */
 export interface Policy {
@@ -53,7 +53,7 @@ export function parseScopePatterns(patterns: readonly string[]): ScopePatterns |
   };
 }
 
-/** What is wrong with a text that names or explains something: people and logs read it in one line. */
+/** The fault of a text that names or explains something: people and logs read it in one line. */
 function textFaults(text: string, max: number): string[] {
   const faults: string[] = [];
   if (length(text) > max) faults.push(`must have at most ${max} characters, and has ${length(text)}`);

@@ -1,9 +1,9 @@
 import { createHash, hkdfSync } from "node:crypto";
-import { randomBase62, SECRET_LENGTH } from "./format.ts";
-import type { KeyRecord } from "./key.ts";
 import type { Lifetime, TimeSpan } from "./policy.ts";
+import type { KeyRecord } from "./record.ts";
+import { randomBase62, SECRET_LENGTH } from "./text.ts";
 
-/** What secrets of requests are derived from. At least 32 bytes. */
+/** A secret that secrets of requests are derived from. At least 32 bytes. */
 export interface RequestKey {
   id: string;
   secret: Uint8Array;
@@ -56,7 +56,7 @@ export function createRequestSecrets(ring: readonly RequestKey[]): RequestSecret
   };
 }
 
-export interface AskedFor {
+interface AskedFor {
   name?: string | undefined;
   scopes: readonly string[];
   lifetime?: Lifetime | undefined;

@@ -1,8 +1,8 @@
 import { createHash, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import { hash as argon2Hash, argon2id, verify as argon2Verify } from "argon2";
-import { ID_LENGTH, SECRET_LENGTH } from "./format.ts";
 import type { HashGate } from "./hash-gate.ts";
-import type { Fingerprint, KeyRecord } from "./key.ts";
+import type { Fingerprint, KeyRecord } from "./record.ts";
+import { ID_LENGTH, SECRET_LENGTH } from "./text.ts";
 
 export interface Pepper {
   id: string;
@@ -117,7 +117,7 @@ type Mac = (text: string, target: Buffer) => void;
  * HMAC-SHA-256 (RFC 2104) of texts of `length` characters. Node's own takes three times as long, most of it for an object a
  * call, and shows by that which secrets it was asked to refute.
  */
-export function createMac(key: Uint8Array, length: number): Mac {
+function createMac(key: Uint8Array, length: number): Mac {
   const block = Buffer.alloc(BLOCK_BYTES);
   block.set(key.length > BLOCK_BYTES ? createHash("sha256").update(key).digest() : key);
   const inner = Buffer.alloc(BLOCK_BYTES + length);

@@ -13,7 +13,7 @@ const MAX_GROWTH_BYTES = 200 * 1024 * 1024;
 
 let world: World;
 beforeAll(async () => {
-  world = await startWorld("dist/src/cli.js", {
+  world = await startWorld("dist/src/cli/main.js", {
     MONGODB_URI: process.env.TEST_MONGODB_URI!,
     MONGODB_DATABASE: `test-${randomUUID()}`,
   });

@@ -4,17 +4,9 @@ import type { Socket } from "node:net";
 import { setTimeout as sleep, setImmediate as turn } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { gzipSync } from "node:zlib";
-import { encodeFields } from "../../src/transport/hpack.ts";
-import {
-  Flag,
-  frame,
-  headersFrames,
-  number32,
-  PREFACE,
-  settingsFrame,
-  Type,
-} from "../../src/transport/http2-frames.ts";
-import { EMPTY } from "../../src/transport/wire-format.ts";
+import { Flag, frame, headersFrames, number32, PREFACE, settingsFrame, Type } from "../../src/fastpath/http2/frames.ts";
+import { encodeFields } from "../../src/fastpath/http2/hpack.ts";
+import { EMPTY } from "../../src/fastpath/wire-format.ts";
 import { VERIFY_PATH } from "../bench/messages.ts";
 import { badChecksum, unknownKey, wrongSecret } from "../bench/records.ts";
 import { userToken } from "../support/service.ts";

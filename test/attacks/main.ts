@@ -37,7 +37,7 @@ async function run(): Promise<number> {
   const forMs = Number(values.seconds) * 1_000;
   const size = { connections: 500, idle: Number(values.idle) };
   const dataDir = mkdtempSync(join(tmpdir(), "latchkey attacks "));
-  const world = await startWorld("dist/src/cli.js", { LATCHKEY_DATA_DIR: dataDir });
+  const world = await startWorld("dist/src/cli/main.js", { LATCHKEY_DATA_DIR: dataDir });
   try {
     await goodTraffic(world, forMs);
     const alone = await goodTraffic(world, forMs);

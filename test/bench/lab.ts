@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -7,8 +7,8 @@ import { dirname, join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { MongoClient } from "mongodb";
-import { readConfig, VARIABLES } from "../../src/config.ts";
-import { type EmbeddedMongod, startMongod } from "../../src/store/mongod.ts";
+import { type EmbeddedMongod, startMongod } from "../../src/embedded/mongod.ts";
+import { readConfig, VARIABLES } from "../../src/service/config.ts";
 import { userToken } from "../support/service.ts";
 import { buildManyKeysLoad, canRun } from "./loads.ts";
 import { LOAD_CORE, moveToCore, SERVER_CORE } from "./machine.ts";
@@ -100,7 +100,9 @@ export async function openLab(options: Options, say: (line: string) => void): Pr
             told.add(name);
           }),
         };
-        const program = join(build === undefined ? fileURLToPath(ROOT) : resolve(build.dir), "dist/src/cli.js");
+        const root = build === undefined ? fileURLToPath(ROOT) : resolve(build.dir);
+        const { bin } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { bin: { latchkey: string } };
+        const program = join(root, bin.latchkey);
         const args = [...nodeArgs, program, "serve"];
         return tracked(await startServerProcess(args, { ...ownEnvironment(), ...settings }, build?.node));
       },

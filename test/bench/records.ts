@@ -1,7 +1,7 @@
 import { createHmac, randomBytes } from "node:crypto";
 import { Binary, type MongoClient } from "mongodb";
-import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "../../src/keys/format.ts";
-import { ensureSchema } from "../../src/store/schema.ts";
+import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "../../src/keys/text.ts";
+import { ensureSchema } from "../../src/mongo/schema.ts";
 
 export interface Seed {
   client: MongoClient;

@@ -13,7 +13,7 @@ export async function load(call) {
   process.stdin.once("data", () => {
     end = counts.answered + CALLS;
   });
-  const lane = async () => {
+  const connections = async () => {
     while (counts.answered < end) {
       const ended = await call();
       if (ended === "answered" || ended === "refused") counts[ended] += 1;
@@ -24,7 +24,7 @@ export async function load(call) {
       }
     }
   };
-  await Promise.all(Array.from({ length: LANES }, lane));
+  await Promise.all(Array.from({ length: LANES }, connections));
   print(counts);
   process.exit();
 }

@@ -63,13 +63,13 @@ const { status } = spawnSync(
 );
 
 const servers = readFileSync(calls, "utf8").split("\n").filter(Boolean).map(JSON.parse);
-const hot = servers.reduce((sum, server) => sum + server.hot, 0);
-const stock = {};
+const fast = servers.reduce((sum, server) => sum + server.fast, 0);
+const node = {};
 for (const server of servers)
-  for (const [why, count] of Object.entries(server.stock)) stock[why] = (stock[why] ?? 0) + count;
-process.stdout.write(`Unary calls: ${hot} on the hot path; on the stock path ${JSON.stringify(stock)}\n`);
+  for (const [why, count] of Object.entries(server.node)) node[why] = (node[why] ?? 0) + count;
+process.stdout.write(`Unary calls: ${fast} on the fast path; on Node's own server ${JSON.stringify(node)}\n`);
 const unproven = servers.reduce((sum, server) => sum + server.unproven, 0);
-const strayed = hot === 0 || stock.unexplained > 0;
-if (strayed) process.stdout.write("Calls that the hot path should have taken did not reach it.\n");
+const strayed = fast === 0 || node.unexplained > 0;
+if (strayed) process.stdout.write("Calls that the fast path should have taken did not reach it.\n");
 if (unproven > 0) process.stdout.write(`${unproven} calls came without the client's certificate.\n`);
 process.exit(status === 0 && !strayed && unproven === 0 ? 0 : 1);

@@ -1,4 +1,4 @@
-// The server under test: the listener and hot path as the service has them, with the suite's own service behind. One
+// The server under test: the listener and fast path as the service has them, with the suite's own service behind. One
 // process serves one configuration, told on standard input; the runner starts as many as it needs.
 import { appendFileSync, readFileSync } from "node:fs";
 import { create, createRegistry, fromBinary, fromJsonString, toBinary, toJsonString } from "@bufbuild/protobuf";
@@ -9,7 +9,7 @@ import {
   ServerCompatResponseSchema,
 } from "../../coverage/conformance/gen/connectrpc/conformance/v1/server_compat_pb.js";
 import * as pb from "../../coverage/conformance/gen/connectrpc/conformance/v1/service_pb.js";
-import { listen } from "../../dist/src/transport/listener.js";
+import { listen } from "../../dist/src/fastpath/listen.js";
 import { answerOf, pathOf, routes } from "./service.js";
 
 const settings = fromBinary(ServerCompatRequestSchema, readFileSync(process.stdin.fd).subarray(4));
@@ -17,16 +17,16 @@ const maxMessageBytes = settings.messageReceiveLimit || 4 * 1024 * 1024;
 const { unary, idempotentUnary } = pb.ConformanceService.method;
 const schemas = Object.values(pb.ConformanceService.method).map(({ input }) => input);
 const registry = createRegistry(...schemas, pb.ConformancePayload_RequestInfoSchema);
-const calls = { hot: 0, stock: {}, unproven: 0 };
+const calls = { fast: 0, node: {}, unproven: 0 };
 /** Whether clients were told to prove themselves. */
 const mustProve = settings.clientTlsCert.length > 0;
 
-/** A method of the suite as a hot one, with nothing left out but what the transport itself is to do. */
-function hot(method) {
+/** A method of the suite as a fast one, with nothing left out but what the transport itself is to do. */
+function fast(method) {
   return {
     path: pathOf(method),
     answer({ message, json, headers, timeoutMs, peer }) {
-      calls.hot++;
+      calls.fast++;
       if (mustProve && peer === undefined) calls.unproven++;
       const request = json
         ? fromJsonString(method.input, message.toString(), { registry })
@@ -48,10 +48,10 @@ function hot(method) {
   };
 }
 
-/** Bytes of a message that HTTP/2's hot path leaves to the stock path. */
+/** Bytes of a message that HTTP/2's fast path leaves to Node's own server. */
 const LARGE = 24_000;
 
-/** Why a unary call did not take the hot path. */
+/** Why a unary call did not take the fast path. */
 function whyStock({ requestMethod, requestHeader }, bytes) {
   if (requestMethod === "GET") return "GET";
   const encoding = requestHeader.get("grpc-encoding") ?? requestHeader.get("content-encoding") ?? "identity";
@@ -69,12 +69,12 @@ const adapter = connectNodeAdapter({
   jsonOptions: { registry },
   routes: routes((context, bytes) => {
     const why = whyStock(context, bytes);
-    calls.stock[why] = (calls.stock[why] ?? 0) + 1;
+    calls.node[why] = (calls.node[why] ?? 0) + 1;
   }),
 });
 
 const listener = await listen({
-  ...{ host: "127.0.0.1", port: 0, hot: [hot(unary), hot(idempotentUnary)] },
+  ...{ host: "127.0.0.1", port: 0, fast: [fast(unary), fast(idempotentUnary)] },
   tls: settings.useTls ? tlsOf(settings) : undefined,
   limits: { maxMessageBytes },
   handler(request, response, peer) {

@@ -18,7 +18,7 @@ const namesOf = (headers = []) =>
     ? undefined
     : Object.fromEntries(new Headers(headers.flatMap(({ name, value }) => value.map((one) => [name, one]))));
 
-/** For the hot path. */
+/** For the fast path. */
 export function answerOf(definition, info, encode) {
   const { case: kind, value } = definition?.response ?? {};
   const metadata = {
@@ -68,7 +68,7 @@ async function single(context, schema, requests) {
   return { payload: payloadOf(infoOf(context, schema, requests), kind && value) };
 }
 
-/** The same in Connect's own terms, for what does not take the hot path; `onUnary` is told of each unary call that came here. */
+/** The same in Connect's own terms, for what does not take the fast path; `onUnary` is told of each unary call that came here. */
 export const routes = (onUnary) => (router) => {
   const unary = (schema) => (request, context) => {
     onUnary(context, toBinary(schema, request).length);

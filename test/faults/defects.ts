@@ -21,7 +21,7 @@ export const DEFECTS: readonly Defect[] = [
     name: "the view does not hear of changes by others",
     fault: none,
     inTests: true,
-    changes: [{ file: "server.js", from: "view.changed(event.id, event.rev);", to: "" }],
+    changes: [{ file: "service/server.js", from: "view.changed(event.id, event.rev);", to: "" }],
   },
   {
     name: "Refresh revokes the old key in a transaction of its own",
@@ -49,19 +49,19 @@ export const DEFECTS: readonly Defect[] = [
   {
     name: "changes are acknowledged by the primary alone",
     fault: named("the primary cut off from the other members (a black hole)"),
-    changes: [{ file: "store/keys.js", from: 'writeConcern: { w: "majority" },', to: "writeConcern: { w: 1 }," }],
+    changes: [{ file: "mongo/key-store.js", from: 'writeConcern: { w: "majority" },', to: "writeConcern: { w: 1 }," }],
   },
   {
     name: "a strong Verify answers from memory",
     fault: named("one replica in a black hole to all members"),
-    changes: [{ file: "keys/verify.js", from: "if (!strong) {", to: "if (true) {" }],
+    changes: [{ file: "keys/verify/verify.js", from: "if (!strong) {", to: "if (true) {" }],
   },
   {
     name: "the silence of the stream is taken for a proof",
     fault: named("one replica in a black hole to all members"),
     changes: [
       {
-        file: "keys/freshness.js",
+        file: "keys/verify/freshness.js",
         from: "isFresh: (ofMs = provenMs) => clockMs() - ofMs <= maxStalenessMs,",
         to: "isFresh: () => true,",
       },
@@ -71,8 +71,8 @@ export const DEFECTS: readonly Defect[] = [
     name: "a change does not look whether the unique index is there",
     fault: named("a weaker index in the place of a unique one"),
     changes: [
-      { file: "store/keys.js", from: "if (missing !== undefined)", to: "if (false)" },
-      { file: "store/keys.js", from: "if (rests.length === 0)", to: "if (true)" },
+      { file: "mongo/key-store.js", from: "if (missing !== undefined)", to: "if (false)" },
+      { file: "mongo/key-store.js", from: "if (rests.length === 0)", to: "if (true)" },
     ],
   },
 ];

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Db, MongoClient } from "mongodb";
-import { UNIQUE_INDEXES } from "../../src/store/schema.ts";
+import { UNIQUE_INDEXES } from "../../src/mongo/schema.ts";
 import type { Member, ReplicaSet } from "../support/replica-set.ts";
 import type { Weather } from "../support/tcp-proxy.ts";
 import { nowUs } from "./operation.ts";

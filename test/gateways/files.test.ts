@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
-import { readConfig } from "../../src/config.ts";
+import { readConfig } from "../../src/service/config.ts";
 import { apache, caddy, envoyGrpc, envoyHttp, FOLDER, haproxy, nginx, springCloudGateway } from "./gateways.ts";
 
 // What can't be run here is held to its structure: the fields are those of the documentation, and what keeps a request from

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { formatKey, randomBase62 } from "../../src/keys/format.ts";
+import { formatKey, randomBase62 } from "../../src/keys/text.ts";
 import type { Ask } from "./client.ts";
 import { apache, caddy, envoyGrpc, envoyHttp, haproxy, nginx, springCloudGateway, traefik } from "./gateways.ts";
 

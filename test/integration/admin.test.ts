@@ -7,7 +7,7 @@ import { MongoClient } from "mongodb";
 import { AdminService, ListKeysResponseSchema } from "#gen/latchkey/v1/admin_service_pb";
 import { type ApiKey, KeyChangeKind, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { createLatchkeyAdminClient } from "../../src/client/index.ts";
-import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
+import { formatKey, parseAnyKey } from "../../src/keys/text.ts";
 import { refusalOf } from "../support/errors.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
 

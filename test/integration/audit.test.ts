@@ -9,9 +9,9 @@ import { AdminService, type AuditEntry, AuditResult } from "#gen/latchkey/v1/adm
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import { KeyError } from "../../src/keys/errors.ts";
-import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
-import { createAuditStore } from "../../src/store/audit.ts";
-import { ensureSchema } from "../../src/store/schema.ts";
+import { formatKey, parseAnyKey } from "../../src/keys/text.ts";
+import { createAuditStore } from "../../src/mongo/audit-store.ts";
+import { ensureSchema } from "../../src/mongo/schema.ts";
 import { refusalOf } from "../support/errors.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
 

@@ -7,7 +7,7 @@ import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { exportJWK, SignJWT } from "jose";
 import { ApiKeyService, Outcome } from "#gen/latchkey/v1/api_key_service_pb";
-import { formatKey } from "../../src/keys/format.ts";
+import { formatKey } from "../../src/keys/text.ts";
 import { refusalOf } from "../support/errors.ts";
 import { SERVICE_TOKEN, sha256, startService, type TestService, userToken } from "../support/service.ts";
 

@@ -19,11 +19,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { createLatchkeyClient, describeError, Outcome } from "../../src/client/index.ts";
-import { readConfig } from "../../src/config.ts";
-import { readDevSecrets } from "../../src/dev-secrets.ts";
-import type { StartupError } from "../../src/startup-error.ts";
-import { type EmbeddedMongod, embeddedUri, startMongod } from "../../src/store/mongod.ts";
-import { findMongod } from "../../src/store/mongod-binary.ts";
+import { readDevSecrets } from "../../src/embedded/dev-secrets.ts";
+import { type EmbeddedMongod, embeddedUri, startMongod } from "../../src/embedded/mongod.ts";
+import { findMongod } from "../../src/embedded/mongod-binary.ts";
+import type { StartupError } from "../../src/observe/startup-error.ts";
+import { readConfig } from "../../src/service/config.ts";
 import { runToEnd, stopProcesses } from "../support/process.ts";
 import { userToken } from "../support/service.ts";
 
@@ -97,7 +97,7 @@ async function wrapped(...lines: string[]): Promise<string> {
 
 /** The service in a process of its own; its mongod's pid is in the lock file. */
 async function serve(env: Record<string, string> = {}) {
-  const child = spawn(process.execPath, ["dist/src/cli.js", "serve"], {
+  const child = spawn(process.execPath, ["dist/src/cli/main.js", "serve"], {
     env: {
       ...{ PATH: process.env.PATH, HOME: process.env.HOME, LATCHKEY_DATA_DIR: dataDir },
       ...{ LATCHKEY_LISTEN: "127.0.0.1:0", LATCHKEY_OPS_LISTEN: "off", ...env },
@@ -220,7 +220,7 @@ test("without MONGODB_URI where nothing may be written, as in a container, MONGO
   chmodSync(dataDir, 0o755);
   // What root may write to is not closed to it.
   const user = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : {};
-  const { stderr } = spawnSync(process.execPath, [resolve("dist/src/cli.js"), "serve"], {
+  const { stderr } = spawnSync(process.execPath, [resolve("dist/src/cli/main.js"), "serve"], {
     env: { LATCHKEY_LISTEN: "127.0.0.1:0", LATCHKEY_OPS_LISTEN: "off", HOME: "/nonexistent" },
     ...{ cwd: closed, encoding: "utf8", ...user },
   });

@@ -5,7 +5,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { BadRequestSchema, ErrorInfoSchema } from "#gen/google/rpc/error_details_pb";
 import { CreateRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
-import { envelope } from "../../src/transport/wire-format.ts";
+import { envelope } from "../../src/fastpath/wire-format.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
 
 // grpc-java takes 8 KiB of metadata; beyond it, its users see RESOURCE_EXHAUSTED and not what was wrong.

@@ -8,10 +8,10 @@ import { afterAll, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { ApiKeyService, Consistency, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { createLatchkeyAdminClient } from "../../src/client/index.ts";
-import { formatKey, parseAnyKey } from "../../src/keys/format.ts";
-import type { KeyStore } from "../../src/keys/key-store.ts";
 import { createKeyManager } from "../../src/keys/manage.ts";
+import type { KeyStore } from "../../src/keys/ports.ts";
 import type { SecretKeeper } from "../../src/keys/secret.ts";
+import { formatKey, parseAnyKey } from "../../src/keys/text.ts";
 import { refusalOf } from "../support/errors.ts";
 import { PEPPER, startService, type TestService, userToken } from "../support/service.ts";
 

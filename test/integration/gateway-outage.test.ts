@@ -100,12 +100,12 @@ test("an outage is an error to an Envoy that knows of errors, and the same denia
   weather({ cut: true });
   await untilGauge(service, "latchkey_view_fresh", (fresh) => fresh === 0);
   const message = checkRequest(asked());
-  const hot = await callCheck(service.server.address, message);
+  const fast = await callCheck(service.server.address, message);
   // Only spelled as clients spell it is a content type served without Connect.
   const headers = { "content-type": "Application/Proto" };
   const answer = await fetch(service.baseUrl + CHECK_PATH, { method: "POST", headers, body: message });
-  const stock = Buffer.from(await answer.arrayBuffer());
-  for (const bytes of [hot, stock]) {
+  const node = Buffer.from(await answer.arrayBuffer());
+  for (const bytes of [fast, node]) {
     // Of a oneof's fields the last that is known counts.
     const [status, denied, error, ...more] = fieldsOf(bytes);
     expect([status, denied, error].map((one) => one?.field)).toEqual([1, 2, 5]);

@@ -177,7 +177,7 @@ describe("Check", () => {
     expect(toTold(await check(new Uint8Array()))).toMatchObject({ status: 401, body: { reason: "KEY_MISSING" } });
   });
 
-  test("the stock path gives the same bytes as the hot one", async () => {
+  test("Node's own server gives the same bytes as the fast one", async () => {
     const post = async (type: string, message: Uint8Array) => {
       const headers = { "content-type": type };
       const answer = await fetch(service.baseUrl + CHECK_PATH, { method: "POST", headers, body: message });

@@ -5,8 +5,8 @@ import { ErrorInfoSchema } from "#gen/google/rpc/error_details_pb";
 import { StatusSchema } from "#gen/google/rpc/status_pb";
 import { HealthCheckRequestSchema } from "#gen/health/v1/health_pb";
 import { VerifyStreamRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
-import { Flag, Type } from "../../src/transport/http2-frames.ts";
-import { escapeMessage } from "../../src/transport/wire-format.ts";
+import { Flag, Type } from "../../src/fastpath/http2/frames.ts";
+import { escapeMessage } from "../../src/fastpath/wire-format.ts";
 import { data, type FrameClient, inEnvelope, openFrameClient, requestHeaders } from "../support/frame-client.ts";
 import { SERVICE_TOKEN, sha256, startService, type TestService, userToken } from "../support/service.ts";
 

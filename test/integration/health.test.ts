@@ -6,10 +6,10 @@ import { type ClientReadableStream, credentials, loadPackageDefinition, type Ser
 import { loadSync } from "@grpc/proto-loader";
 import { afterEach, expect, jest, test } from "@jest/globals";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
-import { createReadiness } from "../../src/readiness.ts";
-import { toConnectError } from "../../src/rpc/error-map.ts";
-import { createHealth, type HealthService } from "../../src/rpc/health.ts";
-import { listen } from "../../src/transport/listener.ts";
+import { createHealth, type HealthService } from "../../src/edge/connect/health.ts";
+import { toConnectError } from "../../src/edge/errors.ts";
+import { listen } from "../../src/fastpath/listen.ts";
+import { createReadiness } from "../../src/observe/readiness.ts";
 
 type Answer = { status: string };
 type Callback<A> = (error: ServiceError | null, answer: A) => void;

@@ -4,11 +4,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { ConnectRouter, Interceptor } from "@connectrpc/connect";
 import { afterEach, expect, test } from "@jest/globals";
 import { Health } from "#gen/health/v1/health_pb";
-import { createRequestHandler } from "../../src/rpc/adapter.ts";
-import { toConnectError } from "../../src/rpc/error-map.ts";
-import { undecodable } from "../../src/rpc/strict-decoding.ts";
-import { HeldBytes } from "../../src/transport/held-bytes.ts";
-import { type Listener, listen } from "../../src/transport/listener.ts";
+import { createRequestHandler } from "../../src/edge/connect/adapter.ts";
+import { undecodable } from "../../src/edge/connect/strict-decoding.ts";
+import { toConnectError } from "../../src/edge/errors.ts";
+import { HeldBytes } from "../../src/fastpath/held-bytes.ts";
+import { type Listener, listen } from "../../src/fastpath/listen.ts";
 
 // Requests that are not whole, before anything says who sends them: what they hold together is bounded, by whichever of the readers.
 
@@ -23,8 +23,8 @@ async function start(): Promise<Listener> {
   const held = new HeldBytes(MAX_HELD);
   const routes = (router: ConnectRouter) => router.service(Health, { check: () => ({}), list: () => ({}) });
   const handler = createRequestHandler({ held, interceptors: [refuse], maxMessageBytes: 64 * 1024, routes });
-  const hot = [{ path: FAST, answer: () => ({ message: Buffer.from("{}") }) }];
-  const listener = await listen({ host: "127.0.0.1", port: 0, hot, handler, held });
+  const fast = [{ path: FAST, answer: () => ({ message: Buffer.from("{}") }) }];
+  const listener = await listen({ host: "127.0.0.1", port: 0, fast, handler, held });
   cleanUps.push(() => listener.close(0));
   return listener;
 }

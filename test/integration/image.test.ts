@@ -2,7 +2,7 @@ import { execFileSync, spawnSync } from "node:child_process";
 import { copyFileSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, expect, test } from "@jest/globals";
-import { readConfig } from "../../src/config.ts";
+import { readConfig } from "../../src/service/config.ts";
 import { newDirectory, serve, stopProcesses } from "../support/process.ts";
 import { freePort } from "../support/replica-set.ts";
 import { sha256 } from "../support/service.ts";

@@ -4,7 +4,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, beforeEach, expect, test } from "@jest/globals";
 import { exportJWK, type JWK, SignJWT } from "jose";
-import { type Authenticator, createAuthenticator } from "../../src/rpc/tokens.ts";
+import { type Authenticator, createAuthenticator } from "../../src/edge/tokens.ts";
 import { stillClock } from "../support/records.ts";
 
 const HOUR_MS = 3_600_000;

@@ -175,7 +175,7 @@ test("Verify tells a bad key by its outcome, and revoked or expired only to whoe
     const { outcome, apiKey } = await client.verify({ key: bad });
     expect({ outcome, apiKey }).toEqual({ outcome: Outcome.MALFORMED, apiKey: undefined });
   }
-  const { formatKey, parseAnyKey } = await import("../../src/keys/format.ts");
+  const { formatKey, parseAnyKey } = await import("../../src/keys/text.ts");
   const [mine, theirs] = [parseAnyKey(key)!, parseAnyKey(other)!];
   for (const forged of [formatKey({ ...mine, secret: theirs.secret }), formatKey({ ...mine, id: "0".repeat(16) })]) {
     const { outcome, apiKey } = await client.verify({ key: forged });

@@ -12,9 +12,9 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { networkInterfaces } from "node:os";
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { afterEach, describe, expect, test } from "@jest/globals";
-import { StartupError } from "../../src/startup-error.ts";
-import { type Listener, type ListenerLimits, listen } from "../../src/transport/listener.ts";
-import { loadTls } from "../../src/transport/tls.ts";
+import { type Listener, type ListenerLimits, listen } from "../../src/fastpath/listen.ts";
+import { StartupError } from "../../src/observe/startup-error.ts";
+import { loadTls } from "../../src/service/tls-files.ts";
 
 type Request = IncomingMessage | Http2ServerRequest;
 /** What both versions have in common. */

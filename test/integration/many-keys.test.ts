@@ -43,7 +43,7 @@ function clientOver(
   return createClient(ApiKeyService, transport({ baseUrl: service.baseUrl, interceptors: [authorize] as never[] }));
 }
 
-/** The first takes the hot path, the others do not. */
+/** The first takes the fast path, the others do not. */
 const TRANSPORTS = [
   ["gRPC", createGrpcTransport],
   ["gRPC in JSON", (options: object) => createGrpcTransport({ ...options, useBinaryFormat: false } as never)],
@@ -118,18 +118,18 @@ async function* messages(items: object[]): AsyncGenerator<VerifyStreamRequest> {
   for (const request of items) yield create(VerifyStreamRequestSchema, { request });
 }
 
-test("the hot path and the stock path give the same answers, but for as_of", async () => {
+test("the fast path and Node's own server give the same answers, but for as_of", async () => {
   const answers: BatchVerifyResponse[] = [];
   for (const [, transport] of TRANSPORTS)
     answers.push(await clientOver(transport as never).batchVerify({ requests: requests() }));
-  const [hot, ...stock] = answers.map(({ results }) =>
+  const [fast, ...node] = answers.map(({ results }) =>
     results.map((one) => {
       if (one.result.case === "response") delete one.result.value.asOf;
       return one;
     }),
   );
-  for (const other of stock) {
-    for (const [index, result] of hot!.entries()) expect(equals(VerifyResultSchema, result, other[index]!)).toBe(true);
+  for (const other of node) {
+    for (const [index, result] of fast!.entries()) expect(equals(VerifyResultSchema, result, other[index]!)).toBe(true);
   }
 });
 

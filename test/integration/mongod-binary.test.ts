@@ -7,7 +7,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { afterAll, afterEach, beforeEach, expect, test } from "@jest/globals";
-import { findMongod } from "../../src/store/mongod-binary.ts";
+import { findMongod } from "../../src/embedded/mongod-binary.ts";
 
 // Stands for the servers of the official build: whatever was put in, by the last part of the path.
 const served = new Map<string, Buffer>();

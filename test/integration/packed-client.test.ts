@@ -70,7 +70,7 @@ test("the packed client asks over gRPC and Connect, and tells errors by their re
 
 test("the package opens the client alone, and carries the contract but no source or test", async () => {
   const intruder = join(project, "intruder.js");
-  writeFileSync(intruder, 'await import("latchkey/dist/src/server.js")');
+  writeFileSync(intruder, 'await import("latchkey/dist/src/service/server.js")');
   await expect(run(process.execPath, [intruder])).rejects.toThrow("ERR_PACKAGE_PATH_NOT_EXPORTED");
   const installed = join(project, "node_modules", "latchkey");
   expect(readdirSync(installed).sort()).toEqual([

@@ -1,7 +1,7 @@
 import { afterEach, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { createLatchkeyClient } from "../../src/client/index.ts";
-import { readDevSecrets } from "../../src/dev-secrets.ts";
+import { readDevSecrets } from "../../src/embedded/dev-secrets.ts";
 import { newDirectory, runToEnd, serve, stopProcesses } from "../support/process.ts";
 import { JWT_SECRET, PEPPER, startService, userToken } from "../support/service.ts";
 

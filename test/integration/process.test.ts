@@ -11,7 +11,7 @@ import { createGrpcTransport } from "@connectrpc/connect-node";
 import { afterEach, expect, test } from "@jest/globals";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
-import { parseAnyKey } from "../../src/keys/format.ts";
+import { parseAnyKey } from "../../src/keys/text.ts";
 import { endAfterTest, newDirectory, runToEnd, serve as serveWith, stopProcesses } from "../support/process.ts";
 import { SERVICE_TOKEN, sha256, userToken } from "../support/service.ts";
 
@@ -126,7 +126,7 @@ test("after kill -9 during refreshes, the next start works without help and each
   const first = await serve(dataDir);
   const users = Array.from({ length: 20 }, (_, index) => `user-${index}`);
   const tokens = new Map<string, string>();
-  const { readDevSecrets } = await import("../../src/dev-secrets.ts");
+  const { readDevSecrets } = await import("../../src/embedded/dev-secrets.ts");
   for (const user of users) {
     const secret = readDevSecrets(dataDir)!.jwtSecret;
     tokens.set(user, await userToken(user, { secret }));

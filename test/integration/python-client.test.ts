@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto";
 import { promisify } from "node:util";
 import { expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
-import { parseAnyKey } from "../../src/keys/format.ts";
+import { parseAnyKey } from "../../src/keys/text.ts";
 import { pythonPackages } from "../support/python-client.ts";
 import { SERVICE_TOKEN, sha256, startService, userToken } from "../support/service.ts";
 

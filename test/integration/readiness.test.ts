@@ -7,7 +7,7 @@ import { afterAll, afterEach, beforeAll, expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/health/v1/health_pb";
 import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
-import { OPERATION_TIMEOUT_MS } from "../../src/store/connection.ts";
+import { OPERATION_TIMEOUT_MS } from "../../src/mongo/connection.ts";
 import { type ReplicaSet, startReplicaSet } from "../support/replica-set.ts";
 import { startService, type TestService } from "../support/service.ts";
 

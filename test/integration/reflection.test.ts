@@ -15,8 +15,8 @@ import { afterEach, describe, expect, test } from "@jest/globals";
 import { file_google_rpc_error_details } from "#gen/google/rpc/error_details_pb";
 import { file_health_v1_health } from "#gen/health/v1/health_pb";
 import { file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
-import { reflectionRoutes } from "../../src/rpc/reflection.ts";
-import { listen } from "../../src/transport/listener.ts";
+import { reflectionRoutes } from "../../src/edge/connect/reflection.ts";
+import { listen } from "../../src/fastpath/listen.ts";
 
 interface Answer {
   validHost: string;

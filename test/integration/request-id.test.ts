@@ -5,7 +5,7 @@ import { createConnectTransport } from "@connectrpc/connect-node";
 import { afterAll, beforeAll, expect, jest, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { ApiKeyService, KeyWithheld, Outcome, State } from "#gen/latchkey/v1/api_key_service_pb";
-import { parseAnyKey } from "../../src/keys/format.ts";
+import { parseAnyKey } from "../../src/keys/text.ts";
 import { refusalOf } from "../support/errors.ts";
 import { startService, type TestService, userToken } from "../support/service.ts";
 import { startTcpProxy } from "../support/tcp-proxy.ts";

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { afterAll, afterEach, beforeAll, expect, test } from "@jest/globals";
 import { Binary, MongoClient } from "mongodb";
 import { Outcome } from "#gen/latchkey/v1/api_key_service_pb";
-import { checkValue } from "../../src/store/secret-checks.ts";
+import { checkValue } from "../../src/mongo/secret-checks.ts";
 import { refusalOf } from "../support/errors.ts";
 import { runToEnd, stopProcesses } from "../support/process.ts";
 import { JWT_SECRET, startService, type TestService } from "../support/service.ts";

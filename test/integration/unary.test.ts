@@ -13,9 +13,9 @@ import {
   HealthCheckResponse_ServingStatus,
   HealthCheckResponseSchema,
 } from "#gen/health/v1/health_pb";
-import { createRequestHandler } from "../../src/rpc/adapter.ts";
-import type { HotAnswer, HotCall } from "../../src/transport/hot-method.ts";
-import { type Listener, type ListenerLimits, listen } from "../../src/transport/listener.ts";
+import { createRequestHandler } from "../../src/edge/connect/adapter.ts";
+import type { FastAnswer, FastCall } from "../../src/fastpath/fast-method.ts";
+import { type Listener, type ListenerLimits, listen } from "../../src/fastpath/listen.ts";
 
 const PATH = "/grpc.health.v1.Health/Check";
 const INFO = { reason: "TESTED", domain: "latchkey.v1", metadata: { a: "b" } };
@@ -33,7 +33,7 @@ const noStore: Interceptor = (next) => async (request) => {
     throw refusal;
   }
 };
-const stockHandler = createRequestHandler({
+const nodeHandler = createRequestHandler({
   interceptors: [noStore],
   maxMessageBytes: 65_536,
   routes: (router) =>
@@ -49,8 +49,8 @@ const stockHandler = createRequestHandler({
     }),
 });
 
-/** The same method as a hot one. */
-function answerHot({ message, json }: HotCall): HotAnswer {
+/** The same method as a fast one. */
+function answerFast({ message, json }: FastCall): FastAnswer {
   const { service } = json
     ? fromJsonString(HealthCheckRequestSchema, message.toString())
     : fromBinary(HealthCheckRequestSchema, message);
@@ -71,34 +71,34 @@ function answerHot({ message, json }: HotCall): HotAnswer {
   return { message: encoded, ...(service === "headers" && { trailers: { "x-trailer": "t" } }) };
 }
 
-let answer: (call: HotCall) => HotAnswer | Promise<HotAnswer> | undefined;
-let hotCalls = 0;
-let hot: Listener;
-let stock: Listener;
+let answer: (call: FastCall) => FastAnswer | Promise<FastAnswer> | undefined;
+let fastCalls = 0;
+let fast: Listener;
+let node: Listener;
 const cleanUps: (() => unknown)[] = [];
 
-async function start(hotToo: boolean, limits: Partial<ListenerLimits> = {}): Promise<Listener> {
+async function start(fastToo: boolean, limits: Partial<ListenerLimits> = {}): Promise<Listener> {
   const method = {
     path: PATH,
-    answer: (call: HotCall) => {
-      hotCalls++;
+    answer: (call: FastCall) => {
+      fastCalls++;
       return answer(call);
     },
   };
   const listener = await listen({
-    ...{ host: "127.0.0.1", port: 0, handler: stockHandler, limits, hot: hotToo ? [method] : [] },
+    ...{ host: "127.0.0.1", port: 0, handler: nodeHandler, limits, fast: fastToo ? [method] : [] },
   });
   cleanUps.push(() => listener.close(0));
   return listener;
 }
 
 beforeAll(() => {
-  answer = answerHot;
+  answer = answerFast;
 });
 beforeEach(async () => {
-  answer = answerHot;
-  hotCalls = 0;
-  [hot, stock] = await Promise.all([start(true), start(false)]);
+  answer = answerFast;
+  fastCalls = 0;
+  [fast, node] = await Promise.all([start(true), start(false)]);
 });
 afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
@@ -232,22 +232,22 @@ describe("a client can't tell which path answered", () => {
   test.each([...GRPC, ...OTHERS])("over HTTP/2 in %s", async (contentType) => {
     for (const service of ["", "headers", "refused"]) {
       const request = { headers: { "content-type": contentType }, parts: [messageOf(service, contentType)] };
-      const [ours, theirs] = await Promise.all([over2(hot, request), over2(stock, request)]);
+      const [ours, theirs] = await Promise.all([over2(fast, request), over2(node, request)]);
       expect(ours).toEqual(theirs);
       expect(Object.keys(ours.headers).length).toBeGreaterThan(0);
     }
-    expect(hotCalls).toBe(3);
+    expect(fastCalls).toBe(3);
   });
 
   test.each(OTHERS)("over HTTP/1.1 in %s", async (contentType) => {
     for (const service of ["", "headers", "refused"]) {
       const request = { headers: { "content-type": contentType }, parts: [messageOf(service, contentType)] };
-      const [ours, theirs] = await Promise.all([over1(hot, request), over1(stock, request)]);
+      const [ours, theirs] = await Promise.all([over1(fast, request), over1(node, request)]);
       // Stock sends gRPC-Web in chunks, of unknown length.
       if (theirs.headers["content-length"] === undefined) delete ours.headers["content-length"];
       expect(ours).toEqual(theirs);
     }
-    expect(hotCalls).toBe(3);
+    expect(fastCalls).toBe(3);
   });
 
   const large = Buffer.alloc(65_537, "x");
@@ -282,14 +282,14 @@ describe("a client can't tell which path answered", () => {
     ["a streaming content type", { headers: { "content-type": "application/connect+proto" }, parts: [message] }],
     ["no content type", { headers: {}, parts: [message] }],
   ];
-  test.each(odd)("by %s: it is the stock path's", async (_what, request) => {
-    const [ours, theirs] = await Promise.all([over2(hot, request), over2(stock, request)]);
+  test.each(odd)("by %s: it is Node's own server's", async (_what, request) => {
+    const [ours, theirs] = await Promise.all([over2(fast, request), over2(node, request)]);
     expect(ours).toEqual(theirs);
-    expect(hotCalls).toBe(0);
+    expect(fastCalls).toBe(0);
     if (request.headers?.["content-type"] !== "application/proto") return;
-    const [first, second] = await Promise.all([over1(hot, request), over1(stock, request)]);
+    const [first, second] = await Promise.all([over1(fast, request), over1(node, request)]);
     expect(first).toEqual(second);
-    expect(hotCalls).toBe(0);
+    expect(fastCalls).toBe(0);
   });
 
   test.each([...GRPC, ...OTHERS])(
@@ -301,12 +301,12 @@ describe("a client can't tell which path answered", () => {
       const headers = { "content-type": contentType };
       const encoded = { ...headers, [isConnect ? "content-encoding" : "grpc-encoding"]: "gzip" };
       for (const over of GRPC.includes(contentType) ? [over2] : [over2, over1]) {
-        hotCalls = 0;
-        const expected = await over(hot, { headers, parts: [plainly] });
-        expect(await over(hot, { headers: encoded, parts: [zipped] })).toEqual(expected);
+        fastCalls = 0;
+        const expected = await over(fast, { headers, parts: [plainly] });
+        expect(await over(fast, { headers: encoded, parts: [zipped] })).toEqual(expected);
         // gRPC says of each message whether it is compressed.
-        if (!isConnect) expect(await over(hot, { headers: encoded, parts: [plainly] })).toEqual(expected);
-        expect(hotCalls).toBe(isConnect ? 2 : 3);
+        if (!isConnect) expect(await over(fast, { headers: encoded, parts: [plainly] })).toEqual(expected);
+        expect(fastCalls).toBe(isConnect ? 2 : 3);
       }
     },
   );
@@ -317,10 +317,10 @@ describe("a client can't tell which path answered", () => {
       answer = () => undefined;
       const parts = [...messageOf("refused", contentType)].map((byte) => Buffer.of(byte));
       const request = { headers: { "content-type": contentType }, parts };
-      const [ours, theirs] = await Promise.all([over2(hot, request), over2(stock, request)]);
+      const [ours, theirs] = await Promise.all([over2(fast, request), over2(node, request)]);
       expect(ours).toEqual(theirs);
-      if (contentType === "application/proto") expect(await over1(hot, request)).toEqual(await over1(stock, request));
-      expect(hotCalls).toBe(contentType === "application/proto" ? 2 : 1);
+      if (contentType === "application/proto") expect(await over1(fast, request)).toEqual(await over1(node, request));
+      expect(fastCalls).toBe(contentType === "application/proto" ? 2 : 1);
     },
   );
 });
@@ -332,19 +332,19 @@ describe("a body", () => {
       const whole = messageOf("headers", contentType);
       const headers = { "content-type": contentType };
       const bytes = { headers, parts: [...whole].map((byte) => Buffer.of(byte)) };
-      expect(await over2(hot, bytes)).toEqual(await over2(hot, { headers, parts: [whole] }));
-      expect(await over1(hot, bytes)).toEqual(await over1(hot, { headers, parts: [whole] }));
-      expect(hotCalls).toBe(contentType === "application/grpc" ? 2 : 4);
+      expect(await over2(fast, bytes)).toEqual(await over2(fast, { headers, parts: [whole] }));
+      expect(await over1(fast, bytes)).toEqual(await over1(fast, { headers, parts: [whole] }));
+      expect(fastCalls).toBe(contentType === "application/grpc" ? 2 : 4);
     },
   );
 
   test("that is as large as allowed is served, and an empty one too", async () => {
     answer = ({ message }) => ({ message: Buffer.from(String(message.length)) });
     const headers = { "content-type": "application/proto" };
-    // Over HTTP/2, a message that takes too much of the window that a connection begins with is left to the stock path.
-    expect((await over2(hot, { headers, parts: [Buffer.alloc(24_000)] })).body).toBe("24000");
-    expect((await over1(hot, { headers, parts: [Buffer.alloc(65_536)] })).body).toBe("65536");
-    expect((await over2(hot, { headers, parts: [] })).body).toBe("0");
+    // Over HTTP/2, a message that takes too much of the window that a connection begins with is left to Node's own server.
+    expect((await over2(fast, { headers, parts: [Buffer.alloc(24_000)] })).body).toBe("24000");
+    expect((await over1(fast, { headers, parts: [Buffer.alloc(65_536)] })).body).toBe("65536");
+    expect((await over2(fast, { headers, parts: [] })).body).toBe("0");
   });
 });
 
@@ -355,11 +355,11 @@ describe("a late answer", () => {
   test("is waited for", async () => {
     answer = async (call) => {
       await wait(5);
-      return answerHot(call);
+      return answerFast(call);
     };
-    expect(await over2(hot, { headers: grpc, parts })).toEqual(await over2(stock, { headers: grpc, parts }));
+    expect(await over2(fast, { headers: grpc, parts })).toEqual(await over2(node, { headers: grpc, parts }));
     const proto = { headers: { "content-type": "application/proto" }, parts: [messageOf("", "application/proto")] };
-    expect(await over1(hot, proto)).toEqual(await over1(stock, proto));
+    expect(await over1(fast, proto)).toEqual(await over1(node, proto));
   });
 
   test("later than the deadline is DEADLINE_EXCEEDED, and its work is told to stop", async () => {
@@ -370,10 +370,10 @@ describe("a late answer", () => {
       timeouts.push(call.timeoutMs);
       return new Promise(() => {});
     };
-    const late = await over2(hot, { headers: { ...grpc, "grpc-timeout": "20000u" }, parts });
+    const late = await over2(fast, { headers: { ...grpc, "grpc-timeout": "20000u" }, parts });
     expect(late.trailers).toMatchObject({ "grpc-status": "4" });
     const headers = { "content-type": "application/proto", "connect-timeout-ms": "20" };
-    const connectLate = await over1(hot, { headers, parts: [Buffer.alloc(0)] });
+    const connectLate = await over1(fast, { headers, parts: [Buffer.alloc(0)] });
     expect(connectLate.status).toBe(504);
     expect(JSON.parse(connectLate.body)).toEqual({ code: "deadline_exceeded", message: "the operation timed out" });
     expect(timeouts).toEqual([20, 20]);
@@ -381,24 +381,24 @@ describe("a late answer", () => {
   });
 
   test("to a client that is gone is dropped, and its work is told to stop", async () => {
-    let finish = (_answer: HotAnswer) => {};
+    let finish = (_answer: FastAnswer) => {};
     const asked = new Promise<AbortSignal>((resolve) => {
       answer = (call) => {
         resolve(call.signal());
-        return new Promise<HotAnswer>((settle) => {
+        return new Promise<FastAnswer>((settle) => {
           finish = settle;
         });
       };
     });
-    const session = openSession(hot);
+    const session = openSession(fast);
     const stream = session.request({ ":path": PATH, ":method": "POST", ...grpc });
     stream.on("error", () => {}).end(parts[0]);
     const signal = await asked;
     stream.close(constants.NGHTTP2_CANCEL);
     if (!signal.aborted) await once(signal, "abort");
     finish({ message: Buffer.from("nobody") });
-    answer = answerHot;
-    expect((await over2(hot, { headers: grpc, parts })).trailers).toMatchObject({ "grpc-status": "0" });
+    answer = answerFast;
+    expect((await over2(fast, { headers: grpc, parts })).trailers).toMatchObject({ "grpc-status": "0" });
   });
 
   test.each([
@@ -411,7 +411,7 @@ describe("a late answer", () => {
     ["rejected", () => Promise.reject(new Error("secret"))],
   ])("that is %s is INTERNAL, without its cause", async (_how, fail) => {
     answer = fail as typeof answer;
-    const failed = await over2(hot, { headers: grpc, parts });
+    const failed = await over2(fast, { headers: grpc, parts });
     expect(failed.trailers).toMatchObject({ "grpc-status": "13", "grpc-message": "internal error" });
   });
 });
@@ -420,14 +420,14 @@ describe("a client that misbehaves harms nobody else", () => {
   const headers = { ":path": PATH, ":method": "POST", "content-type": "application/grpc" };
   const whole = messageOf("", "application/grpc");
   const served = async () => {
-    const { trailers } = await over2(hot, { headers: { "content-type": "application/grpc" }, parts: [whole] });
+    const { trailers } = await over2(fast, { headers: { "content-type": "application/grpc" }, parts: [whole] });
     expect(trailers).toMatchObject({ "grpc-status": "0" });
   };
 
   test.each([constants.NGHTTP2_CANCEL, constants.NGHTTP2_PROTOCOL_ERROR])(
     "by resetting a call in the middle of its message, code %d",
     async (code) => {
-      const session = openSession(hot);
+      const session = openSession(fast);
       const stream = session.request(headers);
       stream.on("error", () => {}).write(whole.subarray(0, 3));
       await once(stream, "ready");
@@ -435,12 +435,12 @@ describe("a client that misbehaves harms nobody else", () => {
       stream.close(code);
       await eventOf(stream, "close");
       await served();
-      expect(hotCalls).toBe(2);
+      expect(fastCalls).toBe(2);
     },
   );
 
   test("by breaking its connection off with calls under way", async () => {
-    const session = openSession(hot);
+    const session = openSession(fast);
     for (const part of [whole, whole.subarray(0, 3)])
       session
         .request(headers)
@@ -459,7 +459,7 @@ describe("a client that misbehaves harms nobody else", () => {
     const stream = session.request(headers);
     stream.on("error", () => {}).end(whole);
     await eventOf(stream, "close");
-    expect([hotCalls, stream.rstCode]).toEqual([1, constants.NGHTTP2_CANCEL]);
+    expect([fastCalls, stream.rstCode]).toEqual([1, constants.NGHTTP2_CANCEL]);
   });
 });
 
@@ -468,7 +468,7 @@ test("calls that share a connection are all answered, each with its own answer",
     const own = { message: Buffer.from(message) };
     return timeoutMs === undefined ? own : wait(1).then(() => own);
   };
-  const session = openSession(hot);
+  const session = openSession(fast);
   const answers = await Promise.all(
     Array.from({ length: 200 }, async (_, index) => {
       const timeout = index % 3 === 0 ? { "connect-timeout-ms": "60000" } : {};
@@ -485,5 +485,5 @@ test("calls that share a connection are all answered, each with its own answer",
     }),
   );
   expect(answers).toEqual(Array.from({ length: 200 }, (_, index) => `call ${index}`));
-  expect(hotCalls).toBe(200);
+  expect(fastCalls).toBe(200);
 });

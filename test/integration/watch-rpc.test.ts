@@ -16,14 +16,14 @@ import {
   WatchResponseSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { createLatchkeyClient, watchKeys } from "../../src/client/index.ts";
+import { createCallLog } from "../../src/edge/call-log.ts";
+import { createRequestHandler } from "../../src/edge/connect/adapter.ts";
+import { createInterceptors } from "../../src/edge/connect/interceptors.ts";
+import { createWatch } from "../../src/edge/doors/watch.ts";
+import { createAuthenticator } from "../../src/edge/tokens.ts";
+import { listen } from "../../src/fastpath/listen.ts";
 import { createChanges } from "../../src/keys/changes.ts";
-import { createRequestHandler } from "../../src/rpc/adapter.ts";
-import { createCallLog } from "../../src/rpc/call-log.ts";
-import { createInterceptors } from "../../src/rpc/interceptors.ts";
-import { createAuthenticator } from "../../src/rpc/tokens.ts";
-import { createWatch } from "../../src/rpc/watch.ts";
-import { createLogger, createMetrics } from "../../src/telemetry.ts";
-import { listen } from "../../src/transport/listener.ts";
+import { createLogger, createMetrics } from "../../src/observe/telemetry.ts";
 import { startCachingClient } from "../support/caching-client.ts";
 import { startProxy } from "../support/cuttable-proxy.ts";
 import { refusalOf } from "../support/errors.ts";

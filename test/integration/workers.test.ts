@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, test } from "@jest/globals";
 import { createLatchkeyClient, Outcome } from "../../src/client/index.ts";
-import { readDevSecrets } from "../../src/dev-secrets.ts";
+import { readDevSecrets } from "../../src/embedded/dev-secrets.ts";
 import { launch, newDirectory, runToEnd, type ServiceProcess, serve, stopProcesses } from "../support/process.ts";
 import { userToken } from "../support/service.ts";
 

@@ -1,5 +1,6 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { basename } from "node:path";
 
 /**
  * `npm run mutation -- [file …] [--table]`: plants mistakes in files of src/keys and tells which ones no unit test notices.
@@ -10,17 +11,25 @@ const VERSION = "9.6.1";
 const HOME = ".latchkey/mutation";
 const STRYKER = `${HOME}/tool/node_modules/@stryker-mutator/core/bin/stryker.js`;
 const DOC = "docs/trust.md";
-const TYPES_ONLY = "key-store";
+const TYPES_ONLY = "ports";
 
 /** A file is judged by the tests of its name, and by these. Others would find a little more, and take much longer. */
 const ALSO = {
+  entry: ["audit"],
   errors: ["policy", "manage"],
-  format: ["verify"],
-  key: ["manage", "view"],
+  log: ["audit-log"],
+  record: ["manage", "view"],
   "request-id": ["manage"],
+  text: ["verify"],
 };
 
-const known = readdirSync("src/keys").map((file) => file.replace(/\.ts$/, ""));
+/** Paths of files by their names. */
+const paths = new Map(
+  readdirSync("src/keys", { recursive: true })
+    .filter((file) => file.endsWith(".ts"))
+    .map((file) => [basename(file, ".ts"), `src/keys/${file}`]),
+);
+const known = [...paths.keys()];
 const named = process.argv.slice(2).filter((word) => !word.startsWith("--"));
 const testsOf = (name) => [name, ...(ALSO[name] ?? [])].filter((test) => existsSync(`test/unit/${test}.test.ts`));
 
@@ -42,7 +51,7 @@ function mutate(name) {
   const config = JSON.parse(readFileSync("test/mutation/stryker.json", "utf8"));
   const path = `${HOME}/${name}`;
   const own = {
-    ...{ mutate: [`src/keys/${name}.ts`], tempDirName: `${path}.sandbox`, incrementalFile: `${path}.incremental.json` },
+    ...{ mutate: [paths.get(name)], tempDirName: `${path}.sandbox`, incrementalFile: `${path}.incremental.json` },
     jsonReporter: { fileName: `${path}.json` },
   };
   writeFileSync(`${path}.config.json`, JSON.stringify({ ...config, ...own }));
@@ -54,10 +63,13 @@ function mutate(name) {
 function rowOf(name) {
   const path = `${HOME}/${name}.json`;
   if (!existsSync(path)) return undefined;
-  const { mutants } = JSON.parse(readFileSync(path, "utf8")).files[`src/keys/${name}.ts`];
+  const { mutants } = JSON.parse(readFileSync(path, "utf8")).files[paths.get(name)];
   const count = (...states) => mutants.filter(({ status }) => states.includes(status)).length;
   const [killed, survived, uncovered] = [count("Killed", "Timeout"), count("Survived"), count("NoCoverage")];
-  return { name: `\`${name}.ts\``, numbers: [killed + survived + uncovered, killed, survived, uncovered] };
+  return {
+    name: `\`${paths.get(name).slice("src/keys/".length)}\``,
+    numbers: [killed + survived + uncovered, killed, survived, uncovered],
+  };
 }
 
 function table() {

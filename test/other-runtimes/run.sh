@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 npm ci --prefix test/other-runtimes --no-audit --no-fund --silent
-SMOKE="unary http1-lane http2-lane lifecycle health"
+SMOKE="unary http1-connection http2-connection lifecycle health"
 failed=
 for release in ${*:-22 26}; do
   node=$(ls test/other-runtimes/node_modules/node-"$release"-*/bin/node)

@@ -13,7 +13,7 @@ export interface Census {
 
 /** What a connection, a call or an operation of the database is while it lasts, by class; here and in Node and the driver. */
 const TRANSIENT = [
-  ...["Connection", "StockSession", "BidiStream", "Call"],
+  ...["Connection", "NodeSession", "BidirectionalStream", "Call"],
   ...["Socket", "ServerHttp2Session", "ServerHttp2Stream", "Http2ServerRequest", "Http2ServerResponse"],
   ...["IncomingMessage", "ServerResponse", "AbortController", "AbortSignal"],
   ...["MongoClient", "ClientSession", "ChangeStream"],

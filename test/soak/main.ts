@@ -121,7 +121,7 @@ const HELD: [name: string, counts: (name: string) => boolean][] = [
   [
     "HTTP sessions, streams and calls",
     (name) =>
-      /^objects: (Connection|StockSession|BidiStream|Call|ServerHttp2\w+|\w+Request|\w+Response|IncomingMessage)$/.test(
+      /^objects: (Connection|NodeSession|BidirectionalStream|Call|ServerHttp2\w+|\w+Request|\w+Response|IncomingMessage)$/.test(
         name,
       ),
   ],

@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient } from "mongodb";
 import { MAX_HELD_CHANGES } from "../../src/keys/changes.ts";
-import { KEYS } from "../../src/store/schema.ts";
+import { KEYS } from "../../src/mongo/schema.ts";
 import { type ServiceProcess, serve } from "../support/process.ts";
 import { type ReplicaSet, startReplicaSet } from "../support/replica-set.ts";
 import { JWT_SECRET, PEPPER } from "../support/service.ts";

@@ -1,7 +1,6 @@
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
-import { createHpackDecoder, encodeFields } from "../../src/transport/hpack.ts";
 import {
   createFrameReader,
   DEFAULT_WINDOW_BYTES,
@@ -15,7 +14,8 @@ import {
   Setting,
   settingsFrame,
   Type,
-} from "../../src/transport/http2-frames.ts";
+} from "../../src/fastpath/http2/frames.ts";
+import { createHpackDecoder, encodeFields } from "../../src/fastpath/http2/hpack.ts";
 
 export interface SeenStream {
   /** Of all blocks, in order. */

@@ -122,7 +122,7 @@ const checkBy =
     return toTold(fromBinary(CheckResponseSchema, bytes));
   };
 
-/** Connect in JSON: served by the stock path. */
+/** Connect in JSON: served by Node's own server. */
 const checkJson: Door = async (address, asked) => {
   const message = fromBinary(CheckRequestSchema, checkRequest(asked, true));
   const answer = await fetch(`http://${address}${CHECK_PATH}`, {

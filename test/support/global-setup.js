@@ -1,8 +1,8 @@
 import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { readConfig } from "../../dist/src/config.js";
-import { startMongod } from "../../dist/src/store/mongod.js";
+import { startMongod } from "../../dist/src/embedded/mongod.js";
+import { readConfig } from "../../dist/src/service/config.js";
 
 /** One real mongod for all tests; each test file uses a database of its own. */
 export default async function globalSetup() {

@@ -23,7 +23,7 @@ export async function installPacked(): Promise<string> {
   writeFileSync(join(project, "package.json"), '{"type":"module"}');
   // As npm does with a package's programs.
   mkdirSync(join(project, "node_modules", ".bin"));
-  symlinkSync("../latchkey/dist/src/cli.js", join(project, "node_modules", ".bin", "latchkey"));
+  symlinkSync("../latchkey/dist/src/cli/main.js", join(project, "node_modules", ".bin", "latchkey"));
   await chmod(join(installed, "dist", "src", "cli.js"), 0o755);
   return project;
 }

@@ -55,7 +55,7 @@ export function launch(
   env: Record<string, string>,
   { root = ".", nodeOptions = [], onStarted = () => {} }: Launched = {},
 ): { child: ChildProcess; output: () => string } {
-  const child = spawn(process.execPath, [...nodeOptions, join(root, "dist/src/cli.js"), ...args], {
+  const child = spawn(process.execPath, [...nodeOptions, join(root, "dist/src/cli/main.js"), ...args], {
     env: {
       PATH: process.env.PATH,
       HOME: process.env.HOME,

@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { readConfig } from "../../src/config.ts";
+import { readConfig } from "../../src/service/config.ts";
 
 const REQUIREMENTS = [
   ...["grpcio>=1.60,<2", "grpcio-reflection>=1.60,<2", "grpcio-health-checking>=1.60,<2"],

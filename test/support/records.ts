@@ -1,4 +1,4 @@
-import type { KeyRecord } from "../../src/keys/key.ts";
+import type { KeyRecord } from "../../src/keys/record.ts";
 
 /** A record that holds, with no secret behind it; `id` may be shorter than a real one. */
 export function recordOf(id: string, rev = 1, fields: Partial<KeyRecord> = {}): KeyRecord {

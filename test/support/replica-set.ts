@@ -7,8 +7,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MongoClient } from "mongodb";
-import { readConfig } from "../../src/config.ts";
-import { findMongod } from "../../src/store/mongod-binary.ts";
+import { findMongod } from "../../src/embedded/mongod-binary.ts";
+import { readConfig } from "../../src/service/config.ts";
 import { startTcpProxy, type TcpProxy, type Weather } from "./tcp-proxy.ts";
 
 export async function freePort(): Promise<number> {

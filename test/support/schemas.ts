@@ -1,5 +1,5 @@
 import type { Collection, Db, MongoClient } from "mongodb";
-import { type SchemaWatch, type SchemaWatchOptions, watchSchema } from "../../src/store/schema-watch.ts";
+import { type SchemaWatch, type SchemaWatchOptions, watchSchema } from "../../src/mongo/schema-watch.ts";
 
 /** A watch of what the service rests on that notices by itself only what is there at its start, unless `options` say otherwise. */
 export function watchOf(db: Db, options: Partial<SchemaWatchOptions> = {}): Promise<SchemaWatch> {

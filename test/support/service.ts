@@ -4,9 +4,9 @@ import { type Client, createClient } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport } from "@connectrpc/connect-node";
 import { SignJWT } from "jose";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
-import { readConfig } from "../../src/config.ts";
-import { type Server, startServer } from "../../src/server.ts";
-import { createLogger } from "../../src/telemetry.ts";
+import { createLogger } from "../../src/observe/telemetry.ts";
+import { readConfig } from "../../src/service/config.ts";
+import { type Server, startServer } from "../../src/service/server.ts";
 
 export const JWT_SECRET = "a-test-secret-that-is-long-enough-for-hs256";
 export const PEPPER = Buffer.alloc(32, 7).toString("base64");

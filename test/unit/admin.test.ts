@@ -1,12 +1,12 @@
 import { beforeEach, expect, test } from "@jest/globals";
 import { createKeyAdmin, type KeyAdmin } from "../../src/keys/admin.ts";
-import type { AuditEntry, AuditFilter, AuditStore, StoredAuditEntry } from "../../src/keys/audit.ts";
+import type { AuditEntry, AuditFilter, AuditStore, StoredAuditEntry } from "../../src/keys/audit/entry.ts";
 import { KeyError } from "../../src/keys/errors.ts";
-import { formatKey } from "../../src/keys/format.ts";
-import type { KeyRecord } from "../../src/keys/key.ts";
-import type { KeyStore } from "../../src/keys/key-store.ts";
 import type { Caller } from "../../src/keys/manage.ts";
+import type { KeyStore } from "../../src/keys/ports.ts";
+import type { KeyRecord } from "../../src/keys/record.ts";
 import type { SecretKeeper } from "../../src/keys/secret.ts";
+import { formatKey } from "../../src/keys/text.ts";
 import { recordOf } from "../support/records.ts";
 
 const NOW = new Date(Date.UTC(2026, 10, 25));

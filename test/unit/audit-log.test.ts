@@ -1,6 +1,6 @@
 import { afterEach, expect, jest, test } from "@jest/globals";
-import { type AuditEntry, auditedUserId, cleanUserAgent } from "../../src/keys/audit.ts";
-import { type AuditLog, BURST, createAuditLog } from "../../src/keys/audit-log.ts";
+import { type AuditEntry, auditedUserId, cleanUserAgent } from "../../src/keys/audit/entry.ts";
+import { type AuditLog, BURST, createAuditLog } from "../../src/keys/audit/log.ts";
 import { deferred, stillClock } from "../support/records.ts";
 
 const logs: AuditLog[] = [];

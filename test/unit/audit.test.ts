@@ -1,6 +1,6 @@
 import { expect, test } from "@jest/globals";
-import { auditedKeyIds, auditedUserId, cleanUserAgent } from "../../src/keys/audit.ts";
-import { formatKey } from "../../src/keys/format.ts";
+import { auditedKeyIds, auditedUserId, cleanUserAgent } from "../../src/keys/audit/entry.ts";
+import { formatKey } from "../../src/keys/text.ts";
 
 const ID = "0123456789abcDEF";
 const KEY = formatKey({ prefix: "acme_live", id: ID, secret: `${"s3".repeat(21)}X` });

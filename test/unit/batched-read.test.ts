@@ -1,9 +1,9 @@
 import { stat } from "node:fs";
 import { setImmediate as turn } from "node:timers/promises";
 import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
-import { type BatchedRead, createBatchedRead } from "../../src/keys/batched-read.ts";
-import type { KeyRecord } from "../../src/keys/key.ts";
-import { createView, type View } from "../../src/keys/view.ts";
+import type { KeyRecord } from "../../src/keys/record.ts";
+import { type BatchedRead, createBatchedRead } from "../../src/keys/verify/batched-read.ts";
+import { createView, type View } from "../../src/keys/verify/view.ts";
 import { deferred, recordOf, stillClock } from "../support/records.ts";
 
 interface Read {

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { expect, test } from "@jest/globals";
-import { parseKey } from "../../src/keys/format.ts";
+import { parseKey } from "../../src/keys/text.ts";
 import { parseH2load } from "../bench/loads.ts";
 import { readOptions } from "../bench/options.ts";
 import { badChecksum, unknownKey, wrongSecret } from "../bench/records.ts";

@@ -6,14 +6,14 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { expect, jest, test } from "@jest/globals";
 import { BatchVerifyRequestSchema, VerifyRequestSchema } from "#gen/latchkey/v1/api_key_service_pb";
+import { type CallLog, createCallLog } from "../../src/edge/call-log.ts";
+import { createFastBatchVerify } from "../../src/edge/doors/fast-verify-many.ts";
+import { createFastVerify } from "../../src/edge/doors/verify.ts";
+import type { Authenticator } from "../../src/edge/tokens.ts";
+import type { FastMethod } from "../../src/fastpath/fast-method.ts";
 import { KeyError } from "../../src/keys/errors.ts";
-import type { Verification } from "../../src/keys/verify.ts";
-import { type CallLog, createCallLog } from "../../src/rpc/call-log.ts";
-import { createHotVerify } from "../../src/rpc/hot-verify.ts";
-import { createHotBatchVerify } from "../../src/rpc/hot-verify-many.ts";
-import type { Authenticator } from "../../src/rpc/tokens.ts";
-import { createLogger, createMetrics, type Metrics } from "../../src/telemetry.ts";
-import type { HotMethod } from "../../src/transport/hot-method.ts";
+import type { Verification } from "../../src/keys/verify/verify.ts";
+import { createLogger, createMetrics, type Metrics } from "../../src/observe/telemetry.ts";
 import { deferred } from "../support/records.ts";
 
 type Line = { level: string; reason?: string; untold?: number };
@@ -113,10 +113,10 @@ test("a call that is answered past its deadline is counted as DEADLINE_EXCEEDED,
   const authenticator = { service: () => undefined } as unknown as Authenticator;
   const late = deferred<Verification>();
   const valid = { outcome: "valid", entry: undefined, missingScopes: [], asOfMs: 0, nowMs: 0 } as const;
-  const verify = createHotVerify({ verify: () => late.promise, authenticator, calls });
-  const verifyMany = createHotBatchVerify({ verifyMany: () => late.promise.then(() => []), authenticator, calls });
+  const verify = createFastVerify({ verify: () => late.promise, authenticator, calls });
+  const verifyMany = createFastBatchVerify({ verifyMany: () => late.promise.then(() => []), authenticator, calls });
   const asked = { protocol: "grpc", headers: {}, peer: undefined, json: false } as const;
-  const messages: [HotMethod, Uint8Array][] = [
+  const messages: [FastMethod, Uint8Array][] = [
     [verify, toBinary(VerifyRequestSchema, create(VerifyRequestSchema, { key: "lk_x" }))],
     [verifyMany, toBinary(BatchVerifyRequestSchema, create(BatchVerifyRequestSchema, { requests: [{ key: "lk_x" }] }))],
   ];

@@ -1,13 +1,13 @@
 import { getEventListeners } from "node:events";
 import { expect, test } from "@jest/globals";
 import { array, assert, asyncProperty, constantFrom, integer, oneof, record } from "fast-check";
-import { type Changes, createChanges, type Told } from "../../src/keys/changes.ts";
+import { type Changes, createChanges, type WatchMessage } from "../../src/keys/changes.ts";
 
 const open = (changes: Changes, from?: bigint | "unknown") => {
   const controller = new AbortController();
   const stream = changes.watch(from, controller.signal);
   return {
-    next: async (): Promise<Told | undefined> => (await stream.next()).value ?? undefined,
+    next: async (): Promise<WatchMessage | undefined> => (await stream.next()).value ?? undefined,
     leave: async () => {
       controller.abort();
       await stream.return();
@@ -21,8 +21,8 @@ const following = (options = {}) => {
   changes.proven(1_000, 11n);
   return changes;
 };
-const shown = (told: Told | undefined) =>
-  told === undefined ? "end" : told.event === "change" ? told.change.id : `${told.event} ${told.asOfMs}`;
+const shown = (message: WatchMessage | undefined) =>
+  message === undefined ? "end" : message.event === "change" ? message.change.id : `${message.event} ${message.asOfMs}`;
 
 test("a watch begins with a heartbeat, and then tells each change and each proof in order", async () => {
   const changes = following();
@@ -39,7 +39,7 @@ test("a watch begins with a heartbeat, and then tells each change and each proof
   expect(changes.watchers).toBe(0);
 });
 
-test("before the first proof nothing is told: there is no time that could be claimed", async () => {
+test("before the first proof nothing is message: there is no time that could be claimed", async () => {
   const changes = createChanges();
   const watch = open(changes);
   const first = watch.next();
@@ -51,7 +51,7 @@ test("before the first proof nothing is told: there is no time that could be cla
   expect(shown(await first)).toBe("restart 5");
 });
 
-test("heartbeats are told together to who reads slowly, and never before the changes that they cover", async () => {
+test("heartbeats are message together to who reads slowly, and never before the changes that they cover", async () => {
   const changes = following();
   const watch = open(changes);
   await watch.next();
@@ -63,7 +63,7 @@ test("heartbeats are told together to who reads slowly, and never before the cha
   expect(shown(await watch.next())).toBe("heartbeat 4000");
 });
 
-test("changes of one transaction are not split by a resumption: all of them are told again", async () => {
+test("changes of one transaction are not split by a resumption: all of them are message again", async () => {
   const changes = following();
   const first = open(changes);
   await first.next();
@@ -73,11 +73,11 @@ test("changes of one transaction are not split by a resumption: all of them are 
   await first.next();
   const { position } = (await first.next())!;
   const resumed = open(changes, position);
-  const told = [await resumed.next(), await resumed.next(), await resumed.next()];
-  expect(told.map(shown)).toEqual(["heartbeat 1000", "old", "new"]);
+  const message = [await resumed.next(), await resumed.next(), await resumed.next()];
+  expect(message.map(shown)).toEqual(["heartbeat 1000", "old", "new"]);
 });
 
-test("a token from after a proof does not step over changes that were not told yet", async () => {
+test("a token from after a proof does not step over changes that were not message yet", async () => {
   const changes = following();
   changes.proven(2_000, 12n);
   changes.changed(change("a", 13n));
@@ -90,7 +90,7 @@ test("a token from after a proof does not step over changes that were not told y
   expect([shown(await again.next()), shown(await again.next())]).toEqual(["a", "b"]);
 });
 
-test("who asks for more than is held, or sends an unknown token, is told to start again", async () => {
+test("who asks for more than is held, or sends an unknown token, is message to start again", async () => {
   const changes = following({ maxHeld: 2 });
   for (const [id, time] of [
     ["a", 20n],
@@ -116,7 +116,7 @@ test("who resumes from the very moment that changes are followed from has missed
   expect([shown(await resumed.next()), shown(await resumed.next())]).toEqual(["heartbeat 1000", "a"]);
 });
 
-test("a heartbeat's position is the proof's, and never before what the watcher was told by another process", async () => {
+test("a heartbeat's position is the proof's, and never before what the watcher was message by another process", async () => {
   const changes = following();
   expect((await open(changes).next())?.position).toBe(11n);
   const behind = open(changes, 10n);
@@ -149,7 +149,7 @@ test("a watch that ended leaves nothing at its caller's signal", async () => {
   expect(getEventListeners(controller.signal, "abort")).toHaveLength(0);
 });
 
-test("who falls behind by more than is held is told so, and then follows again", async () => {
+test("who falls behind by more than is held is message so, and then follows again", async () => {
   const changes = following({ maxHeld: 2 });
   const watch = open(changes);
   await watch.next();
@@ -159,7 +159,7 @@ test("who falls behind by more than is held is told so, and then follows again",
   expect(shown(await watch.next())).toBe("a");
 });
 
-test("when the stream of changes begins anew, everyone is told, those who were up to date too", async () => {
+test("when the stream of changes begins anew, everyone is message, those who were up to date too", async () => {
   const changes = following();
   const watches = [open(changes), open(changes)];
   for (const watch of watches) await watch.next();
@@ -181,7 +181,7 @@ test("watchers are bounded, and a drain ends them all", async () => {
   expect(changes.watchers).toBe(0);
 });
 
-test("whatever happens and wherever a watcher resumes, no heartbeat covers a change that it was neither told nor told to have missed", async () => {
+test("whatever happens and wherever a watcher resumes, no heartbeat covers a change that it was neither message nor message to have missed", async () => {
   const step = oneof(
     { weight: 4, arbitrary: record({ what: constantFrom("changed" as const), by: integer({ min: 0, max: 2 }) }) },
     { weight: 2, arbitrary: record({ what: constantFrom("proven" as const), by: integer({ min: 1, max: 2 }) }) },
@@ -200,15 +200,15 @@ test("whatever happens and wherever a watcher resumes, no heartbeat covers a cha
       const unaware = new Set<string>();
       let position: bigint | undefined;
       let watch = open(processes[0]!);
-      const take = (told: Told | undefined) => {
-        if (told === undefined) return;
-        if (told.event === "change") unaware.delete(told.change.id);
-        if (told.event === "restart") unaware.clear();
-        if (told.event === "heartbeat") {
-          const covered = happened.filter((one) => one.wallMs <= told.asOfMs && unaware.has(one.id));
+      const take = (message: WatchMessage | undefined) => {
+        if (message === undefined) return;
+        if (message.event === "change") unaware.delete(message.change.id);
+        if (message.event === "restart") unaware.clear();
+        if (message.event === "heartbeat") {
+          const covered = happened.filter((one) => one.wallMs <= message.asOfMs && unaware.has(one.id));
           expect(covered).toEqual([]);
         }
-        position = told.position;
+        position = message.position;
       };
       take(await watch.next());
       for (const { what, by } of steps) {
@@ -231,16 +231,16 @@ test("whatever happens and wherever a watcher resumes, no heartbeat covers a cha
           watch = open(processes[by]!, position);
         } else {
           const pending = watch.next();
-          const told = await Promise.race([
+          const message = await Promise.race([
             pending,
             new Promise<undefined>((resolve) => setImmediate(resolve, undefined)),
           ]);
-          if (told === undefined) {
+          if (message === undefined) {
             // Nothing to tell: leave, as a client whose connection broke would.
             await watch.leave();
             await pending;
             watch = open(processes[by]!, position);
-          } else take(told);
+          } else take(message);
         }
       }
       await watch.leave();

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { z } from "zod";
+import { defaultListenerLimits } from "../../src/fastpath/listen.ts";
 import {
   CLIENT_VARIABLES,
   isSecret,
@@ -11,9 +12,8 @@ import {
   readClientConfig,
   readConfig,
   VARIABLES,
-} from "../../src/config.ts";
-import { parseDuration } from "../../src/duration.ts";
-import { defaultListenerLimits } from "../../src/transport/listener.ts";
+} from "../../src/service/config.ts";
+import { parseDuration } from "../../src/service/duration.ts";
 
 const problemsOf = (environment: Record<string, string>): string => {
   try {

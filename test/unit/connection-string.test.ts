@@ -1,9 +1,9 @@
 import { expect, test } from "@jest/globals";
 import { MongoClient } from "mongodb";
 import { OPTIONS } from "mongodb/lib/connection_string.js";
-import { readConfig } from "../../src/config.ts";
-import { openVerifyClient } from "../../src/store/connection.ts";
-import { judgeUri, type OptionFate, URI_OPTIONS } from "../../src/store/connection-string.ts";
+import { openVerifyClient } from "../../src/mongo/connection.ts";
+import { judgeUri, type OptionFate, URI_OPTIONS } from "../../src/mongo/connection-string.ts";
+import { readConfig } from "../../src/service/config.ts";
 
 const PLACE = "mongodb://user:canary@db.internal:27017,db2.internal/records";
 const namesOf = (fate: OptionFate) => [...URI_OPTIONS].filter(([, own]) => own === fate).map(([name]) => name);

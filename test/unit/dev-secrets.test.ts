@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "@jest/globals";
-import { ensureDevSecrets } from "../../src/dev-secrets.ts";
+import { ensureDevSecrets } from "../../src/embedded/dev-secrets.ts";
 
 let directory: string;
 beforeEach(() => {

@@ -1,6 +1,6 @@
 import { expect, test } from "@jest/globals";
+import { toConnectError } from "../../src/edge/errors.ts";
 import { checked, deadlineExceeded, invalid, KeyError } from "../../src/keys/errors.ts";
-import { toConnectError } from "../../src/rpc/error-map.ts";
 
 test("an error says nothing that it was not given", () => {
   const error = new KeyError("NO_KEY", "none");

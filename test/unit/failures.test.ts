@@ -3,8 +3,8 @@ import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { expect, test } from "@jest/globals";
 import { MongoErrorLabel, MongoNetworkError, MongoServerError } from "mongodb";
 import { MONGODB_ERROR_CODES } from "mongodb/lib/error.js";
-import { toKeyError } from "../../src/store/failures.ts";
-import { LABELS, SERVER_CODES } from "../../src/store/server-errors.ts";
+import { toKeyError } from "../../src/mongo/failures.ts";
+import { LABELS, SERVER_CODES } from "../../src/mongo/server-errors.ts";
 
 /** What a socket fails with when it is written to after its peer has reset it. */
 async function writeFailure(): Promise<unknown> {

@@ -1,5 +1,5 @@
 import { expect, test } from "@jest/globals";
-import { createFreshness } from "../../src/keys/freshness.ts";
+import { createFreshness } from "../../src/keys/verify/freshness.ts";
 import { stillClock } from "../support/records.ts";
 
 const at = (ms: number) => ({ wallMs: 1_000_000 + ms, monotonicMs: ms });

@@ -1,12 +1,12 @@
 import { Writable } from "node:stream";
 import { describe, expect, test } from "@jest/globals";
+import { createCallLog } from "../../src/edge/call-log.ts";
+import { createDecide, type Denial, identityHeaders } from "../../src/edge/gateway/decide.ts";
+import { headersToRemove, noteHeader, noteQuery, nothingPresented } from "../../src/edge/gateway/presented-key.ts";
+import type { Authenticator } from "../../src/edge/tokens.ts";
 import { type ErrorReason, KeyError } from "../../src/keys/errors.ts";
-import type { VerifyKey } from "../../src/keys/verify.ts";
-import { createCallLog } from "../../src/rpc/call-log.ts";
-import { createDecide, type Denial, identityHeaders } from "../../src/rpc/gateway.ts";
-import { headersToRemove, noteHeader, noteQuery, nothingPresented } from "../../src/rpc/presented-key.ts";
-import type { Authenticator } from "../../src/rpc/tokens.ts";
-import { createLogger, createMetrics } from "../../src/telemetry.ts";
+import type { VerifyKey } from "../../src/keys/verify/verify.ts";
+import { createLogger, createMetrics } from "../../src/observe/telemetry.ts";
 import { recordOf } from "../support/records.ts";
 
 const SOURCES = { bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] };

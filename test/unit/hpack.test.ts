@@ -3,8 +3,8 @@ import { connect } from "node:http2";
 import { type AddressInfo, createServer } from "node:net";
 import { describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
-import { createHpackDecoder, encodeFields, HpackError } from "../../src/transport/hpack.ts";
-import { createFrameReader, PREFACE, settingsFrame, Type } from "../../src/transport/http2-frames.ts";
+import { createFrameReader, PREFACE, settingsFrame, Type } from "../../src/fastpath/http2/frames.ts";
+import { createHpackDecoder, encodeFields, HpackError } from "../../src/fastpath/http2/hpack.ts";
 
 const decoderOf = ({ maxTableBytes = 4_096, maxListBytes = 100_000 } = {}) =>
   createHpackDecoder({ maxTableBytes, maxListBytes });

@@ -1,10 +1,10 @@
 import { setImmediate as turn } from "node:timers/promises";
 import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
-import { createFreshness, type Freshness } from "../../src/keys/freshness.ts";
-import type { KeyRecord } from "../../src/keys/key.ts";
-import { createLookup, type KeyLookup, type RecordSource } from "../../src/keys/lookup.ts";
-import { createView, type View } from "../../src/keys/view.ts";
+import type { KeyRecord } from "../../src/keys/record.ts";
+import { createFreshness, type Freshness } from "../../src/keys/verify/freshness.ts";
+import { createLookup, type KeyLookup, type RecordSource } from "../../src/keys/verify/lookup.ts";
+import { createView, type View } from "../../src/keys/verify/view.ts";
 import { deferred, recordOf, stillClock } from "../support/records.ts";
 
 type Kind = keyof RecordSource;

@@ -1,14 +1,14 @@
 import { createHash } from "node:crypto";
 import { beforeEach, expect, test } from "@jest/globals";
-import type { AuditEntry } from "../../src/keys/audit.ts";
+import type { AuditEntry } from "../../src/keys/audit/entry.ts";
 import { KeyError } from "../../src/keys/errors.ts";
-import { parseKey } from "../../src/keys/format.ts";
-import type { KeyRecord } from "../../src/keys/key.ts";
-import type { Change, Decide, KeyStore } from "../../src/keys/key-store.ts";
 import { type Caller, createKeyManager, type KeyManager, type RefreshInput } from "../../src/keys/manage.ts";
 import { type Lifetime, type Policy, parseScopePatterns } from "../../src/keys/policy.ts";
+import type { Change, Decide, KeyStore } from "../../src/keys/ports.ts";
+import type { KeyRecord } from "../../src/keys/record.ts";
 import { createRequestSecrets, REQUEST_REMEMBERED_MS, type RequestKey } from "../../src/keys/request-id.ts";
 import type { SecretKeeper } from "../../src/keys/secret.ts";
+import { parseKey } from "../../src/keys/text.ts";
 import { deferred, recordOf } from "../support/records.ts";
 
 const START_MS = Date.UTC(2026, 10, 25);

@@ -1,5 +1,5 @@
 import { expect, test } from "@jest/globals";
-import { describe as describePeppers, formatPeppers } from "../../src/peppers.ts";
+import { describe as describePeppers, formatPeppers } from "../../src/cli/peppers.ts";
 
 test("a pepper may go once no good key is under it, however many ended ones are", () => {
   const { outdated, peppers } = describePeppers(

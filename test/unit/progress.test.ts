@@ -1,5 +1,5 @@
 import { expect, test } from "@jest/globals";
-import { showProgress } from "../../src/store/progress.ts";
+import { showProgress } from "../../src/embedded/progress.ts";
 
 const MIB = 1_048_576;
 

@@ -1,9 +1,9 @@
 import { generateKeyPairSync, type KeyObject } from "node:crypto";
 import { expect, test } from "@jest/globals";
 import { SignJWT } from "jose";
-import { readConfig } from "../../src/config.ts";
-import { readPublicKey } from "../../src/public-key.ts";
-import { createAuthenticator } from "../../src/rpc/tokens.ts";
+import { readPublicKey } from "../../src/edge/public-key.ts";
+import { createAuthenticator } from "../../src/edge/tokens.ts";
+import { readConfig } from "../../src/service/config.ts";
 
 interface Pair {
   publicKey: KeyObject;

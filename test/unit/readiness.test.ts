@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
-import { checkDatabase } from "../../src/database-checks.ts";
-import { createFreshness } from "../../src/keys/freshness.ts";
-import { createReadiness, mergedReport, shown } from "../../src/readiness.ts";
+import { createFreshness } from "../../src/keys/verify/freshness.ts";
+import { createReadiness, mergedReport, shown } from "../../src/observe/readiness.ts";
+import { checkDatabase } from "../../src/service/database-checks.ts";
 import { stillClock } from "../support/records.ts";
 
 beforeEach(() => void jest.useFakeTimers());

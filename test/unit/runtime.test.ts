@@ -99,7 +99,9 @@ test("npm start and npm test say to run npm ci where it has not come to its end"
   for (const name of ["prestart", "pretest"])
     expect(scripts[name]).toMatch(/^sh test\/runtime\/node\.sh --installed && /);
   const installed = (clone: string) => {
-    const { status, stderr } = spawnSync("sh", [join(clone, "test/runtime/node.sh"), "--installed"], { encoding: "utf8" });
+    const { status, stderr } = spawnSync("sh", [join(clone, "test/runtime/node.sh"), "--installed"], {
+      encoding: "utf8",
+    });
     return { status, said: stderr.trim() };
   };
   expect(installed(".")).toEqual({ status: 0, said: "" });
@@ -117,7 +119,7 @@ function startedOn(version: string) {
   const pretend = `Object.defineProperty(process.versions, "node", { value: "${version}" })`;
   const { status, stderr } = spawnSync(
     process.execPath,
-    ["--import", `data:text/javascript,${pretend}`, "dist/src/cli.js", "--help"],
+    ["--import", `data:text/javascript,${pretend}`, "dist/src/cli/main.js", "--help"],
     { encoding: "utf8", env: {} },
   );
   return { status, said: stderr.trim() };

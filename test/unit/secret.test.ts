@@ -2,7 +2,7 @@ import { createHmac, randomBytes } from "node:crypto";
 import { beforeEach, expect, test } from "@jest/globals";
 import { verify as argon2Verify } from "argon2";
 import { createHashGate, type HashGate } from "../../src/keys/hash-gate.ts";
-import type { Fingerprint } from "../../src/keys/key.ts";
+import type { Fingerprint } from "../../src/keys/record.ts";
 import { createSecretKeeper } from "../../src/keys/secret.ts";
 import { deferred } from "../support/records.ts";
 

@@ -7,48 +7,125 @@ const sources = readdirSync("src", { recursive: true, encoding: "utf8" })
   .filter((file) => file.endsWith(".ts"))
   .map((file) => join("src", file));
 
-const importsOf = (file: string): string[] =>
-  [...readFileSync(file, "utf8").matchAll(/^(?:import|export)\s[^;]*?from\s+"([^"]+)"/gms)].map((match) =>
+const FIRST = /^(?:import|export)\s[^;]*?from\s+"([^"]+)"/gms;
+const EVER = /(?:^(?:import|export)\s[^;]*?from\s+|\bimport\()"([^"]+)"/gms;
+
+/** All that a file imports, or with FIRST all that it can't be loaded without. */
+const importsOf = (file: string, imports = EVER): string[] =>
+  [...readFileSync(file, "utf8").matchAll(imports)].map((match) =>
     match[1]!.startsWith(".") ? relative("", join(dirname(file), match[1]!)) : match[1]!,
   );
 
-/** What each room may import: its own files, these rooms and files, and these packages. */
+/** The rooms and packages that each room may import, beside its own files and Node. Arrows point one way: each row names rows above it alone. */
 const ROOMS: Record<string, string[]> = {
-  "src/keys/": ["src/keys/", "node:", "argon2", "lru-cache"],
-  "src/store/": ["src/store/", "src/keys/", "src/startup-error.ts", "node:", "mongodb", "mongodb-memory-server-core/"],
-  "src/rpc/": [
-    "src/rpc/",
-    "src/keys/",
-    // The interfaces through which the two meet.
-    "src/transport/hot-method.ts",
-    "src/transport/forward-auth.ts",
-    // How gRPC is written, whoever writes it.
-    "src/transport/wire-format.ts",
-    // What requests hold that are not whole, whoever reads them.
-    "src/transport/held-bytes.ts",
-    "src/telemetry.ts",
-    "src/readiness.ts",
-    "src/config.ts",
-    "#gen/",
-    "node:",
-    "@connectrpc/",
-    "@bufbuild/",
-    "jose",
-    "lru-cache",
+  keys: ["argon2", "lru-cache"],
+  observe: ["pino", "pino-pretty", "prom-client"],
+  fastpath: [],
+  client: ["#gen/", "@connectrpc/", "@bufbuild/"],
+  mongo: ["src/keys/", "src/observe/", "mongodb"],
+  edge: ["src/keys/", "src/observe/", "src/fastpath/", "#gen/", "@connectrpc/", "@bufbuild/", "jose", "lru-cache"],
+  embedded: ["src/observe/", "src/mongo/", "mongodb", "mongodb-memory-server-core/"],
+  service: [
+    ...["src/keys/", "src/observe/", "src/fastpath/", "src/mongo/", "src/edge/", "src/embedded/"],
+    ...["#gen/", "mongodb", "zod"],
   ],
-  "src/transport/": ["src/transport/", "src/keys/", "src/startup-error.ts", "node:"],
-  "src/client/": ["src/client/", "#gen/", "@connectrpc/", "@bufbuild/", "node:"],
+  cli: [
+    ...["src/keys/", "src/observe/", "src/client/", "src/mongo/", "src/embedded/", "src/service/"],
+    ...["#gen/", "@connectrpc/", "@bufbuild/", "commander", "jose"],
+  ],
 };
+const roomOf = (file: string) => file.split("/")[1]!;
+
+test("every file has a room, and the rooms' arrows point one way", () => {
+  expect(new Set(sources.map(roomOf))).toEqual(new Set(Object.keys(ROOMS)));
+  const rooms = Object.keys(ROOMS);
+  for (const [index, room] of rooms.entries())
+    for (const target of ROOMS[room]!.filter((name) => name.startsWith("src/")))
+      expect(rooms.slice(0, index)).toContain(roomOf(target));
+});
 
 test.each(Object.entries(ROOMS))("%s imports only what lies below it", (room, allowed) => {
-  const files = sources.filter((file) => file.startsWith(room));
+  const files = sources.filter((file) => roomOf(file) === room);
   expect(files.length).toBeGreaterThan(0);
   const strays = files.flatMap((file) =>
     importsOf(file)
-      .filter((target) => !allowed.some((prefix) => target.startsWith(prefix)))
+      .filter((target) => ![`src/${room}/`, "node:", ...allowed].some((prefix) => target.startsWith(prefix)))
       .map((target) => `${file} imports ${target}`),
   );
   expect(strays).toEqual([]);
+});
+
+test("no file imports itself by way of others", () => {
+  const circles: string[] = [];
+  const done = new Set<string>();
+  const visit = (file: string, path: readonly string[]) => {
+    if (path.includes(file)) circles.push([...path.slice(path.indexOf(file)), file].join(" -> "));
+    else if (!done.has(file)) {
+      for (const target of importsOf(file).filter((name) => name.startsWith("src/"))) visit(target, [...path, file]);
+      done.add(file);
+    }
+  };
+  for (const file of sources) visit(file, []);
+  expect(circles).toEqual([]);
+});
+
+test("whatever a file exports is used by another, but for what the client package publishes", () => {
+  const tests = readdirSync("test", { recursive: true, encoding: "utf8" })
+    .filter((file) => /\.(ts|js)$/.test(file) && !file.includes("node_modules"))
+    .map((file) => join("test", file));
+  const words = new Map(
+    [...sources, ...tests].map((file) => [file, new Set(readFileSync(file, "utf8").match(/\w+/g))] as const),
+  );
+  const dead = sources
+    .filter((file) => roomOf(file) !== "client")
+    .flatMap((file) => {
+      const names = [
+        ...readFileSync(file, "utf8").matchAll(
+          /^export (?:async |abstract )?(?:function\*?|const|let|class|interface|type|enum) (\w+)/gm,
+        ),
+      ];
+      return names
+        .map((match) => match[1]!)
+        .filter((name) => ![...words].some(([other, seen]) => other !== file && seen.has(name)))
+        .map((name) => `${file} exports ${name}`);
+    });
+  expect(dead).toEqual([]);
+});
+
+/** Files of more than 400 lines, and why they are. */
+const LONG: Record<string, string> = {
+  "src/fastpath/http2/connection.ts": "one state machine: every frame changes the same few counts",
+  "src/service/config.ts": "one row a setting: variable, type, default and text stand together",
+  "src/service/server.ts": "puts every part together, in the order in which they are started",
+  "src/mongo/key-store.ts": "reads and the transaction share the deadline, the retries and the proof of an index",
+  "src/embedded/mongod.ts": "one process from its lock to its end, restarts included",
+};
+
+test("a file of more than 400 lines has a reason", () => {
+  const long = sources.filter((file) => readFileSync(file, "utf8").split("\n").length > 401);
+  expect(long.sort()).toEqual(Object.keys(LONG).sort());
+});
+
+test("a comment begins with its subject, and says the field's words", () => {
+  const comments = sources.flatMap((file) =>
+    [...readFileSync(file, "utf8").matchAll(/\/\*\*?[\s\S]*?\*\/|(?<=^|\s)\/\/ .*/g)].map((match) => ({
+      file,
+      text: match[0].replace(/^\/(?:\*\*?|\/)\s*(?:\*\s*)?/, ""),
+    })),
+  );
+  expect(comments.length).toBeGreaterThan(500);
+  const strays = comments.filter(
+    ({ text }) =>
+      /^(?:What|Who)\b/.test(text) ||
+      /\b(?:hot (?:method|path|call)|stock|lane|untaken|intake|told|bidi)\b/i.test(text),
+  );
+  expect(strays.map(({ file, text }) => `${file}: ${text.slice(0, 80)}`)).toEqual([]);
+});
+
+test("no identifier is a house word", () => {
+  const HOUSE =
+    /\b\w*(?:(?<!naps)[hH]ot[A-Z]|[sS]tock|[lL]ane\b|[lL]ane[A-Z]|[uU]ntaken|[iI]ntake|[bB]idi(?!rectional))\w*\b/g;
+  expect(sources.flatMap((file) => readFileSync(file, "utf8").match(HOUSE) ?? [])).toEqual([]);
 });
 
 test("keys imports neither http nor the network", () => {
@@ -59,14 +136,15 @@ test("keys imports neither http nor the network", () => {
 });
 
 test("help, the version and wrong usage of the command line load commander and nothing heavier", () => {
-  const reached = new Set<string>(["src/cli.ts"]);
-  for (const file of reached) if (file.startsWith("src/")) for (const target of importsOf(file)) reached.add(target);
+  const reached = new Set<string>(["src/cli/main.ts"]);
+  for (const file of reached)
+    if (file.startsWith("src/")) for (const target of importsOf(file, FIRST)) reached.add(target);
   expect([...reached].filter((name) => !/^(?:src\/|node:)/.test(name))).toEqual(["commander"]);
 });
 
 test("the database's error codes have names: no number of one stands outside their table", () => {
   const bare = sources
-    .filter((file) => file.startsWith("src/store/") && file !== "src/store/server-errors.ts")
+    .filter((file) => file.startsWith("src/mongo/") && file !== "src/mongo/server-errors.ts")
     .filter((file) =>
       /\bcode\b[^\n]{0,20}[=<>]==? *[1-9]|hasCode\([^)]*\d|new Set\(\[\s*\d/.test(readFileSync(file, "utf8")),
     );
@@ -75,7 +153,16 @@ test("the database's error codes have names: no number of one stands outside the
 
 test("process.env is read in config.ts alone", () => {
   const readers = sources.filter((file) => readFileSync(file, "utf8").includes("process.env"));
-  expect(readers).toEqual(["src/config.ts"]);
+  expect(readers).toEqual(["src/service/config.ts"]);
+});
+
+test("every source file that a page names is there", () => {
+  const pages = ["README.md", "SECURITY.md", ...readdirSync("docs").map((name) => join("docs", name))];
+  const named = pages
+    .filter((page) => page.endsWith(".md"))
+    .flatMap((page) => readFileSync(page, "utf8").match(/\bsrc\/[\w/-]+\.ts\b/g) ?? []);
+  expect(named.length).toBeGreaterThan(20);
+  expect(named.filter((file) => !sources.includes(file))).toEqual([]);
 });
 
 test("every error reason stands in the README's table", () => {
@@ -86,7 +173,7 @@ test("every error reason stands in the README's table", () => {
 });
 
 test("every error reason of the domain is in the proto, and the other way round", async () => {
-  const { CODES } = await import("../../src/rpc/error-map.ts");
+  const { CODES } = await import("../../src/edge/errors.ts");
   const reasons = Object.keys(ErrorReason).filter((name) => /^[A-Z]/.test(name) && name !== "UNSPECIFIED");
   expect(Object.keys(CODES).sort()).toEqual(reasons.sort());
 });

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
-import { createUsage, type Usage } from "../../src/keys/usage.ts";
-import { createView, type Entry } from "../../src/keys/view.ts";
+import { createUsage, type Usage } from "../../src/keys/verify/usage.ts";
+import { createView, type Entry } from "../../src/keys/verify/view.ts";
 import { deferred, recordOf } from "../support/records.ts";
 
 const MINUTE = 60_000;

@@ -1,14 +1,14 @@
 import { randomBytes } from "node:crypto";
 import { beforeEach, expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
-import { formatKey } from "../../src/keys/format.ts";
-import { createFreshness } from "../../src/keys/freshness.ts";
 import { createHashGate, type HashGate } from "../../src/keys/hash-gate.ts";
-import type { Fingerprint, KeyRecord } from "../../src/keys/key.ts";
-import { createLookup } from "../../src/keys/lookup.ts";
+import type { Fingerprint, KeyRecord } from "../../src/keys/record.ts";
 import { createSecretKeeper, type Pepper, type SecretKeeper } from "../../src/keys/secret.ts";
-import { createKeyVerifier, type VerifyInput, type VerifyKey } from "../../src/keys/verify.ts";
-import { createView, type View } from "../../src/keys/view.ts";
+import { formatKey } from "../../src/keys/text.ts";
+import { createFreshness } from "../../src/keys/verify/freshness.ts";
+import { createLookup } from "../../src/keys/verify/lookup.ts";
+import { createKeyVerifier, type VerifyInput, type VerifyKey } from "../../src/keys/verify/verify.ts";
+import { createView, type View } from "../../src/keys/verify/view.ts";
 import { deferred, recordOf } from "../support/records.ts";
 
 const ID = "AAAAAAAAAAAAAAAA";

@@ -1,7 +1,7 @@
 import { beforeEach, expect, test } from "@jest/globals";
 import fc from "fast-check";
-import type { KeyRecord } from "../../src/keys/key.ts";
-import { createView, stateAt, type View, type ViewWindow } from "../../src/keys/view.ts";
+import type { KeyRecord } from "../../src/keys/record.ts";
+import { createView, stateAt, type View, type ViewWindow } from "../../src/keys/verify/view.ts";
 import { recordOf } from "../support/records.ts";
 
 let view: View;

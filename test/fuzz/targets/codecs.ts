@@ -8,17 +8,29 @@ import {
   VerifyRequestSchema,
   VerifyStreamRequestSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
+import { createCheckReader } from "../../../src/edge/codec/check.ts";
+import {
+  decodeBatch,
+  decodeStreamed,
+  decodeVerify,
+  decodeVerifyJson,
+  isPlain,
+} from "../../../src/edge/codec/verify.ts";
+import { scopesIn } from "../../../src/edge/gateway/decide.ts";
+import {
+  isAmbiguous,
+  noteHeader,
+  noteQuery,
+  nothingPresented,
+  parametersOf,
+} from "../../../src/edge/gateway/presented-key.ts";
+import { createAuthenticator } from "../../../src/edge/tokens.ts";
+import { createHpackDecoder, encodeFields, HpackError } from "../../../src/fastpath/http2/hpack.ts";
+import { messageIn } from "../../../src/fastpath/unary.ts";
+import { FORMATS } from "../../../src/fastpath/wire-format.ts";
 import { KeyError } from "../../../src/keys/errors.ts";
-import { formatKey, parseAnyKey } from "../../../src/keys/format.ts";
-import type { VerifyInput } from "../../../src/keys/verify.ts";
-import { createCheckReader } from "../../../src/rpc/check-wire.ts";
-import { scopesIn } from "../../../src/rpc/gateway.ts";
-import { isAmbiguous, noteHeader, noteQuery, nothingPresented, parametersOf } from "../../../src/rpc/presented-key.ts";
-import { createAuthenticator } from "../../../src/rpc/tokens.ts";
-import { decodeBatch, decodeStreamed, decodeVerify, decodeVerifyJson, isPlain } from "../../../src/rpc/verify-wire.ts";
-import { createHpackDecoder, encodeFields, HpackError } from "../../../src/transport/hpack.ts";
-import { messageIn } from "../../../src/transport/unary.ts";
-import { FORMATS } from "../../../src/transport/wire-format.ts";
+import { formatKey, parseAnyKey } from "../../../src/keys/text.ts";
+import type { VerifyInput } from "../../../src/keys/verify/verify.ts";
 import type { FuzzTarget } from "../fuzz.ts";
 
 const KEY = formatKey({ prefix: "lk", id: "0123456789abcdef", secret: "s".repeat(43) });

@@ -1,0 +1,112 @@
+import type { Client } from "@connectrpc/connect";
+import {
+  type ApiKeyService,
+  type CreateResponse,
+  CreateResponseSchema,
+  createLatchkeyClient,
+  GetResponseSchema,
+  KeyWithheld,
+  Outcome,
+  type RefreshResponse,
+  RefreshResponseSchema,
+  RevokeResponseSchema,
+  State,
+  VerifyResponseSchema,
+} from "../client/index.ts";
+import { StartupError } from "../observe/startup-error.ts";
+import { describeKey, printable, show, wordOf } from "./output.ts";
+import { type CallOptions, developmentToken, endpointOf, readKey } from "./session.ts";
+
+/** The exit code of `verify` for a key that is not good; all of them stand in the help. */
+const NOT_GOOD = 3;
+
+interface UserOptions extends CallOptions {
+  user?: string;
+}
+
+interface KeyOptions extends UserOptions {
+  name?: string;
+  scope?: string[];
+  /** In milliseconds, as `grace`. */
+  ttl?: number;
+  grace?: number;
+  requestId?: string;
+}
+
+export async function create(options: KeyOptions): Promise<void> {
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.create({ ...owner, ...keyFields(options) });
+  show(CreateResponseSchema, answer, options, answer.key);
+  failIfWithheld(answer);
+}
+
+export async function get(options: UserOptions): Promise<void> {
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.get(owner);
+  show(GetResponseSchema, answer, options, describeKey(answer.apiKey!));
+}
+
+export async function refresh(options: KeyOptions): Promise<void> {
+  const gracePeriod = options.grace === undefined ? {} : { gracePeriod: span(options.grace) };
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.refresh({ ...owner, ...keyFields(options), ...gracePeriod });
+  show(RefreshResponseSchema, answer, options, answer.key);
+  failIfWithheld(answer);
+}
+
+export async function revoke(options: UserOptions & { reason?: string }): Promise<void> {
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
+  const ended = [answer.apiKey, ...answer.alsoRevoked].flatMap((apiKey) => apiKey?.prefix ?? []);
+  show(RevokeResponseSchema, answer, options, printable([answer.message, ...ended].join(" ")));
+}
+
+export async function verify(options: KeyOptions): Promise<void> {
+  const { baseUrl, token, tls } = endpointOf(options);
+  const client = createLatchkeyClient({ baseUrl, tls, ...(token !== undefined && { token }) });
+  const answer = await client.verify({ key: await readKey(), requiredScopes: options.scope ?? [] });
+  show(VerifyResponseSchema, answer, options, Outcome[answer.outcome] ?? "");
+  if (answer.outcome !== Outcome.VALID) process.exitCode = NOT_GOOD;
+}
+
+interface Session {
+  client: Client<typeof ApiKeyService>;
+  /** Whose key is meant, where that is not the caller's own. */
+  owner: { userId?: string };
+}
+
+/** Without a token and beside an embedded service's data, the caller becomes `--user` by a development token. */
+async function sessionFor({ user, ...options }: UserOptions): Promise<Session> {
+  const { baseUrl, token, tls } = endpointOf(options);
+  if (token !== undefined)
+    return { client: createLatchkeyClient({ baseUrl, tls, token }), owner: user === undefined ? {} : { userId: user } };
+  if (user === undefined)
+    throw new StartupError("No token: set LATCHKEY_TOKEN, or say --user for a development token.");
+  return {
+    client: createLatchkeyClient({ baseUrl, tls, token: await developmentToken(baseUrl, user, false) }),
+    owner: {},
+  };
+}
+
+function keyFields(options: KeyOptions) {
+  return {
+    scopes: options.scope ?? [],
+    ...(options.name !== undefined && { name: options.name }),
+    ...(options.requestId !== undefined && { requestId: options.requestId }),
+    ...(options.ttl !== undefined && { lifetime: { case: "ttl" as const, value: span(options.ttl) } }),
+  };
+}
+
+function span(ms: number): { seconds: bigint; nanos: number } {
+  return { seconds: BigInt(Math.floor(ms / 1_000)), nanos: (ms % 1_000) * 1_000_000 };
+}
+
+/** A repeat whose key is not shown again made nothing: a script that goes on with no key must notice. */
+function failIfWithheld({ apiKey, key, keyWithheld }: CreateResponse | RefreshResponse): void {
+  if (key !== "") return;
+  const why =
+    keyWithheld === KeyWithheld.ENDED
+      ? `it is ${wordOf(State, apiKey?.state ?? State.UNSPECIFIED)}`
+      : "the request key that its secret was derived from is no longer in LATCHKEY_REQUEST_KEYS";
+  throw new StartupError(`This call made the key ${apiKey?.prefix} before. The key is not told again: ${why}.`);
+}

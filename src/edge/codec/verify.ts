@@ -1,0 +1,332 @@
+import { isAscii } from "node:buffer";
+import { toBinary, toJsonString } from "@bufbuild/protobuf";
+import { ApiKeySchema, Consistency, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
+import { ENVELOPE_BYTES } from "../../fastpath/fast-method.ts";
+import { KeyError } from "../../keys/errors.ts";
+import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
+import { type Entry, stateAt } from "../../keys/verify/view.ts";
+import { OUTCOMES, toApiKey, toVerifyError } from "../api-key-message.ts";
+import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "../doors/verify-many.ts";
+
+// Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
+// out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
+
+const NONE: readonly string[] = [];
+
+const NOT_ASCII = /[\x80-\xff]/;
+
+/** A field's number and wire type, as they stand before its value. */
+const LENGTH_DELIMITED = 2;
+const tag = (field: number, type: number) => (field << 3) | type;
+const KEY = tag(1, LENGTH_DELIMITED);
+const REQUIRED_SCOPES = tag(2, LENGTH_DELIMITED);
+const CONSISTENCY = tag(3, 0);
+/** Of BatchVerifyRequest. */
+const OMIT_RECORDS = tag(2, 0);
+
+/** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII; whether it was, `isPlain` tells. */
+export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyInput | undefined {
+  let key = "";
+  let requiredScopes: string[] | undefined;
+  let strong = false;
+  let at = start;
+  while (at < end) {
+    const field = bytes[at++];
+    const value = bytes[at++];
+    if (value === undefined || at > end) return undefined;
+    if (field === CONSISTENCY) {
+      if (value > Consistency.STRONG) return undefined;
+      strong = value === Consistency.STRONG;
+    } else if (field === KEY || field === REQUIRED_SCOPES) {
+      // Nothing that is a key or a scope needs a second byte of length.
+      const until = at + value;
+      if (value > 0x7f || until > end) return undefined;
+      const text = bytes.toString("latin1", at, until);
+      at = until;
+      if (field === KEY) {
+        // The last one counts, but each must be UTF-8.
+        if (key !== "") return undefined;
+        key = text;
+      } else if (requiredScopes === undefined) requiredScopes = [text];
+      else requiredScopes.push(text);
+    } else return undefined;
+  }
+  return { key, requiredScopes: requiredScopes ?? NONE, strong, timeoutMs: 0 };
+}
+
+/**
+ * Whether all text is ASCII, and was thus decoded rightly. Other text is never that of a good key, so it is enough to ask
+ * before a refusal.
+ */
+export function isPlain({ key, requiredScopes }: VerifyInput): boolean {
+  return !NOT_ASCII.test(key) && !requiredScopes.some((scope) => NOT_ASCII.test(scope));
+}
+
+export interface Batch {
+  inputs: VerifyInput[];
+  omitRecords: boolean;
+}
+
+/** BatchVerifyRequest: its VerifyRequests, each as above, and whether records are left out. */
+export function decodeBatch(bytes: Buffer): Batch | undefined {
+  const inputs: VerifyInput[] = [];
+  let omitRecords = false;
+  for (let at = 0; at < bytes.length; ) {
+    if (bytes[at] === OMIT_RECORDS) {
+      const value = bytes[at + 1] ?? Number.NaN;
+      if (!(value <= 1)) return undefined;
+      omitRecords = value === 1;
+      at += 2;
+      continue;
+    }
+    if (bytes[at] !== tag(1, LENGTH_DELIMITED)) return undefined;
+    const { value: length, end: start } = readVarint(bytes, at + 1);
+    at = start + length;
+    // A length that is none is not within.
+    const input = at <= bytes.length ? decodeVerify(bytes, start, at) : undefined;
+    if (input === undefined || !isPlain(input)) return undefined;
+    inputs.push(input);
+  }
+  return { inputs, omitRecords };
+}
+
+/** VerifyStreamRequest: one VerifyRequest. */
+export function decodeStreamed(bytes: Buffer): VerifyInput | undefined {
+  if (bytes[0] !== tag(1, LENGTH_DELIMITED)) return undefined;
+  const { value: length, end: start } = readVarint(bytes, 1);
+  const input = start + length === bytes.length ? decodeVerify(bytes, start, bytes.length) : undefined;
+  return input !== undefined && isPlain(input) ? input : undefined;
+}
+
+/** NaN when there is no varint below 2^21. */
+function readVarint(bytes: Buffer, start: number): { value: number; end: number } {
+  let value = 0;
+  for (let index = 0; index < 3; index += 1) {
+    const byte = bytes[start + index] ?? Number.NaN;
+    value += (byte & 0x7f) * 128 ** index;
+    if (byte < 0x80) return { value, end: start + index + 1 };
+  }
+  return { value: Number.NaN, end: start };
+}
+
+const JSON_FIELDS: ReadonlyMap<string, string> = new Map(
+  ["key", "requiredScopes", "consistency"].map((name) => [name, `"${name}"`]),
+);
+
+/** The VerifyRequest in JSON, where it is spelled as nearly all callers spell it. */
+export function decodeVerifyJson(bytes: Buffer): VerifyInput | undefined {
+  if (!isAscii(bytes)) return undefined;
+  const text = bytes.toString("latin1");
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) return undefined;
+  // A name may come twice, but for JSON.parse the last one counts; spelled with escapes it may look like no name at all.
+  if (text.includes("\\")) return undefined;
+  for (const name in parsed) {
+    const quoted = JSON_FIELDS.get(name);
+    if (quoted === undefined || text.indexOf(quoted) !== text.lastIndexOf(quoted)) return undefined;
+  }
+  const { key = "", requiredScopes = NONE, consistency } = parsed as Record<string, unknown>;
+  if (typeof key !== "string" || !Array.isArray(requiredScopes)) return undefined;
+  if (!requiredScopes.every((scope) => typeof scope === "string")) return undefined;
+  if (consistency !== undefined && consistency !== "CONSISTENCY_STRONG" && consistency !== "CONSISTENCY_BOUNDED") {
+    return undefined;
+  }
+  return { key, requiredScopes, strong: consistency === "CONSISTENCY_STRONG", timeoutMs: 0 };
+}
+
+const RESULT = tag(1, LENGTH_DELIMITED);
+const RESPONSE = tag(1, LENGTH_DELIMITED);
+const ERROR = tag(2, LENGTH_DELIMITED);
+
+/** BatchVerifyResponse, of at most `MAX_BATCH_ANSWER_BYTES`. */
+export function encodeBatch(verdicts: readonly Verdict[]): Buffer {
+  const measured = verdicts.map(measure);
+  const keeps = whatFits(measured);
+  const items = keeps === undefined ? measured : measured.map((item, index) => (keeps[index] ? item : TOO_LARGE));
+  const message = Buffer.allocUnsafe(sizeOfItems(items));
+  let at = 0;
+  for (const item of items) at = writeResult(item, message, at);
+  return message;
+}
+
+/** The verdicts that `encodeBatch` would write, for other encoders. */
+export function fitting(verdicts: Verdict[]): Verdict[] {
+  const keeps = whatFits(verdicts.map(measure));
+  return keeps === undefined ? verdicts : verdicts.map((verdict, index) => (keeps[index] ? verdict : ANSWER_TOO_LARGE));
+}
+
+/** undefined: all of it. */
+function whatFits(items: readonly Measured[]): boolean[] | undefined {
+  if (sizeOfItems(items) <= MAX_BATCH_ANSWER_BYTES) return undefined;
+  const least = sizeOfItems([TOO_LARGE]);
+  // Each item that comes later must at least have room for its error.
+  let left = MAX_BATCH_ANSWER_BYTES - least * items.length;
+  return items.map((item) => {
+    const more = sizeOfItems([item]) - least;
+    const fits = more <= left;
+    if (fits) left -= more;
+    return fits;
+  });
+}
+
+function sizeOfItems(items: readonly Measured[]): number {
+  return items.reduce((size, item) => size + sizeOfField(item.resultSize), 0);
+}
+
+/** VerifyStreamResponses, each in a gRPC envelope. */
+export function encodeStreamed(verdicts: readonly Verdict[]): Buffer {
+  const items = verdicts.map(measure);
+  const size = items.reduce((sum, item) => sum + ENVELOPE_BYTES + sizeOfField(item.resultSize), 0);
+  const messages = Buffer.allocUnsafe(size);
+  let at = 0;
+  for (const item of items) {
+    messages[at] = 0;
+    messages.writeUInt32BE(sizeOfField(item.resultSize), at + 1);
+    at = writeResult(item, messages, at + ENVELOPE_BYTES);
+  }
+  return messages;
+}
+
+interface Measured {
+  verdict: Verification | Uint8Array;
+  size: number;
+  resultSize: number;
+}
+
+function measure(verdict: Verdict): Measured {
+  const content = verdict instanceof KeyError ? toBinary(VerifyErrorSchema, toVerifyError(verdict)) : verdict;
+  const size = content instanceof Uint8Array ? content.length : sizeOfVerification(content);
+  return { verdict: content, size, resultSize: sizeOfField(size) };
+}
+
+const TOO_LARGE = measure(ANSWER_TOO_LARGE);
+
+function writeResult({ verdict, size, resultSize }: Measured, target: Buffer, start: number): number {
+  target[start] = RESULT;
+  let at = writeVarint(target, start + 1, resultSize);
+  target[at] = verdict instanceof Uint8Array ? ERROR : RESPONSE;
+  at = writeVarint(target, at + 1, size);
+  if (!(verdict instanceof Uint8Array)) return writeVerification(verdict, target, at);
+  target.set(verdict, at);
+  return at + size;
+}
+
+/** Of a length-delimited field with a number below 16. */
+function sizeOfField(size: number): number {
+  return 1 + sizeOfVarint(size) + size;
+}
+
+const OUTCOME = tag(1, 0);
+const API_KEY = tag(2, LENGTH_DELIMITED);
+const MISSING_SCOPES = tag(3, LENGTH_DELIMITED);
+const AS_OF = tag(4, LENGTH_DELIMITED);
+const SECONDS = tag(1, 0);
+const NANOS = tag(2, 0);
+
+/** VerifyResponse, after `room` bytes that are left for the caller to fill. */
+export function encodeVerification(verification: Verification, room: number): Buffer {
+  const message = Buffer.allocUnsafe(room + sizeOfVerification(verification));
+  writeVerification(verification, message, room);
+  return message;
+}
+
+function sizeOfVerification({ entry, missingScopes, asOfMs, nowMs }: Verification): number {
+  let size = 2 + asOfField(asOfMs).length;
+  if (entry !== undefined) size += sizeOfField(encodedKey(entry, nowMs).length);
+  for (const scope of missingScopes) size += sizeOfField(scope.length);
+  return size;
+}
+
+/** Returns where it ends. */
+function writeVerification(answer: Verification, target: Buffer, start: number): number {
+  target[start] = OUTCOME;
+  target[start + 1] = OUTCOMES[answer.outcome];
+  let at = start + 2;
+  if (answer.entry !== undefined) at = writeText(target, at, API_KEY, encodedKey(answer.entry, answer.nowMs));
+  for (const scope of answer.missingScopes) at = writeText(target, at, MISSING_SCOPES, scope);
+  const asOf = asOfField(answer.asOfMs);
+  return at + target.write(asOf, at, "latin1");
+}
+
+/** The VerifyResponse in JSON. */
+export function verificationJson({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): string {
+  const apiKey = entry === undefined ? "" : `,"apiKey":${encodedKeyJson(entry, nowMs)}`;
+  const missing = missingScopes.length === 0 ? "" : `,"missingScopes":${JSON.stringify(missingScopes)}`;
+  const asOf = new Date(asOfMs).toISOString().replace(".000Z", "Z");
+  return `{"outcome":"OUTCOME_${outcome.toUpperCase()}"${apiKey}${missing},"asOf":"${asOf}"}`;
+}
+
+function encodedKey(entry: Entry, nowMs: number): string {
+  forgetOtherState(entry, nowMs);
+  if (entry.encoded === undefined) {
+    entry.encoded = Buffer.from(toBinary(ApiKeySchema, toApiKey(entry, nowMs))).toString("latin1");
+  }
+  return entry.encoded;
+}
+
+function encodedKeyJson(entry: Entry, nowMs: number): string {
+  forgetOtherState(entry, nowMs);
+  if (entry.encodedJson === undefined) {
+    entry.encodedJson = toJsonString(ApiKeySchema, toApiKey(entry, nowMs));
+  }
+  return entry.encodedJson;
+}
+
+/** An encoding is good for as long as the record's state is. */
+function forgetOtherState(entry: Entry, nowMs: number): void {
+  const state = stateAt(entry, nowMs);
+  if (entry.encodedState === state) return;
+  entry.encoded = undefined;
+  entry.encodedJson = undefined;
+  entry.encodedState = state;
+}
+
+let lastAsOfMs = -1;
+let lastAsOf = "";
+
+/** The whole field, one character a byte. It is the same for all answers between two proofs. */
+function asOfField(asOfMs: number): string {
+  if (asOfMs === lastAsOfMs) return lastAsOf;
+  const seconds = Math.floor(asOfMs / 1_000);
+  const nanos = (asOfMs - seconds * 1_000) * 1_000_000;
+  const content =
+    (seconds === 0 ? "" : String.fromCharCode(SECONDS) + varint(seconds)) +
+    (nanos === 0 ? "" : String.fromCharCode(NANOS) + varint(nanos));
+  lastAsOfMs = asOfMs;
+  lastAsOf = String.fromCharCode(AS_OF) + varint(content.length) + content;
+  return lastAsOf;
+}
+
+function varint(value: number): string {
+  let bytes = "";
+  for (let rest = value; ; rest = Math.floor(rest / 128)) {
+    if (rest < 128) return bytes + String.fromCharCode(rest);
+    bytes += String.fromCharCode((rest % 128) | 0x80);
+  }
+}
+
+function sizeOfVarint(value: number): number {
+  return value < 0x80 ? 1 : value < 0x4000 ? 2 : value < 0x200000 ? 3 : 4;
+}
+
+function writeVarint(target: Buffer, start: number, value: number): number {
+  let at = start;
+  for (let rest = value; ; rest >>>= 7) {
+    if (rest < 0x80) {
+      target[at] = rest;
+      return at + 1;
+    }
+    target[at++] = (rest & 0x7f) | 0x80;
+  }
+}
+
+function writeText(target: Buffer, start: number, field: number, text: string): number {
+  target[start] = field;
+  const at = writeVarint(target, start + 1, text.length);
+  return at + target.write(text, at, "latin1");
+}

@@ -1,0 +1,214 @@
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
+import {
+  type ApiKey,
+  type ApiKeyService,
+  Consistency,
+  type VerifyRequest,
+  type VerifyResponse,
+  VerifyResponseSchema,
+  type VerifyResultSchema,
+  type VerifyStreamRequest,
+  VerifyStreamRequestSchema,
+} from "#gen/latchkey/v1/api_key_service_pb";
+import { checked, invalid, KeyError } from "../../keys/errors.ts";
+import type { Caller, Created, KeyManager } from "../../keys/manage.ts";
+import type { Lifetime } from "../../keys/policy.ts";
+import { displayPrefix, type KeyRecord } from "../../keys/record.ts";
+import type { Verification, VerifyInput, VerifyKey } from "../../keys/verify/verify.ts";
+import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "../api-key-message.ts";
+import { fitting } from "../codec/verify.ts";
+import { caller, logged, type Noted } from "../connect/interceptors.ts";
+import { stopping } from "../errors.ts";
+import { answerAhead } from "./answer-ahead.ts";
+import { checkBatchSize, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
+
+interface ApiKeyServiceParts {
+  keys: KeyManager;
+  verify: VerifyKey;
+  verifyMany: VerifyMany;
+  clock: () => Date;
+  /** Aborted when the service stops: streams of requests end. */
+  draining: AbortSignal;
+}
+
+/** A call that names no deadline gets this one; none gets more. */
+export const MAX_CALL_MS = 10_000;
+
+/** Messages of one VerifyStream that are verified at once. */
+const MAX_AHEAD = 64;
+
+export function createApiKeyService({
+  keys,
+  verify,
+  verifyMany,
+  clock,
+  draining,
+}: ApiKeyServiceParts): Omit<ServiceImpl<typeof ApiKeyService>, "watch"> {
+  const describe = (record: KeyRecord): ApiKey => toApiKey(record, clock().getTime());
+
+  return {
+    async create(request, context) {
+      const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
+      const created = await keys.create(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: created.record.id, changed: !created.isRepeat });
+      return { apiKey: describe(created.record), ...keyOf(created) };
+    },
+
+    async get(request, context) {
+      const record = await keys.get(callerOf(context), request.userId, deadlineOf(context));
+      note(context, { keyId: record.id });
+      return { apiKey: describe(record) };
+    },
+
+    async refresh(request, context) {
+      const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
+      const refreshed = await keys.refresh(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: refreshed.record.id, changed: !refreshed.isRepeat });
+      const { record, previous, previousKeyRevoked } = refreshed;
+      return {
+        ...{ apiKey: describe(record), ...keyOf(refreshed), previousKeyRevoked },
+        ...(previous && { previous: describe(previous) }),
+      };
+    },
+
+    async revoke(request, context) {
+      const { active, retiring, surplus } = await keys.revoke(
+        callerOf(context),
+        request.userId,
+        request.reason,
+        deadlineOf(context),
+      );
+      const first = (active ?? retiring ?? surplus[0])!;
+      note(context, { keyId: first.id, changed: true });
+      return {
+        message: "The API key was revoked.",
+        revokedKeyPrefix: displayPrefix(first),
+        ...(active && { apiKey: describe(active) }),
+        alsoRevoked: [...(retiring ? [retiring] : []), ...surplus].map(describe),
+      };
+    },
+
+    async verify(request, context) {
+      const verification = await verify(toVerifyInput(request, timeoutOf(context)));
+      const { outcome, entry } = verification;
+      note(context, { outcome, ...(entry && { keyId: entry.id }) });
+      return toVerifyResponse(verification);
+    },
+
+    async batchVerify({ requests, omitRecords }, context) {
+      checked((violations) => checkBatchSize(requests.length, violations));
+      const timeoutMs = timeoutOf(context);
+      const verdicts = await verifyMany(requests.map((request) => toVerifyInput(request, timeoutMs)));
+      return { results: fitting(omitRecords ? verdicts.map(withoutRecord) : verdicts).map(toVerifyResult) };
+    },
+
+    verifyStream: (requests, { signal }) =>
+      answerAhead(wellFormed(until(draining, signal, requests)), MAX_AHEAD, async ({ request }) => {
+        const [verdict] = await verifyMany([toVerifyInput(request, MAX_CALL_MS)]);
+        return { result: toVerifyResult(verdict!) };
+      }),
+  };
+}
+
+/** `items`, until the call is over, or the service stops and the client is sent elsewhere. */
+async function* until<T>(signal: AbortSignal, call: AbortSignal, items: AsyncIterable<T>): AsyncGenerator<T, void> {
+  const source = items[Symbol.asyncIterator]();
+  const left = () => stopping("The service is stopping. Open the stream again.");
+  const next = () =>
+    new Promise<IteratorResult<T>>((resolve, reject) => {
+      const stop = () => reject(left());
+      const end = () => reject(call.reason);
+      signal.addEventListener("abort", stop);
+      call.addEventListener("abort", end);
+      source
+        .next()
+        .finally(() => {
+          signal.removeEventListener("abort", stop);
+          call.removeEventListener("abort", end);
+        })
+        .then(resolve, reject);
+    });
+  try {
+    while (!signal.aborted) {
+      const { done, value } = await next();
+      if (done) return;
+      yield value;
+    }
+    throw left();
+  } finally {
+    // Not waited for: it may be in the middle of a read that never ends.
+    void source.return?.().catch(() => {});
+  }
+}
+
+/** As for a unary message: Connect says INTERNAL of what can't be decoded, and repeats what V8 says of bad JSON. */
+async function* wellFormed(requests: AsyncIterable<VerifyStreamRequest>): AsyncGenerator<VerifyStreamRequest> {
+  try {
+    yield* requests;
+  } catch (error) {
+    const { code, rawMessage } = ConnectError.from(error);
+    if (code === Code.ResourceExhausted) throw new KeyError("MESSAGE_TOO_LARGE", rawMessage);
+    if (code !== Code.Internal && code !== Code.InvalidArgument) throw error;
+    throw invalid([{ field: "", description: `a message is not a well-formed ${VerifyStreamRequestSchema.typeName}` }]);
+  }
+}
+
+/** Unset: an empty request. */
+export function toVerifyInput(request: VerifyRequest | undefined, timeoutMs: number): VerifyInput {
+  const { key = "", requiredScopes = [], consistency = Consistency.UNSPECIFIED } = request ?? {};
+  if (Consistency[consistency] === undefined) {
+    throw invalid([{ field: "consistency", description: `${consistency} is not a consistency` }]);
+  }
+  return { key, requiredScopes, strong: consistency === Consistency.STRONG, timeoutMs };
+}
+
+function toVerifyResponse({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): VerifyResponse {
+  return create(VerifyResponseSchema, {
+    outcome: OUTCOMES[outcome],
+    missingScopes: [...missingScopes],
+    asOf: timestampFromMs(asOfMs),
+    ...(entry && { apiKey: toApiKey(entry, nowMs) }),
+  });
+}
+
+function toVerifyResult(verdict: Verdict): MessageInitShape<typeof VerifyResultSchema> {
+  return verdict instanceof KeyError
+    ? { result: { case: "error", value: toVerifyError(verdict) } }
+    : { result: { case: "response", value: toVerifyResponse(verdict) } };
+}
+
+function keyOf({ key, withheld, isRepeat = false }: Created) {
+  return { key: key ?? "", isRepeat, ...(withheld && { keyWithheld: WITHHELD[withheld] }) };
+}
+
+export function callerOf(context: HandlerContext): Caller {
+  const found = context.values.get(caller);
+  if (found === undefined) throw new Error("a management method was reached without a caller");
+  return found;
+}
+
+/** The deadline of a call that may take `timeoutMs`, or names no limit. */
+export function boundedTimeout(timeoutMs: number | undefined): number {
+  return Math.min(timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
+}
+
+function timeoutOf(context: HandlerContext): number {
+  return boundedTimeout(context.timeoutMs());
+}
+
+export function deadlineOf(context: HandlerContext): number {
+  return performance.now() + timeoutOf(context);
+}
+
+/** For the log and the audit trail. */
+export function note(context: HandlerContext, fields: Noted): void {
+  Object.assign(context.values.get(logged), fields);
+}
+
+function lifetimeOf(
+  lifetime: { case: "ttl" | "expiresAt"; value: Lifetime["value"] } | { case: undefined; value?: undefined },
+) {
+  return lifetime.case === undefined ? undefined : ({ case: lifetime.case, value: lifetime.value } satisfies Lifetime);
+}

@@ -1,0 +1,97 @@
+/** A MAC of the secret under one of the service's peppers. */
+export interface Fingerprint {
+  /** The pepper's id in the ring. */
+  pepper: string;
+  /** HMAC-SHA-256, 32 bytes. */
+  mac: Uint8Array;
+}
+
+/** The call that a key was made by, where the call may be repeated. */
+export interface KeyRequest {
+  /** SHA-256 of the request id, base64url. */
+  id: string;
+  /** SHA-256 of what was asked for, base64url. */
+  arguments: string;
+  /** The id of the request key that the secret was derived under. */
+  ringId: string;
+  /** The id of the key that it replaced. */
+  previousId?: string | undefined;
+  /** That key stopped working at once. */
+  previousRevoked?: boolean | undefined;
+}
+
+/** A key as it is stored. One record a key; it is never deleted by a caller. */
+export interface KeyRecord {
+  id: string;
+  userId: string;
+  name?: string | undefined;
+  /** The whole key prefix it was minted with, for example `lk`. */
+  prefix: string;
+  scopes: string[];
+  /** As stored. `statusAt` says what holds at a moment. */
+  state: StoredState;
+  createdAt: Date;
+  expiresAt?: Date | undefined;
+  retiresAt?: Date | undefined;
+  revokedAt?: Date | undefined;
+  revocationReason?: string | undefined;
+  lastUsedAt?: Date | undefined;
+  /** argon2id, as a PHC string: the credential of record. */
+  secretHash: string;
+  fingerprint?: Fingerprint | undefined;
+  /** No more than one record a user has it for one request id. */
+  request?: KeyRequest | undefined;
+  /** One more at each write. */
+  rev: number;
+}
+
+export type StoredState = "active" | "retiring" | "revoked" | "expired";
+
+/** The fields that say whether a key may be used. Times are Dates, or Unix milliseconds. */
+export interface Lifecycle<Time extends Date | number = Date> {
+  state: StoredState;
+  expiresAt?: Time | undefined;
+  retiresAt?: Time | undefined;
+  revokedAt?: Time | undefined;
+  revocationReason?: string | undefined;
+}
+
+export type Status<Time extends Date | number = Date> = Pick<
+  Lifecycle<Time>,
+  "state" | "revokedAt" | "revocationReason"
+>;
+
+/** The reason of keys that Refresh replaced. Callers can't send it. */
+export const SUPERSEDED = "superseded";
+
+/** The state of `record` at `now`: an explicit revocation outranks expiry, and expiry the end of a grace period. */
+export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, now: Date | number): Status<Time> {
+  if (record.state === "revoked") {
+    return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
+  }
+  if (isPast(record.expiresAt, now)) return { state: "expired" };
+  if (record.state === "retiring" && isPast(record.retiresAt, now)) {
+    return { state: "revoked", revokedAt: record.retiresAt, revocationReason: SUPERSEDED };
+  }
+  return { state: record.state };
+}
+
+/** True while the key may be used. */
+export function isLive(record: KeyRecord, now: Date): boolean {
+  const { state } = statusAt(record, now);
+  return state === "active" || state === "retiring";
+}
+
+/** `record` as it is once somebody ended it. */
+export function revoked(record: KeyRecord, reason: string, now: Date): KeyRecord {
+  return { ...record, state: "revoked", revokedAt: now, revocationReason: reason || undefined };
+}
+
+/** The beginning by which people tell keys apart: no bit of the secret is in it. */
+export function displayPrefix(record: Pick<KeyRecord, "prefix" | "id">): string {
+  return `${record.prefix}_${record.id.slice(0, 8)}`;
+}
+
+function isPast(end: Date | number | undefined, now: Date | number): boolean {
+  return end !== undefined && end <= now;
+}

@@ -1,0 +1,48 @@
+import type { Filter } from "mongodb";
+import type { KeyFilter } from "../keys/ports.ts";
+import type { StoredState } from "../keys/record.ts";
+import type { KeyDocument } from "./records.ts";
+
+/** Records that `filter` means at `now`, with greater ids than `after`. */
+export function matching({ userId, state, prefix, name }: KeyFilter, after: string | undefined, now: Date) {
+  const all: Filter<KeyDocument>[] = [];
+  if (userId !== undefined) all.push({ userId });
+  if (state !== undefined) all.push(inState(state, now));
+  if (prefix !== undefined) all.push(withPrefix(prefix));
+  if (name !== undefined) all.push({ name: { $regex: name.replace(/[^\p{L}\p{N}\s]/gu, "\\$&"), $options: "i" } });
+  if (after !== undefined) all.push({ _id: { $gt: after } });
+  return all.length === 0 ? {} : { $and: all };
+}
+
+/** As `statusAt` has it. */
+function inState(state: StoredState, now: Date): Filter<KeyDocument> {
+  const ahead = (end: "expiresAt" | "retiresAt") => ({ $or: [{ [end]: { $exists: false } }, { [end]: { $gt: now } }] });
+  const isCurrent = { state: { $in: ["active", "retiring"] as StoredState[] } };
+  switch (state) {
+    case "active":
+      return { state, ...ahead("expiresAt") };
+    case "retiring":
+      return { state, $and: [ahead("expiresAt"), ahead("retiresAt")] };
+    case "expired":
+      return { $or: [{ state }, { ...isCurrent, expiresAt: { $lte: now } }] };
+    case "revoked":
+      return { $or: [{ state }, { state: "retiring", retiresAt: { $lte: now }, ...ahead("expiresAt") }] };
+  }
+}
+
+/**
+ * The text may be the whole prefix of keys, which may hold a `_` itself, or go on with a `_` and the first characters of an
+ * id. Of a whole key the secret is left out: the database, which may log what is slow, has no use for it.
+ */
+function withPrefix(given: string): Filter<KeyDocument> {
+  const text = given.trim().replace(/(_[0-9A-Za-z]{16})_(?![0-9A-Za-z]{0,16}$)[^_]*$/, "$1");
+  // A shorter text may be the beginning of an id as well as of a secret.
+  const [, before, id] = /^(.+)_([0-9A-Za-z]{16})_[0-9A-Za-z]{0,16}$/.exec(text) ?? [];
+  const splits = [...text.matchAll(/_/g)].map(({ index }) => ({
+    prefix: text.slice(0, index),
+    // `{` comes right after `z`.
+    _id: { $gte: text.slice(index + 1), $lt: `${text.slice(index + 1)}{` },
+  }));
+  const cut = before === undefined || id === undefined ? [] : [{ prefix: before, _id: id }];
+  return { $or: [{ prefix: text }, ...splits, ...cut] };
+}
