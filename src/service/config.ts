@@ -188,7 +188,7 @@ const mongodbUri = z.string().superRefine((text, context) => {
 
 const CENTURY_MS = 36_500 * 86_400_000;
 
-/** Every variable there is. `describe` is what the README's table says of its effect; `meta.shown` its default there. */
+/** Every variable there is. `describe` is its effect in docs/configuration.md; `meta.shown` its default there. */
 export const VARIABLES = {
   LATCHKEY_LISTEN: address
     .prefault("127.0.0.1:8080")
@@ -519,7 +519,7 @@ function isPort(text: string): boolean {
 function unknownVariable(name: string): string {
   if (isServiceLinkName(name))
     return `${name} is not a variable of Latchkey: the address and port that it listens on are set together, by LATCHKEY_LISTEN=127.0.0.1:8080`;
-  return `${name} is not a variable of Latchkey; see the README's table`;
+  return `${name} is not a variable of Latchkey; see docs/configuration.md`;
 }
 
 const SYSTEM_DATABASES = ["admin", "config", "local"];

@@ -316,7 +316,7 @@ test("Create looks for an active key before it hashes: a refusal costs no argon2
 });
 
 test("the documentation says that a change answered by DB_UNAVAILABLE may still have been made", () => {
-  for (const file of ["README.md", "proto/latchkey/v1/error_reason.proto"]) {
+  for (const file of ["docs/api.md", "proto/latchkey/v1/error_reason.proto"]) {
     const text = readFileSync(file, "utf8").replaceAll(/\s*\n\s*\/\/\s*/g, " ");
     expect(text).toMatch(/may still have (been made|committed)/);
   }

@@ -1,14 +1,24 @@
-// Runs the commands of the README's tour as they are written, in one shell, against a service started as written.
+// Runs what the pages say as it is written: the README's tour in one shell, against a service started as written, then its
+// program and the commands of docs/operations.md and docs/administration.md.
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const readme = readFileSync(new URL("../../README.md", import.meta.url), "utf8");
-const section = /\n## A two-minute tour\n([\s\S]*?)\n## /.exec(readme)?.[1] ?? "";
-const blocks = [...section.matchAll(/```sh\n([\s\S]*?)```/g)].map((match) => match[1]);
-if (blocks.length < 3) throw new Error("the README has no tour");
+const root = new URL("../../", import.meta.url);
+const pageOf = (name) => readFileSync(new URL(name, root), "utf8");
+const blocksIn = (text, language) =>
+  [...text.matchAll(new RegExp(`\`\`\`${language}\\n([\\s\\S]*?)\`\`\``, "g"))].map((match) => match[1]);
 
+const readme = pageOf("README.md");
+const tour = blocksIn(/\n## A two-minute tour\n([\s\S]*?)\n## /.exec(readme)?.[1] ?? "", "sh");
+const [program] = blocksIn(readme, "ts");
+const [lookAtIt] = blocksIn(pageOf("docs/operations.md"), "sh");
+const [administer] = blocksIn(pageOf("docs/administration.md"), "sh");
+if (tour.length < 3 || !program || !lookAtIt || !administer) throw new Error("a page lacks the commands to be run");
+
+// In the package, so that it finds itself by its name.
+const file = new URL("dist/tour.mjs", root);
 const dataDir = mkdtempSync(join(tmpdir(), "latchkey tour "));
 const env = { ...process.env, LATCHKEY_DATA_DIR: dataDir };
 const service = spawn("npm", ["start"], { env, stdio: ["ignore", "pipe", "inherit"], detached: true });
@@ -18,7 +28,14 @@ try {
     service.stdout.on("data", (chunk) => String(chunk).includes('"event":"ready"') && resolve());
     service.once("exit", (code) => reject(new Error(`npm start ended with ${code}`)));
   });
-  const script = blocks.filter((block) => !block.includes("npm start")).join("\n");
+  writeFileSync(file, program);
+  const script = [
+    ...tour.filter((block) => !block.includes("npm start")),
+    lookAtIt,
+    "NEW=$(npx latchkey create --user alice --scope read)",
+    'test "$(node dist/tour.mjs "$NEW")" = "a key of alice"',
+    administer,
+  ].join("\n");
   const { status } = spawnSync("bash", ["-euxo", "pipefail"], {
     input: script,
     env,
@@ -29,4 +46,5 @@ try {
   process.kill(-service.pid, "SIGTERM");
   await gone;
   rmSync(dataDir, { recursive: true, force: true });
+  rmSync(file, { force: true });
 }

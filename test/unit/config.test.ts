@@ -256,9 +256,9 @@ test("durations carry their unit", () => {
   expect(["", "7", "1.5s", "-1s", "1w", "s"].map(parseDuration)).toEqual(Array(6).fill(undefined));
 });
 
-test("the README's tables show every variable, its default and its effect as config.ts has them", () => {
-  const readme = readFileSync("README.md", "utf8");
-  const documented = [...readme.matchAll(/^\| `((?:LATCHKEY|MONGO)\w+)`( °)? \| (.*?) \| (.*) \|$/gm)].map((match) =>
+test("docs/configuration.md shows every variable, its default and its effect as config.ts has them, and the README names none that is not there", () => {
+  const page = readFileSync("docs/configuration.md", "utf8");
+  const documented = [...page.matchAll(/^\| `((?:LATCHKEY|MONGO)\w+)`( °)? \| (.*?) \| (.*) \|$/gm)].map((match) =>
     match.slice(1, 5),
   );
   const defined = Object.entries({ ...VARIABLES, ...CLIENT_VARIABLES }).map(([name, type]) => {
@@ -268,6 +268,12 @@ test("the README's tables show every variable, its default and its effect as con
     return [name, isSecret(type as z.ZodType) ? " °" : undefined, shown, meta.description];
   });
   expect(documented).toEqual(defined);
+  const named = readFileSync("README.md", "utf8")
+    .match(/`(?:LATCHKEY|MONGO\w*)_\w+`/g)!
+    .map((name) => name.slice(1, -1));
+  expect(named.length).toBeGreaterThan(7);
+  const known = [...defined.map(([name]) => name), "LATCHKEY_TLS_KEY_FILE"];
+  expect(named.filter((name) => !known.includes(name))).toEqual([]);
 });
 
 test("a gateway's keys are looked for in what is named, each once, and never where another thing belongs", () => {

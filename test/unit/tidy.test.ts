@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { expect, test } from "@jest/globals";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
@@ -156,20 +156,67 @@ test("process.env is read in config.ts alone", () => {
   expect(readers).toEqual(["src/service/config.ts"]);
 });
 
+const pages = [
+  ...["README.md", "SECURITY.md", "CHANGELOG.md"],
+  ...["docs", "deploy"].flatMap((folder) =>
+    readdirSync(folder, { recursive: true, encoding: "utf8" })
+      .filter((name) => name.endsWith(".md") && !name.includes("node_modules"))
+      .map((name) => join(folder, name)),
+  ),
+];
+
+test("every link from one page to another leads to a heading that is there", () => {
+  const headings = (page: string) =>
+    [...readFileSync(page, "utf8").matchAll(/^#+ (.*)$/gm)].map((match) =>
+      match[1]!
+        .toLowerCase()
+        .replaceAll(/[^\w\- ]/g, "")
+        .trim()
+        .replaceAll(" ", "-"),
+    );
+  const links = pages.flatMap((page) =>
+    [...readFileSync(page, "utf8").matchAll(/\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)/g)].map((match) => ({
+      link: `${page}: ${match[0]}`,
+      target: match[1] === "" ? page : join(dirname(page), match[1]!),
+      heading: match[2],
+    })),
+  );
+  expect(links.length).toBeGreaterThan(40);
+  const broken = links.filter(
+    ({ target, heading }) => !existsSync(target) || (heading !== undefined && !headings(target).includes(heading)),
+  );
+  expect(broken.map(({ link }) => link)).toEqual([]);
+});
+
 test("every source file that a page names is there", () => {
-  const pages = ["README.md", "SECURITY.md", ...readdirSync("docs").map((name) => join("docs", name))];
-  const named = pages
-    .filter((page) => page.endsWith(".md"))
-    .flatMap((page) => readFileSync(page, "utf8").match(/\bsrc\/[\w/-]+\.ts\b/g) ?? []);
+  const named = pages.flatMap((page) => readFileSync(page, "utf8").match(/\bsrc\/[\w/-]+\.ts\b/g) ?? []);
   expect(named.length).toBeGreaterThan(20);
   expect(named.filter((file) => !sources.includes(file))).toEqual([]);
 });
 
-test("every error reason stands in the README's table", () => {
-  const readme = readFileSync("README.md", "utf8");
+test("every metric and every event of the log stands in docs/operations.md, and none that is gone", () => {
+  const page = readFileSync("docs/operations.md", "utf8");
+  const [, metrics = "", log = ""] = /\n## Metrics\n([\s\S]*?)\n## Log\n([\s\S]*?)\n## /.exec(page)!;
+  const firstCells = (text: string) =>
+    [...text.matchAll(/^\| (`.*?) \|/gm)].flatMap((row) => row[1]!.match(/\w+/g) ?? []).sort();
+  const code = sources.map((file) => readFileSync(file, "utf8")).join("\n");
+  const named = (pattern: RegExp) => [...new Set([...code.matchAll(pattern)].map((match) => match[1]!))].sort();
+  expect(firstCells(metrics)).toEqual(named(/"(latchkey_[a-z_]+)"/g));
+  const events = [
+    ...named(/\b(?:log\??\.\w+|log\[\w+\]|const how =)\(?\s*\{\s*event: "([a-z_]+)"/g),
+    ...named(/\bevent: up \? "([a-z_]+)"/g),
+    ...named(/\bevent: up \? "[a-z_]+" : "([a-z_]+)"/g),
+    ...named(/\.\.\.\{ event: "([a-z_]+)"/g),
+    ...named(/level: "warn", time: [^,]+, event: "([a-z_]+)"/g),
+  ];
+  expect(firstCells(log)).toEqual(events.sort());
+});
+
+test("every error reason stands in the table of docs/api.md", () => {
+  const page = readFileSync("docs/api.md", "utf8");
   const reasons = Object.keys(ErrorReason).filter((name) => /^[A-Z]/.test(name) && name !== "UNSPECIFIED");
   expect(reasons.length).toBeGreaterThan(10);
-  for (const reason of reasons) expect(readme).toContain(`| \`${reason}\` |`);
+  for (const reason of reasons) expect(page).toContain(`| \`${reason}\` |`);
 });
 
 test("every error reason of the domain is in the proto, and the other way round", async () => {
