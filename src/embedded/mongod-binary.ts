@@ -90,8 +90,11 @@ export async function findMongod(search: MongodSearch): Promise<string> {
 
 async function fetchOfficial(search: MongodSearch): Promise<string> {
   return intoCache(search.cacheDir, OFFICIAL_VERSION, async (folder) => {
-    // Loaded here, because most starts fetch nothing.
-    const { downloadOfficialBuild } = await import("./official-build.ts");
+    // Loaded here, because most starts fetch nothing, and production leaves the package out.
+    const { downloadOfficialBuild } = await import("./official-build.ts").catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "ERR_MODULE_NOT_FOUND") throw error;
+      throw new Error("the optional package mongodb-memory-server-core is not installed");
+    });
     const progress = showProgress(`Fetching MongoDB ${OFFICIAL_VERSION}`, search);
     return downloadOfficialBuild(OFFICIAL_VERSION, folder, progress);
   });

@@ -1,13 +1,24 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import { afterAll, afterEach, beforeEach, expect, test } from "@jest/globals";
 import { findMongod } from "../../src/embedded/mongod-binary.ts";
+import { JWT_SECRET, PEPPER } from "../support/service.ts";
 
 // Stands for the servers of the official build: whatever was put in, by the last part of the path.
 const served = new Map<string, Buffer>();
@@ -37,6 +48,8 @@ afterEach(() => rm(root, { recursive: true, force: true }));
 afterAll(() => {
   mirror.close();
 });
+
+const PRODUCTION = { LATCHKEY_JWT_SECRET: JWT_SECRET, LATCHKEY_PEPPERS: `p1:${PEPPER}` };
 
 const program = (name: string, ...lines: string[]) => {
   const file = join(bin, name);
@@ -225,3 +238,25 @@ test("a failed fetch leaves nothing behind in the cache", async () => {
   await refusal();
   expect(execFileSync("ls", [join(root, "cache")], { encoding: "utf8" })).toBe("");
 });
+
+test("a service without the packages of the embedded MongoDB starts all the same, and says what is not installed where one is needed", () => {
+  const modules = join(root, "node_modules");
+  mkdirSync(modules);
+  for (const name of readdirSync("node_modules"))
+    if (!name.startsWith(".") && !name.startsWith("mongodb-memory-server"))
+      symlinkSync(resolve("node_modules", name), join(modules, name));
+  cpSync("package.json", join(root, "package.json"));
+  cpSync("dist/src", join(root, "dist/src"), { recursive: true });
+  cpSync("dist/gen", join(root, "dist/gen"), { recursive: true });
+  const run = (env: Record<string, string>) =>
+    spawnSync(process.execPath, [join(root, "dist/src/cli/main.js"), "serve"], {
+      ...{ encoding: "utf8", timeout: 60_000 },
+      env: { HOME: root, PATH: bin, LATCHKEY_LISTEN: "127.0.0.1:0", LATCHKEY_OPS_LISTEN: "off", ...env },
+    });
+  const embedded = run({ LATCHKEY_DATA_DIR: join(root, "data") });
+  expect(embedded.status).toBe(1);
+  expect(embedded.stderr).toMatch(/mongodb-memory-server-core is not installed.*MONGODB_URI/);
+  // It came as far as the database.
+  const elsewhere = run({ MONGODB_URI: "mongodb://127.0.0.1:1/?replicaSet=rs0", ...PRODUCTION });
+  expect(elsewhere.stderr).toMatch(/^latchkey: MongoDB could not be reached/m);
+}, 120_000);
