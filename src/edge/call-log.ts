@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { codeName } from "../fastpath/wire-format.ts";
-import { type ErrorReason, KeyError } from "../keys/errors.ts";
+import { CODES, type ErrorReason, KeyError } from "../keys/errors.ts";
 import type { Logger, Metrics } from "../observe/telemetry.ts";
-import { asKeyError, CODES, toConnectError, withReason } from "./errors.ts";
+import { asKeyError, toConnectError, withReason } from "./errors.ts";
 
 /** One call, as far as the log and the metrics are concerned. */
 export interface LoggedCall {

@@ -3,36 +3,9 @@ import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb";
 import type { TransportRefusals, WireError } from "../fastpath/fast-method.ts";
-import { type ErrorReason, KeyError } from "../keys/errors.ts";
+import { CODES, KeyError } from "../keys/errors.ts";
 
 const ERROR_DOMAIN = "latchkey.v1";
-
-/** The canonical code of each reason. */
-export const CODES: Record<ErrorReason, Code> = {
-  UNAUTHENTICATED: Code.Unauthenticated,
-  API_KEY_NOT_ALLOWED: Code.PermissionDenied,
-  SCOPE_FORBIDDEN: Code.PermissionDenied,
-  ADMIN_REQUIRED: Code.PermissionDenied,
-  INVALID_ARGUMENT: Code.InvalidArgument,
-  CONFLICT: Code.Aborted,
-  KEY_EXISTS: Code.AlreadyExists,
-  NO_KEY: Code.NotFound,
-  KEY_NOT_FOUND: Code.NotFound,
-  REQUEST_ID_REUSED: Code.AlreadyExists,
-  REQUEST_ID_UNSUPPORTED: Code.FailedPrecondition,
-  OVERLOADED: Code.ResourceExhausted,
-  KEY_SET_UNAVAILABLE: Code.Unavailable,
-  DB_UNAVAILABLE: Code.Unavailable,
-  DB_INCOMPLETE: Code.Unavailable,
-  DB_ERROR: Code.Internal,
-  INTERNAL_ERROR: Code.Internal,
-  DEADLINE_EXCEEDED: Code.DeadlineExceeded,
-  ANSWER_TOO_LARGE: Code.ResourceExhausted,
-  STOPPING: Code.Unavailable,
-  MESSAGE_TOO_LARGE: Code.ResourceExhausted,
-  UNIMPLEMENTED: Code.Unimplemented,
-  UNKNOWN_SERVICE: Code.NotFound,
-};
 
 /**
  * Characters of a message. It stands in an answer twice, and where a client's limit for metadata is passed (8 KiB in Java),
@@ -43,7 +16,7 @@ const CUT = "...";
 
 /** The one place where a refusal becomes an RPC error. Of INTERNAL errors only an id is sent; the cause is in the log under it. */
 export function toConnectError(error: KeyError, errorId: string): ConnectError {
-  const code = CODES[error.reason];
+  const code: Code = CODES[error.reason];
   const metadata = code === Code.Internal ? { ...error.metadata, error_id: errorId } : error.metadata;
   const message = code === Code.Internal ? `${error.message} The cause is in the log under ${errorId}.` : error.message;
   const connectError = new ConnectError(shortened(message), code, undefined, [

@@ -1,7 +1,8 @@
 import { Writable } from "node:stream";
 import { describe, expect, test } from "@jest/globals";
+import { identityHeaders } from "../../src/edge/answer.ts";
 import { createCallLog } from "../../src/edge/call-log.ts";
-import { createDecide, type Denial, identityHeaders } from "../../src/edge/gateway/decide.ts";
+import { createDecide, type Denial } from "../../src/edge/gateway/decide.ts";
 import { headersToRemove, noteHeader, noteQuery, nothingPresented } from "../../src/edge/gateway/presented-key.ts";
 import type { Authenticator } from "../../src/edge/tokens.ts";
 import { type ErrorReason, KeyError } from "../../src/keys/errors.ts";

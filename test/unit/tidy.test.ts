@@ -220,7 +220,7 @@ test("every error reason stands in the table of docs/api.md", () => {
 });
 
 test("every error reason of the domain is in the proto, and the other way round", async () => {
-  const { CODES } = await import("../../src/edge/errors.ts");
+  const { CODES } = await import("../../src/keys/errors.ts");
   const reasons = Object.keys(ErrorReason).filter((name) => /^[A-Z]/.test(name) && name !== "UNSPECIFIED");
   expect(Object.keys(CODES).sort()).toEqual(reasons.sort());
 });

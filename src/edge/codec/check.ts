@@ -1,6 +1,6 @@
-import { displayPrefix } from "../../keys/record.ts";
 import type { Entry } from "../../keys/verify/view.ts";
-import { type Denial, identityHeaders, scopesIn } from "../gateway/decide.ts";
+import { IDENTITY, identityHeaders } from "../answer.ts";
+import { type Denial, scopesIn } from "../gateway/decide.ts";
 import {
   headersToRemove,
   type KeySources,
@@ -289,17 +289,14 @@ function setting(name: string, value: string): string {
 
 /** A Struct of what the key says, as it is stored. */
 function metadata(entry: Entry): string {
-  const { id, userId, name, scopes } = entry;
-  const field = (key: string, value: string) => delimited(1, delimited(1, key) + delimited(2, value));
   const text = (value: string) => delimited(3, utf8(value));
   const list = (values: readonly string[]) => delimited(6, values.map((value) => delimited(1, text(value))).join(""));
-  return (
-    field("user", text(userId)) +
-    field("key_id", text(id)) +
-    field("key_prefix", text(displayPrefix(entry))) +
-    field("scopes", list(scopes)) +
-    (name === undefined ? "" : field("name", text(name)))
-  );
+  return IDENTITY.map(({ metadata, value }) => {
+    const of = value(entry);
+    if (of === undefined) return "";
+    const content = typeof of === "string" ? text(of) : list(of);
+    return delimited(1, delimited(1, metadata) + delimited(2, content));
+  }).join("");
 }
 
 function delimited(field: number, content: string): string {

@@ -5,7 +5,7 @@ import { ENVELOPE_BYTES } from "../../fastpath/fast-method.ts";
 import { KeyError } from "../../keys/errors.ts";
 import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
 import { type Entry, stateAt } from "../../keys/verify/view.ts";
-import { OUTCOMES, toApiKey, toVerifyError } from "../api-key-message.ts";
+import { OUTCOMES, toApiKey, toVerifyError } from "../answer.ts";
 import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "../doors/verify-many.ts";
 
 // Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
@@ -245,7 +245,7 @@ function sizeOfVerification({ entry, missingScopes, asOfMs, nowMs }: Verificatio
 /** Returns where it ends. */
 function writeVerification(answer: Verification, target: Buffer, start: number): number {
   target[start] = OUTCOME;
-  target[start + 1] = OUTCOMES[answer.outcome];
+  target[start + 1] = OUTCOMES[answer.outcome].number;
   let at = start + 2;
   if (answer.entry !== undefined) at = writeText(target, at, API_KEY, encodedKey(answer.entry, answer.nowMs));
   for (const scope of answer.missingScopes) at = writeText(target, at, MISSING_SCOPES, scope);

@@ -7,16 +7,12 @@ import type { Ended, KeyAdmin } from "../../keys/admin.ts";
 import type { AuditResult as AuditResultName, StoredAuditEntry } from "../../keys/audit/entry.ts";
 import { invalid } from "../../keys/errors.ts";
 import type { KeyRecord, StoredState } from "../../keys/record.ts";
-import { toApiKey } from "../api-key-message.ts";
+import { STATES, toApiKey } from "../answer.ts";
 import { callerOf, deadlineOf, note } from "./api-keys.ts";
 
-const STATES: Record<State, StoredState | undefined> = {
-  [State.UNSPECIFIED]: undefined,
-  [State.ACTIVE]: "active",
-  [State.RETIRING]: "retiring",
-  [State.REVOKED]: "revoked",
-  [State.EXPIRED]: "expired",
-};
+/** undefined: State.UNSPECIFIED. */
+const stateNamed = (state: State): StoredState | undefined =>
+  (Object.keys(STATES) as StoredState[]).find((name) => STATES[name] === state);
 
 const RESULTS: Record<AuditResultName, AuditResult> = {
   changed: AuditResult.CHANGED,
@@ -34,7 +30,7 @@ export function createAdminService(admin: KeyAdmin, clock: () => Date): ServiceI
   return {
     async listKeys({ userId, state, prefix, name, pageSize, pageToken }, context) {
       if (State[state] === undefined) throw invalid([{ field: "state", description: `${state} is not a state` }]);
-      const filter = { userId, state: STATES[state], prefix: prefix || undefined, name: name || undefined };
+      const filter = { userId, state: stateNamed(state), prefix: prefix || undefined, name: name || undefined };
       const { items, nextToken } = await admin.list(filter, { size: pageSize, token: pageToken }, deadlineOf(context));
       return { apiKeys: items.map(describe), nextPageToken: nextToken ?? "" };
     },

@@ -1,28 +1,23 @@
-import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
 import {
   type ApiKey,
   type ApiKeyService,
   Consistency,
   type VerifyRequest,
-  type VerifyResponse,
-  VerifyResponseSchema,
-  type VerifyResultSchema,
   type VerifyStreamRequest,
   VerifyStreamRequestSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { checked, invalid, KeyError } from "../../keys/errors.ts";
-import type { Caller, Created, KeyManager } from "../../keys/manage.ts";
+import type { Caller, KeyManager } from "../../keys/manage.ts";
 import type { Lifetime } from "../../keys/policy.ts";
 import { displayPrefix, type KeyRecord } from "../../keys/record.ts";
-import type { Verification, VerifyInput, VerifyKey } from "../../keys/verify/verify.ts";
-import { OUTCOMES, toApiKey, toVerifyError, WITHHELD } from "../api-key-message.ts";
+import type { VerifyInput, VerifyKey } from "../../keys/verify/verify.ts";
+import { toApiKey, toMadeKey, toVerifyResponse, toVerifyResult } from "../answer.ts";
 import { fitting } from "../codec/verify.ts";
 import { caller, logged, type Noted } from "../connect/interceptors.ts";
 import { stopping } from "../errors.ts";
 import { answerAhead } from "./answer-ahead.ts";
-import { checkBatchSize, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
+import { checkBatchSize, type VerifyMany, withoutRecord } from "./verify-many.ts";
 
 interface ApiKeyServiceParts {
   keys: KeyManager;
@@ -53,7 +48,7 @@ export function createApiKeyService({
       const input = { ...request, lifetime: lifetimeOf(request.lifetime) };
       const created = await keys.create(callerOf(context), input, deadlineOf(context));
       note(context, { keyId: created.record.id, changed: !created.isRepeat });
-      return { apiKey: describe(created.record), ...keyOf(created) };
+      return { apiKey: describe(created.record), ...toMadeKey(created) };
     },
 
     async get(request, context) {
@@ -68,7 +63,7 @@ export function createApiKeyService({
       note(context, { keyId: refreshed.record.id, changed: !refreshed.isRepeat });
       const { record, previous, previousKeyRevoked } = refreshed;
       return {
-        ...{ apiKey: describe(record), ...keyOf(refreshed), previousKeyRevoked },
+        ...{ apiKey: describe(record), ...toMadeKey(refreshed), previousKeyRevoked },
         ...(previous && { previous: describe(previous) }),
       };
     },
@@ -162,25 +157,6 @@ export function toVerifyInput(request: VerifyRequest | undefined, timeoutMs: num
     throw invalid([{ field: "consistency", description: `${consistency} is not a consistency` }]);
   }
   return { key, requiredScopes, strong: consistency === Consistency.STRONG, timeoutMs };
-}
-
-function toVerifyResponse({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): VerifyResponse {
-  return create(VerifyResponseSchema, {
-    outcome: OUTCOMES[outcome],
-    missingScopes: [...missingScopes],
-    asOf: timestampFromMs(asOfMs),
-    ...(entry && { apiKey: toApiKey(entry, nowMs) }),
-  });
-}
-
-function toVerifyResult(verdict: Verdict): MessageInitShape<typeof VerifyResultSchema> {
-  return verdict instanceof KeyError
-    ? { result: { case: "error", value: toVerifyError(verdict) } }
-    : { result: { case: "response", value: toVerifyResponse(verdict) } };
-}
-
-function keyOf({ key, withheld, isRepeat = false }: Created) {
-  return { key: key ?? "", isRepeat, ...(withheld && { keyWithheld: WITHHELD[withheld] }) };
 }
 
 export function callerOf(context: HandlerContext): Caller {

@@ -1,11 +1,12 @@
 import type { Peer } from "../../fastpath/fast-method.ts";
 import { invalid, KeyError, listed } from "../../keys/errors.ts";
-import type { Outcome, Verification, VerifyKey } from "../../keys/verify/verify.ts";
+import type { Verification, VerifyKey } from "../../keys/verify/verify.ts";
 import type { Entry } from "../../keys/verify/view.ts";
+import { OUTCOMES, type Refusal, UNASKED } from "../answer.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "../call-log.ts";
 import { boundedTimeout } from "../doors/api-keys.ts";
 import type { Authenticator } from "../tokens.ts";
-import { IDENTITY_HEADERS, isAmbiguous, type KeySources, type Presented, placesIn } from "./presented-key.ts";
+import { isAmbiguous, type KeySources, type Presented, placesIn } from "./presented-key.ts";
 
 /** Whether a request may pass a gateway. */
 export type Decision = Allowed | Denial;
@@ -57,8 +58,7 @@ export function createDecide(
   service: string,
   method: string,
 ): Decide {
-  const ambiguous = denialsByPlace(sources, ambiguousIn);
-  const malformed = denialsByPlace(sources, malformedIn);
+  const denied = createDenials(sources);
   const count = calls.often(service, method);
   const timeoutOf = ({ timeoutMs }: Question) => boundedTimeout(timeoutMs ?? answerMs);
 
@@ -72,13 +72,13 @@ export function createDecide(
   const concluded = ({ requestId, presented }: Question, startedMs: number, conclusion: Conclusion): Decision => {
     if (typeof conclusion === "string") {
       count(startedMs, requestId, conclusion, undefined);
-      return conclusion === "key_missing" ? KEY_MISSING : ambiguous(presented.places);
+      return denied(conclusion, UNASKED[conclusion], presented);
     }
     const { outcome, entry, missingScopes } = conclusion;
     count(startedMs, requestId, outcome, entry?.id);
-    if (outcome === "valid") return { allowed: true, entry: entry! };
-    if (outcome === "malformed") return malformed(presented.places || presented.strayPlaces);
-    return outcome === "insufficient_scope" ? missing(missingScopes) : DENIALS[outcome];
+    const { refusal } = OUTCOMES[outcome];
+    if (refusal === undefined) return { allowed: true, entry: entry! };
+    return missingScopes.length > 0 ? lacking(outcome, refusal, missingScopes) : denied(outcome, refusal, presented);
   };
   const refused = ({ requestId }: Question, startedMs: number, error: unknown): Decision =>
     denialOf(error, { service, method, startedMs, requestId: requestIdFrom(requestId) }, calls);
@@ -100,8 +100,7 @@ export function createDecide(
   };
 }
 
-type Refusal = "key_missing" | "key_ambiguous";
-type Conclusion = Verification | Refusal;
+type Conclusion = Verification | keyof typeof UNASKED;
 
 /** An answer takes some of the gateway's time to get there. */
 const MARGIN_MS = 25;
@@ -118,14 +117,6 @@ function inTime<T>(found: Promise<T>, timeoutMs: number): Promise<T> {
 }
 
 const CHALLENGE = 'Bearer realm="latchkey"';
-const INVALID_TOKEN = `${CHALLENGE}, error="invalid_token"`;
-
-const KEY_MISSING = unauthorized("KEY_MISSING", "No API key was sent.", CHALLENGE);
-const DENIALS: Record<Exclude<Outcome, "valid" | "malformed" | "insufficient_scope">, Denial> = {
-  not_found: unauthorized("NOT_FOUND", "The API key is not known.", INVALID_TOKEN),
-  revoked: unauthorized("REVOKED", "The API key was revoked.", INVALID_TOKEN),
-  expired: unauthorized("EXPIRED", "The API key has expired.", INVALID_TOKEN),
-};
 
 /** The request is larger than what is read of it. */
 export const TOO_LARGE: Denial = denial(431, { reason: "HEADERS_TOO_LARGE", message: "The request is too large." });
@@ -138,43 +129,38 @@ export const TOO_MANY: Denial = denial(
   RETRY_SOON,
 );
 
-function unauthorized(reason: string, message: string, challenge: string): Denial {
-  return denial(401, { reason, message }, { "www-authenticate": challenge });
-}
-
-const ambiguousIn = (places: string) =>
-  unauthorized(
-    "KEY_AMBIGUOUS",
-    `More than one API key was sent, in ${places}. Send one.`,
-    `${CHALLENGE}, error="invalid_request"`,
-  );
-
-const malformedIn = (places: string) =>
-  unauthorized("MALFORMED", `What was sent in ${places} is not an API key of this service.`, INVALID_TOKEN);
-
-const MAX_KNOWN_PLACES = 1_000;
+const MAX_KNOWN_DENIALS = 1_000;
 
 /** Garbage must stay cheap: each denial is made once. */
-function denialsByPlace(sources: KeySources, make: (places: string) => Denial): (places: number) => Denial {
-  const made = new Map<number, Denial>();
-  return (places) => {
-    const denied = made.get(places) ?? make(placesIn(places, sources));
-    if (made.size >= MAX_KNOWN_PLACES) made.clear();
-    made.set(places, denied);
+function createDenials(sources: KeySources): (name: string, refusal: Refusal, presented: Presented) => Denial {
+  const made = new Map<string, Denial>();
+  return (name, refusal, { places, strayPlaces }) => {
+    const at = refusal.message.includes(PLACES) ? places || strayPlaces : 0;
+    const known = at === 0 ? name : `${name} ${at}`;
+    const denied = made.get(known) ?? refused(name, refusal, placesIn(at, sources));
+    if (made.size >= MAX_KNOWN_DENIALS) made.clear();
+    made.set(known, denied);
     return denied;
   };
 }
 
-function missing(missingScopes: readonly string[]): Denial {
-  const message = "The API key lacks a scope that is needed here.";
+const PLACES = "{places}";
+
+function refused(name: string, { status, message, error }: Refusal, places: string): Denial {
+  const challenge = error === undefined ? CHALLENGE : `${CHALLENGE}, error="${error}"`;
+  const body = { reason: name.toUpperCase(), message: message.replace(PLACES, places) };
+  return denial(status, body, { "www-authenticate": challenge });
+}
+
+function lacking(name: string, { status, message, error }: Refusal, missingScopes: readonly string[]): Denial {
   // Gateways take 4 KiB of headers, and the body may stand there too.
   const { shown, others } = listed(missingScopes);
-  const challenge = `${CHALLENGE}, error="insufficient_scope", scope="${shown.join(" ")}"`;
+  const challenge = `${CHALLENGE}, error="${error}", scope="${shown.join(" ")}"`;
   const body = {
-    ...{ reason: "INSUFFICIENT_SCOPE", message, missingScopes: shown },
+    ...{ reason: name.toUpperCase(), message, missingScopes: shown },
     ...(others > 0 && { missingScopesInAll: missingScopes.length }),
   };
-  return denial(403, body, { "www-authenticate": challenge });
+  return denial(status, body, { "www-authenticate": challenge });
 }
 
 /** A mistake of the gateway itself is no outage: it is refused even where outages are let pass. */
@@ -197,23 +183,6 @@ function denialOf(error: unknown, call: LoggedCall, calls: CallLog): Denial {
 function denial(status: Denial["status"], body: object, headers: Record<string, string> = {}): Denial {
   const always = { "content-type": "application/json", "cache-control": "no-store" };
   return { allowed: false, status, headers: { ...always, ...headers }, body: JSON.stringify(body), outage: false };
-}
-
-/** Headers about the key for the upstream; no value is empty. */
-export function identityHeaders({ id, userId, name, scopes }: Entry): Record<string, string> {
-  return {
-    [IDENTITY_HEADERS.user]: visible(userId),
-    [IDENTITY_HEADERS.keyId]: id,
-    [IDENTITY_HEADERS.scopes]: scopes.join(" "),
-    [IDENTITY_HEADERS.name]: name === undefined ? NO_NAME : name === NO_NAME ? "%2D" : visible(name),
-  };
-}
-
-const NO_NAME = "-";
-
-/** Visible ASCII as it is, all else, `%` and `,` percent-encoded as UTF-8. */
-function visible(text: string): string {
-  return text.toWellFormed().replace(/[^\x21-\x7e]|[%,]/gu, encodeURIComponent);
 }
 
 /** Scopes in a list that is separated by spaces or commas. */

@@ -4,7 +4,8 @@ import {
   type ForwardAuth,
   type ForwardRequest,
 } from "../../fastpath/plain-http.ts";
-import { createDecide, type Decision, type GatewayParts, identityHeaders, scopesIn } from "./decide.ts";
+import { identityHeaders } from "../answer.ts";
+import { createDecide, type Decision, type GatewayParts, scopesIn } from "./decide.ts";
 import {
   headersToRemove,
   type KeySources,

@@ -1,14 +1,6 @@
+import { IDENTITY_HEADERS } from "../answer.ts";
+
 // API keys that a request to a gateway carries, and headers that pass for ours.
-
-/** Headers that tell an upstream who the caller is. */
-export const IDENTITY_HEADERS = {
-  user: "x-latchkey-user",
-  keyId: "x-latchkey-key-id",
-  scopes: "x-latchkey-scopes",
-  name: "x-latchkey-name",
-} as const;
-
-const OURS: readonly string[] = Object.values(IDENTITY_HEADERS);
 
 /** Begins every header of ours. */
 const OUR_PREFIX = "x-latchkey-";
@@ -173,7 +165,9 @@ function isBlank(code: number): boolean {
 /** Whether an upstream could take this header, which is not one that is overwritten, for one of ours. */
 function isForgery(lower: string): boolean {
   if (lower.charCodeAt(0) !== 0x78 || lower.length <= OUR_PREFIX.length) return false;
-  return lower.slice(0, OUR_PREFIX.length).replace(/[^a-z0-9]/g, "-") === OUR_PREFIX && !OURS.includes(lower);
+  return (
+    lower.slice(0, OUR_PREFIX.length).replace(/[^a-z0-9]/g, "-") === OUR_PREFIX && !IDENTITY_HEADERS.includes(lower)
+  );
 }
 
 /** The query of `target`, a path or URL. */
@@ -214,7 +208,7 @@ function decode(text: string): string {
   }
 }
 
-const ALIASES = OURS.map((name) => name.replaceAll("-", "_"));
+const ALIASES = IDENTITY_HEADERS.map((name) => name.replaceAll("-", "_"));
 
 /**
  * Headers that must not reach the upstream: the credential, wherever it may be, and what passes for an identity header.

@@ -1,0 +1,172 @@
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
+import {
+  type ApiKey,
+  ApiKeySchema,
+  KeyWithheld,
+  Outcome as OutcomeNumber,
+  State,
+  type VerifyError,
+  VerifyErrorSchema,
+  type VerifyResponse,
+  VerifyResponseSchema,
+  type VerifyResultSchema,
+} from "#gen/latchkey/v1/api_key_service_pb";
+import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+import { KeyError } from "../keys/errors.ts";
+import type { Withheld } from "../keys/manage.ts";
+import { displayPrefix, type KeyRecord, type StoredState, statusAt } from "../keys/record.ts";
+import type { Outcome, Verification } from "../keys/verify/verify.ts";
+import type { Entry, HeldRecord } from "../keys/verify/view.ts";
+
+// All that a caller is answered about a key, whatever the door: outcomes, headers, messages.
+
+/** How a gateway refuses; its reason is the name of the outcome in capitals. `{places}` in the message: where the key stood. */
+export interface Refusal {
+  readonly status: 401 | 403;
+  readonly message: string;
+  /** `error` of the challenge (RFC 6750, 3.1); undefined: nothing was sent that could be wrong. */
+  readonly error?: "invalid_request" | "invalid_token" | "insufficient_scope";
+}
+
+/** Outcomes of Verify, by their numbers in `VerifyResponse`, and how a gateway refuses each. */
+export const OUTCOMES: Readonly<
+  Record<Outcome, { readonly number: OutcomeNumber; readonly refusal: Refusal | undefined }>
+> = {
+  valid: { number: OutcomeNumber.VALID, refusal: undefined },
+  malformed: {
+    number: OutcomeNumber.MALFORMED,
+    refusal: {
+      ...{ status: 401, error: "invalid_token" },
+      message: "What was sent in {places} is not an API key of this service.",
+    },
+  },
+  not_found: {
+    number: OutcomeNumber.NOT_FOUND,
+    refusal: { status: 401, error: "invalid_token", message: "The API key is not known." },
+  },
+  revoked: {
+    number: OutcomeNumber.REVOKED,
+    refusal: { status: 401, error: "invalid_token", message: "The API key was revoked." },
+  },
+  expired: {
+    number: OutcomeNumber.EXPIRED,
+    refusal: { status: 401, error: "invalid_token", message: "The API key has expired." },
+  },
+  insufficient_scope: {
+    number: OutcomeNumber.INSUFFICIENT_SCOPE,
+    refusal: { status: 403, error: "insufficient_scope", message: "The API key lacks a scope that is needed here." },
+  },
+};
+
+/** Refusals of requests to a gateway that hold no key, or more than one. */
+export const UNASKED: Readonly<Record<"key_missing" | "key_ambiguous", Refusal>> = {
+  key_missing: { status: 401, message: "No API key was sent." },
+  key_ambiguous: {
+    ...{ status: 401, error: "invalid_request" },
+    message: "More than one API key was sent, in {places}. Send one.",
+  },
+};
+
+/** A field about the key for the upstream of a gateway. */
+export interface IdentityField {
+  /** Its header, always set; undefined: it stands in the metadata alone. */
+  readonly header?: string;
+  /** Its field in Check's `dynamic_metadata`. */
+  readonly metadata: string;
+  /** undefined: the key has none. */
+  value(entry: Entry): string | readonly string[] | undefined;
+}
+
+export const IDENTITY: readonly IdentityField[] = [
+  { header: "x-latchkey-user", metadata: "user", value: ({ userId }) => userId },
+  { header: "x-latchkey-key-id", metadata: "key_id", value: ({ id }) => id },
+  { metadata: "key_prefix", value: displayPrefix },
+  { header: "x-latchkey-scopes", metadata: "scopes", value: ({ scopes }) => scopes },
+  { header: "x-latchkey-name", metadata: "name", value: ({ name }) => name },
+];
+
+/** The names of the headers above. */
+export const IDENTITY_HEADERS: readonly string[] = IDENTITY.flatMap(({ header }) => header ?? []);
+
+/** Headers about the key for the upstream; no value is empty. */
+export function identityHeaders(entry: Entry): Record<string, string> {
+  const headers: Record<string, string> = {};
+  for (const { header, metadata, value } of IDENTITY)
+    if (header !== undefined) headers[header] = headerValue(value(entry), metadata === "name");
+  return headers;
+}
+
+const NONE = "-";
+
+function headerValue(value: string | readonly string[] | undefined, mayBeNone: boolean): string {
+  if (value === undefined) return NONE;
+  if (typeof value !== "string") return value.join(" ");
+  return mayBeNone && value === NONE ? "%2D" : visible(value);
+}
+
+/** Visible ASCII as it is, all else, `%` and `,` percent-encoded as UTF-8. */
+function visible(text: string): string {
+  return text.toWellFormed().replace(/[^\x21-\x7e]|[%,]/gu, encodeURIComponent);
+}
+
+export const STATES: Readonly<Record<StoredState, State>> = {
+  active: State.ACTIVE,
+  retiring: State.RETIRING,
+  revoked: State.REVOKED,
+  expired: State.EXPIRED,
+};
+
+const WITHHELD: Readonly<Record<Withheld, KeyWithheld>> = {
+  ended: KeyWithheld.ENDED,
+  request_key_gone: KeyWithheld.REQUEST_KEY_GONE,
+};
+
+/** The fields of a key that was just made, or of the repeat of the call that made it. */
+export function toMadeKey(made: { key?: string | undefined; withheld?: Withheld | undefined; isRepeat?: boolean }) {
+  const { key = "", withheld, isRepeat = false } = made;
+  return { key, isRepeat, ...(withheld && { keyWithheld: WITHHELD[withheld] }) };
+}
+
+/** A record as callers see it, with its state at `nowMs`. */
+export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey {
+  const { state, revokedAt, revocationReason } = statusAt<Date | number>(record, nowMs);
+  const optional = (field: string, time: Date | number | undefined) =>
+    time !== undefined && { [field]: timestampFromMs(Number(time)) };
+  return create(ApiKeySchema, {
+    id: record.id,
+    userId: record.userId,
+    name: record.name ?? "",
+    prefix: displayPrefix(record),
+    scopes: [...record.scopes],
+    state: STATES[state],
+    createdAt: timestampFromMs(Number(record.createdAt)),
+    ...optional("expiresAt", record.expiresAt),
+    ...optional("retiresAt", record.retiresAt),
+    ...optional("revokedAt", revokedAt),
+    ...optional("lastUsedAt", record.lastUsedAt),
+    revocationReason: revocationReason ?? "",
+  });
+}
+
+export function toVerifyResponse({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): VerifyResponse {
+  return create(VerifyResponseSchema, {
+    outcome: OUTCOMES[outcome].number,
+    missingScopes: [...missingScopes],
+    asOf: timestampFromMs(asOfMs),
+    ...(entry && { apiKey: toApiKey(entry, nowMs) }),
+  });
+}
+
+/** One item of many. */
+export function toVerifyResult(verdict: Verification | KeyError): MessageInitShape<typeof VerifyResultSchema> {
+  return verdict instanceof KeyError
+    ? { result: { case: "error", value: toVerifyError(verdict) } }
+    : { result: { case: "response", value: toVerifyResponse(verdict) } };
+}
+
+/** The error of one item of many, in place of its answer. */
+export function toVerifyError({ reason, message, retryAfterMs }: KeyError): VerifyError {
+  const retry = retryAfterMs === undefined ? {} : { retryAfter: durationFromMs(retryAfterMs) };
+  return create(VerifyErrorSchema, { reason: ErrorReason[reason], message, ...retry });
+}
