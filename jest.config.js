@@ -17,7 +17,7 @@ export default {
   collectCoverageFrom: ["src/**/*.ts"],
   // It ends what hangs, and is no measure of speed: on a busy machine a test takes many times as long.
   testTimeout: 300_000,
-  maxWorkers: 2,
+  maxWorkers: 3,
   // A worker keeps what the modules of each file leave behind: of two gigabytes, most of its time is garbage collection.
   workerIdleMemoryLimit: "800MB",
 };

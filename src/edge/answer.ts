@@ -15,9 +15,9 @@ import {
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import { KeyError } from "../keys/errors.ts";
 import type { Withheld } from "../keys/manage.ts";
-import { displayPrefix, type KeyRecord, type StoredState, statusAt } from "../keys/record.ts";
+import { displayPrefix, type HeldRecord, type KeyRecord, type StoredState, statusAt } from "../keys/record.ts";
 import type { Outcome, Verification } from "../keys/verify/verify.ts";
-import type { Entry, HeldRecord } from "../keys/verify/view.ts";
+import type { Entry } from "../keys/verify/view.ts";
 
 // All that a caller is answered about a key, whatever the door: outcomes, headers, messages.
 
@@ -69,7 +69,7 @@ export const UNASKED: Readonly<Record<"key_missing" | "key_ambiguous", Refusal>>
 };
 
 /** A field about the key for the upstream of a gateway. */
-export interface IdentityField {
+interface IdentityField {
   /** Its header, always set; undefined: it stands in the metadata alone. */
   readonly header?: string;
   /** Its field in Check's `dynamic_metadata`. */

@@ -1,20 +1,14 @@
 import { type AuditEntry, auditedReason, type Origin } from "./audit/entry.ts";
 import { checked, invalid, KeyError, listed } from "./errors.ts";
+import { type Chosen, checkInput, inherited, type KeyInput } from "./input.ts";
 import {
-  checkGracePeriod,
-  checkLifetime,
-  checkName,
   checkReason,
-  checkRequestId,
-  checkScopes,
   checkUserId,
   isRequestId,
   isUserId,
   LAST_INSTANT_MS,
-  type Lifetime,
   type Policy,
   scopesMissing,
-  type TimeSpan,
 } from "./policy.ts";
 import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./ports.ts";
 import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./record.ts";
@@ -30,23 +24,10 @@ export interface Caller {
   origin?: Origin | undefined;
 }
 
-interface CreateInput {
-  userId?: string | undefined;
-  name?: string | undefined;
-  scopes: readonly string[];
-  lifetime?: Lifetime | undefined;
-  /** The same call again, with the same id, has the same answer. */
-  requestId?: string | undefined;
-}
-
-export interface RefreshInput extends CreateInput {
-  gracePeriod?: TimeSpan | undefined;
-}
-
 /** Why an answer that repeats an earlier one is without the key. */
 export type Withheld = "ended" | "request_key_gone";
 
-export interface Created {
+interface Created {
   record: KeyRecord;
   /** The full key. It exists only here. Absent: `withheld` tells why. */
   key?: string | undefined;
@@ -68,9 +49,9 @@ export interface Revoked {
 
 /** The management of keys. `deadlineMs` is on the clock of `performance.now()`. */
 export interface KeyManager {
-  create(caller: Caller, input: CreateInput, deadlineMs: number): Promise<Created>;
+  create(caller: Caller, input: KeyInput, deadlineMs: number): Promise<Created>;
   get(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<KeyRecord>;
-  refresh(caller: Caller, input: RefreshInput, deadlineMs: number): Promise<Refreshed>;
+  refresh(caller: Caller, input: KeyInput, deadlineMs: number): Promise<Refreshed>;
   revoke(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Revoked>;
 }
 
@@ -101,7 +82,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     return {
       key: formatKey({ prefix, id, secret }),
       record: (
-        fields: Pick<KeyRecord, "name" | "scopes" | "createdAt" | "expiresAt">,
+        fields: Chosen & Pick<KeyRecord, "createdAt" | "expiresAt">,
         replaced?: Pick<KeyRequest, "previousId" | "previousRevoked">,
       ): KeyRecord => ({
         ...{ id, userId, prefix, ...digests, ...fields },
@@ -113,7 +94,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   }
 
   /** Undefined: it can't be a repeat. Bad fields are for `accept` to tell, together with all others. */
-  function askedAgain(method: "Create" | "Refresh", caller: Caller, input: RefreshInput): Asked | undefined {
+  function askedAgain(method: "Create" | "Refresh", caller: Caller, input: KeyInput): Asked | undefined {
     const userId = ownerFor(caller, input.userId);
     const { requestId } = input;
     if (requests === undefined || requestId === undefined) return undefined;
@@ -171,21 +152,16 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   }
 
   /** Checks that Create and Refresh share. The order of refusals: rights, all fields at once, scope policy. */
-  function accept(caller: Caller, input: RefreshInput, { scopesNeeded }: { scopesNeeded: boolean }) {
+  function accept(caller: Caller, input: KeyInput, { scopesNeeded }: { scopesNeeded: boolean }) {
     const userId = ownerFor(caller, input.userId);
     const now = clock();
     const { requestId } = input;
-    const fields = checked((violations) => {
-      checkUserId(userId, violations);
-      checkRequestId(requestId, violations);
-      const name = checkName(input.name, violations);
-      const scopes = checkScopes(input.scopes, policy, violations);
-      if (scopesNeeded && scopes.length === 0) scopesMissing(violations);
-      const lifetimeMs = checkLifetime(input.lifetime, policy, now, violations);
-      const graceMs = checkGracePeriod(input.gracePeriod, policy, violations);
-      return { name, scopes, lifetimeMs, graceMs };
+    const { chosen, lifetimeMs, graceMs } = checked((violations) => {
+      const accepted = checkInput(userId, input, policy, now, violations);
+      if (scopesNeeded && accepted.chosen.scopes.length === 0) scopesMissing(violations);
+      return accepted;
     });
-    mayGrant(caller, fields.scopes);
+    mayGrant(caller, chosen.scopes);
     if (requestId !== undefined && requests === undefined) {
       throw new KeyError("REQUEST_ID_UNSUPPORTED", "This service has no request keys: leave request_id out.");
     }
@@ -193,18 +169,18 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     /** An explicit `expires_at` is kept to the millisecond; everything else is a span from the moment of creation. */
     const endOf = (createdAt: Date, inheritedMs?: number): Date | undefined => {
       if (input.lifetime?.case === "expiresAt") {
-        const end = new Date(now.getTime() + fields.lifetimeMs!);
+        const end = new Date(now.getTime() + lifetimeMs!);
         // Hashing may have waited for its turn.
         if (end <= createdAt) throw invalid([{ field: "expires_at", description: "passed while the key was made" }]);
         return end;
       }
-      const lifetimeMs = fields.lifetimeMs ?? inheritedMs ?? Number.POSITIVE_INFINITY;
-      const boundedMs = Math.min(lifetimeMs, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
+      const spanMs = lifetimeMs ?? inheritedMs ?? Number.POSITIVE_INFINITY;
+      const boundedMs = Math.min(spanMs, policy.maxTtlMs ?? Number.POSITIVE_INFINITY);
       if (boundedMs === Number.POSITIVE_INFINITY) return undefined;
       // An inherited lifetime begins anew, and may lead beyond what an answer can hold.
       return new Date(Math.min(createdAt.getTime() + boundedMs, LAST_INSTANT_MS));
     };
-    return { userId, now, endOf, ...fields };
+    return { userId, now, chosen, graceMs, endOf };
   }
 
   function mayGrant(caller: Caller, scopes: readonly string[]): void {
@@ -221,7 +197,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     async create(caller, input, deadlineMs) {
       const asked = askedAgain("Create", caller, input);
       return once<Created>(asked, deadlineMs, async () => {
-        const { userId, now, name, scopes, endOf } = accept(caller, input, { scopesNeeded: true });
+        const { userId, now, chosen, endOf } = accept(caller, input, { scopesNeeded: true });
         // A cheap look before the costly hash; the index still decides.
         refuseIfActive(await store.findCurrent(userId, deadlineMs), now);
         const { key, record } = await mint(userId, asked, deadlineMs);
@@ -229,7 +205,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           const { current, forgotten, isRepeat } = withoutOldRequest(stored, at);
           if (isRepeat) return { update: [], answer: "made by another" };
           refuseIfActive(current, at);
-          const created = record({ name, scopes, createdAt: at, expiresAt: endOf(at) });
+          const created = record({ ...chosen, createdAt: at, expiresAt: endOf(at) });
           const update = current.active ? [settled(current.active, at)] : [];
           const answer = { record: created, key };
           return changedBy(caller, "Create", userId, at, {
@@ -252,23 +228,18 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     async refresh(caller, input, deadlineMs) {
       const asked = askedAgain("Refresh", caller, input);
       return once<Refreshed>(asked, deadlineMs, async () => {
-        const { userId, name, scopes, graceMs, endOf } = accept(caller, input, { scopesNeeded: false });
+        const { userId, chosen, graceMs, endOf } = accept(caller, input, { scopesNeeded: false });
         const { key, record } = await mint(userId, asked, deadlineMs);
         const decide: Decide<Refreshed | "made by another"> = (stored, at) => {
           const { current, forgotten, isRepeat } = withoutOldRequest(stored, at);
           if (isRepeat) return { update: [], answer: "made by another" };
           const { active, retiring } = current;
-          if (scopes.length === 0 && active === undefined) checked(scopesMissing);
+          if (chosen.scopes.length === 0 && active === undefined) checked(scopesMissing);
           const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - active.createdAt.getTime();
           const previous = active && superseded(active, graceMs, at);
           const previousKeyRevoked = previous?.state === "revoked";
           const created = record(
-            {
-              name: name ?? active?.name,
-              scopes: scopes.length > 0 ? scopes : active!.scopes,
-              createdAt: at,
-              expiresAt: endOf(at, inheritedMs),
-            },
+            { ...inherited(chosen, active), createdAt: at, expiresAt: endOf(at, inheritedMs) },
             previous && { previousId: previous.id, previousRevoked: previousKeyRevoked },
           );
           // The retiring key first: the index allows one retiring key a user.

@@ -45,7 +45,70 @@ export interface KeyRecord {
   rev: number;
 }
 
-export type StoredState = "active" | "retiring" | "revoked" | "expired";
+export const STATES = ["active", "retiring", "revoked", "expired"] as const;
+export type StoredState = (typeof STATES)[number];
+
+interface StoredField {
+  /** As MongoDB's $jsonSchema has it. */
+  schema: object;
+  isRequired?: true;
+  /** A change of a key may alter it; times of use and fingerprints have writes of their own. */
+  isMutable?: true;
+}
+
+const DATE = { bsonType: "date" };
+const DIGEST = { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" };
+
+/** How each field of a record is stored. Whoever changes it gives the schema another version. */
+export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
+  id: { schema: { bsonType: "string", pattern: "^[0-9A-Za-z]{16}$" }, isRequired: true },
+  userId: { schema: { bsonType: "string", minLength: 1, maxLength: 256 }, isRequired: true },
+  name: { schema: { bsonType: "string", minLength: 1, maxLength: 128 } },
+  prefix: { schema: { bsonType: "string", minLength: 1, maxLength: 32 }, isRequired: true },
+  scopes: {
+    schema: { bsonType: "array", minItems: 1, maxItems: 64, items: { bsonType: "string" } },
+    isRequired: true,
+  },
+  state: { schema: { enum: STATES }, isRequired: true, isMutable: true },
+  createdAt: { schema: DATE, isRequired: true },
+  expiresAt: { schema: DATE },
+  retiresAt: { schema: DATE, isMutable: true },
+  revokedAt: { schema: DATE, isMutable: true },
+  revocationReason: { schema: { bsonType: "string", maxLength: 512 }, isMutable: true },
+  lastUsedAt: { schema: DATE },
+  secretHash: { schema: { bsonType: "string", pattern: "^\\$argon2id\\$" }, isRequired: true },
+  fingerprint: {
+    schema: {
+      bsonType: "object",
+      required: ["pepper", "mac"],
+      properties: { pepper: { bsonType: "string" }, mac: { bsonType: "binData" } },
+    },
+  },
+  request: {
+    schema: {
+      bsonType: "object",
+      required: ["id", "arguments", "ringId"],
+      properties: {
+        id: DIGEST,
+        arguments: DIGEST,
+        ringId: { bsonType: "string" },
+        previousId: { bsonType: "string" },
+        previousRevoked: { bsonType: "bool" },
+      },
+    },
+    isMutable: true,
+  },
+  rev: { schema: { bsonType: ["int", "long", "double"], minimum: 1 }, isRequired: true },
+};
+
+type HeldValue<Value> = Value extends Date ? number : Value extends string[] ? readonly string[] : Value;
+
+/** A record without what proves its secret, as it is held in memory. Times are Unix milliseconds: a Date takes six times the memory. */
+export type HeldRecord = {
+  [Name in Exclude<keyof KeyRecord, "secretHash" | "fingerprint" | "request">]-?:
+    | HeldValue<NonNullable<KeyRecord[Name]>>
+    | (undefined extends KeyRecord[Name] ? undefined : never);
+};
 
 /** The fields that say whether a key may be used. Times are Dates, or Unix milliseconds. */
 export interface Lifecycle<Time extends Date | number = Date> {

@@ -1,5 +1,5 @@
 import { createHash, hkdfSync } from "node:crypto";
-import type { Lifetime, TimeSpan } from "./policy.ts";
+import { askedFor, type KeyInput } from "./input.ts";
 import type { KeyRecord } from "./record.ts";
 import { randomBase62, SECRET_LENGTH } from "./text.ts";
 
@@ -56,26 +56,9 @@ export function createRequestSecrets(ring: readonly RequestKey[]): RequestSecret
   };
 }
 
-interface AskedFor {
-  name?: string | undefined;
-  scopes: readonly string[];
-  lifetime?: Lifetime | undefined;
-  gracePeriod?: TimeSpan | undefined;
-}
-
-/** Names and scopes count as they would be stored; times as they were said. */
-export function askedBy(
-  method: "Create" | "Refresh",
-  userId: string,
-  requestId: string,
-  { name, scopes, lifetime, gracePeriod }: AskedFor,
-): Asked {
-  const span = (value: TimeSpan | undefined) => value && [String(value.seconds), value.nanos];
-  const rest = [
-    ...[method, name?.trim(), [...new Set(scopes)].sort()],
-    ...[lifetime?.case, span(lifetime?.value), span(gracePeriod)],
-  ];
-  return { userId, requestId, digest: sha256(requestId), arguments: sha256(JSON.stringify(rest)) };
+export function askedBy(method: "Create" | "Refresh", userId: string, requestId: string, input: KeyInput): Asked {
+  const all = JSON.stringify([method, ...askedFor(input)]);
+  return { userId, requestId, digest: sha256(requestId), arguments: sha256(all) };
 }
 
 export function isRemembered({ createdAt }: Pick<KeyRecord, "createdAt">, now: Date): boolean {

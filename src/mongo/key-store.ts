@@ -10,7 +10,7 @@ import {
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/ports.ts";
-import type { KeyRecord } from "../keys/record.ts";
+import { FIELDS, type KeyRecord } from "../keys/record.ts";
 import { USE_EVERY_MS } from "../keys/verify/usage.ts";
 import type { View } from "../keys/verify/view.ts";
 import { type AuditDocument, toAuditDocument } from "./audit-store.ts";
@@ -35,7 +35,7 @@ import type { SecretChecks } from "./secret-checks.ts";
 import { hasCode } from "./server-errors.ts";
 
 /** Fields of a record that a change may alter. */
-const MUTABLE = ["state", "retiresAt", "revokedAt", "revocationReason", "request"] as const;
+const MUTABLE = (Object.keys(FIELDS) as (keyof KeyRecord)[]).filter((name) => FIELDS[name].isMutable);
 
 /** Time that an answer may need on its way to the caller. */
 const MAX_WAY_BACK_MS = 100;

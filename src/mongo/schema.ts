@@ -1,4 +1,5 @@
 import { type Db, type Document, type IndexDescription, MongoError, MongoServerError } from "mongodb";
+import { FIELDS, type KeyRecord } from "../keys/record.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { hasCode } from "./server-errors.ts";
 
@@ -10,8 +11,6 @@ export const HEARTBEATS = "heartbeats";
 
 /** The audit trail. */
 export const AUDIT = "audit";
-
-const STATES = ["active", "retiring", "revoked", "expired"];
 
 /**
  * One more at each change of the validation or of an index below: processes of two releases side by side, as in a rolling
@@ -25,41 +24,18 @@ export const VALIDATOR = {
   $jsonSchema: {
     description: `Latchkey's records, version ${SCHEMA_VERSION}`,
     bsonType: "object",
-    required: ["_id", "userId", "prefix", "scopes", "state", "createdAt", "secretHash", "rev"],
-    properties: {
-      _id: { bsonType: "string", pattern: "^[0-9A-Za-z]{16}$" },
-      userId: { bsonType: "string", minLength: 1, maxLength: 256 },
-      name: { bsonType: "string", minLength: 1, maxLength: 128 },
-      prefix: { bsonType: "string", minLength: 1, maxLength: 32 },
-      scopes: { bsonType: "array", minItems: 1, maxItems: 64, items: { bsonType: "string" } },
-      state: { enum: STATES },
-      createdAt: { bsonType: "date" },
-      expiresAt: { bsonType: "date" },
-      retiresAt: { bsonType: "date" },
-      revokedAt: { bsonType: "date" },
-      revocationReason: { bsonType: "string", maxLength: 512 },
-      lastUsedAt: { bsonType: "date" },
-      secretHash: { bsonType: "string", pattern: "^\\$argon2id\\$" },
-      fingerprint: {
-        bsonType: "object",
-        required: ["pepper", "mac"],
-        properties: { pepper: { bsonType: "string" }, mac: { bsonType: "binData" } },
-      },
-      request: {
-        bsonType: "object",
-        required: ["id", "arguments", "ringId"],
-        properties: {
-          id: { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" },
-          arguments: { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" },
-          ringId: { bsonType: "string" },
-          previousId: { bsonType: "string" },
-          previousRevoked: { bsonType: "bool" },
-        },
-      },
-      rev: { bsonType: ["int", "long", "double"], minimum: 1 },
-    },
+    required: Object.keys(FIELDS).filter(isRequired).map(storedName),
+    properties: Object.fromEntries(Object.entries(FIELDS).map(([name, { schema }]) => [storedName(name), schema])),
   },
 };
+
+function isRequired(name: string): boolean {
+  return FIELDS[name as keyof KeyRecord].isRequired === true;
+}
+
+function storedName(name: string): string {
+  return name === "id" ? "_id" : name;
+}
 
 type NamedIndex = IndexDescription & { name: string };
 

@@ -2,7 +2,8 @@ import { createHash } from "node:crypto";
 import { beforeEach, expect, test } from "@jest/globals";
 import type { AuditEntry } from "../../src/keys/audit/entry.ts";
 import { KeyError } from "../../src/keys/errors.ts";
-import { type Caller, createKeyManager, type KeyManager, type RefreshInput } from "../../src/keys/manage.ts";
+import type { KeyInput } from "../../src/keys/input.ts";
+import { type Caller, createKeyManager, type KeyManager } from "../../src/keys/manage.ts";
 import { type Lifetime, type Policy, parseScopePatterns } from "../../src/keys/policy.ts";
 import type { Change, Decide, KeyStore } from "../../src/keys/ports.ts";
 import type { KeyRecord } from "../../src/keys/record.ts";
@@ -147,9 +148,9 @@ const until = (ms: number): Lifetime => ({
   value: { seconds: BigInt(Math.floor((START_MS + ms) / 1_000)), nanos: (ms % 1_000) * 1_000_000 },
 });
 const grace = (seconds: number) => ({ seconds: BigInt(seconds), nanos: 0 });
-const create = (input: Partial<RefreshInput> = {}, caller = alice, manager = keys) =>
+const create = (input: Partial<KeyInput> = {}, caller = alice, manager = keys) =>
   manager.create(caller, { scopes: ["read"], ...input }, DEADLINE_MS);
-const refresh = (input: Partial<RefreshInput> = {}, caller = alice, manager = keys) =>
+const refresh = (input: Partial<KeyInput> = {}, caller = alice, manager = keys) =>
   manager.refresh(caller, { scopes: [], ...input }, DEADLINE_MS);
 const calls = { create, refresh };
 const states = () => Object.fromEntries([...records.values()].map(({ id, state }) => [id, state]));
@@ -205,7 +206,7 @@ const tooMuch = ["admin:all", "read", "admin"];
 interface Refused {
   what: string;
   caller?: Caller;
-  input: Partial<RefreshInput>;
+  input: Partial<KeyInput>;
   expected: object;
   differing?: Differing;
 }

@@ -1,17 +1,12 @@
 import { LRUCache } from "lru-cache";
-import { type Fingerprint, type KeyRecord, type Lifecycle, type StoredState, statusAt } from "../record.ts";
-
-/** A record without what proves its secret. Times are Unix milliseconds: a Date takes six times the memory. */
-export interface HeldRecord extends Lifecycle<number> {
-  id: string;
-  userId: string;
-  name: string | undefined;
-  prefix: string;
-  scopes: readonly string[];
-  createdAt: number;
-  lastUsedAt: number | undefined;
-  rev: number;
-}
+import {
+  type Fingerprint,
+  type HeldRecord,
+  type KeyRecord,
+  type Lifecycle,
+  type StoredState,
+  statusAt,
+} from "../record.ts";
 
 /** A record in memory, and what was found out about it since it was read. One object: two take more memory, and longer to reach. */
 export interface Entry extends Readonly<HeldRecord> {
