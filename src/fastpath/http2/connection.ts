@@ -8,6 +8,7 @@ import { Call, type FastMethods, isPromise, messageIn, type Recognised, toHeader
 import { append, EMPTY } from "../wire-format.ts";
 import { writeAnswer, writeRefusal } from "./answers.ts";
 import { OpenStreams } from "./bidirectional-streams.ts";
+import { Drain } from "./drain.ts";
 import {
   CREDIT_BYTES,
   createFrameReader,
@@ -136,15 +137,9 @@ class Connection {
   private preface: Buffer | undefined = EMPTY;
   private sawSettings = false;
   private ended = false;
-  /** GOAWAY was sent; and then: the one that names the last stream that is served. */
-  private draining = false;
+  private readonly draining: Drain;
+  /** Nothing is served that has not begun, and the connection ends when all of it has ended. */
   private leaving = false;
-  /** GOAWAY was sent; pings that the client answered since it was due. */
-  private asked = false;
-  private answeredPings = 0;
-  /** Until which it is waited for the client to know, and until which answers wait for that. */
-  private patience: NodeJS.Timeout | undefined;
-  private holdTimer: NodeJS.Timeout | undefined;
   private lastId = 0;
   private refused = 0;
   /** Streams above it are not served: a GOAWAY said so. */
@@ -189,6 +184,7 @@ class Connection {
     const sender = new Sender(output, (id) => this.noteReset(id, "server"));
     this.output = output;
     this.sender = sender;
+    this.draining = new Drain({ output, leave: () => this.leave() });
     this.bidirectional = new OpenStreams({ sender, output, finished: () => this.endIfDone() });
     this.blocks = new HeaderBlocks({
       recognise: options.methods.recognise,
@@ -535,7 +531,7 @@ class Connection {
     if (id !== 0) return this.fail(Fault.PROTOCOL_ERROR);
     if (payload.length !== 8) return this.fail(Fault.FRAME_SIZE_ERROR);
     if ((flags & Flag.ACK) === 0) this.output.put(frame(Type.PING, Flag.ACK, 0, payload));
-    else if (this.draining && payload.equals(drainPing(this.answeredPings))) this.drainOn();
+    else this.draining.takeAnswer(payload);
   }
 
   // ---- answering
@@ -741,47 +737,12 @@ class Connection {
     return this.openStreams() === 0 && (this.node === undefined || this.node.isIdle());
   }
 
-  /**
-   * RFC 9113, 6.8: what the client sent before it knew is served, in between nothing is refused. But libraries fail calls by
-   * themselves that their program makes while they read a GOAWAY (nghttp2, and with it Node: REFUSED_STREAM), and answers are
-   * what makes programs call again. So answers wait, for as long as the client answers pings in HOLD_MS, from before the GOAWAY until
-   * it knows.
-   */
   drain(): void {
-    if (this.draining || this.ended) return;
-    this.draining = true;
-    this.output.hold();
-    this.output.putFirst(frame(Type.PING, 0, 0, drainPing(0)));
-    this.holdTimer = setTimeout(() => {
-      this.askToGo();
-      this.output.release();
-    }, HOLD_MS);
-    this.patience = setTimeout(() => this.leave(), ROUND_TRIP_MS);
-  }
-
-  /** A ping was answered. */
-  private drainOn() {
-    this.answeredPings += 1;
-    // The first answer says that the client's library has read all answers; the second, that its program had a turn since.
-    if (this.answeredPings === 2) this.askToGo();
-    // Likewise the library has read the GOAWAY, and its program knows.
-    if (this.answeredPings === 3) this.output.release();
-    if (this.answeredPings === 4) this.leave();
-    else this.output.putFirst(frame(Type.PING, 0, 0, drainPing(this.answeredPings)));
-  }
-
-  private askToGo() {
-    if (this.asked || this.ended) return;
-    this.asked = true;
-    this.output.putFirst(goawayFrame(MAX_STREAM_ID, Fault.NO_ERROR));
+    if (!this.ended) this.draining.begin();
   }
 
   private leave() {
-    if (this.leaving || this.ended) return;
-    this.askToGo();
-    this.output.release();
-    clearTimeout(this.holdTimer);
-    clearTimeout(this.patience);
+    if (this.ended) return;
     this.leaving = true;
     this.goneId = this.lastId;
     this.output.put(goawayFrame(this.lastId, Fault.NO_ERROR));
@@ -791,8 +752,7 @@ class Connection {
 
   closed(): void {
     this.ended = true;
-    clearTimeout(this.holdTimer);
-    clearTimeout(this.patience);
+    this.draining.stop();
     this.share.leave();
     for (const open of this.calls.values()) open.call?.abort();
     this.bidirectional.abort();
@@ -826,12 +786,6 @@ class Connection {
   }
 }
 
-const MAX_STREAM_ID = 2 ** 31 - 1;
-const drainPing = (number: number): Buffer => Buffer.from(`drain ${number} `);
-/** For which answers wait at most: less than gateways do. */
-const HOLD_MS = 100;
-/** In which a client should have answered all pings; they are not waited for longer. */
-const ROUND_TRIP_MS = 2_000;
 /** In which a client should have closed its end after ours. */
 const LINGER_MS = 1_000;
 /** Settings: a client that leaves no room for the answers before an acknowledgement could heap them up. */
