@@ -4,7 +4,7 @@ import type { Readable } from "node:stream";
 const MAX_DRAINED_BYTES = 4 * 1024 * 1024;
 
 /** Nothing waits for the body. One that goes on is broken off. */
-export function drain(body: Readable, breakOff: () => void): void {
+export function discard(body: Readable, breakOff: () => void): void {
   let drained = 0;
   body.on("error", () => {});
   body.on("data", (chunk: Buffer) => {

@@ -7,7 +7,7 @@ import type { IncomingHttpHeaders } from "node:http";
 export interface FastMethod {
   /** Bytes of its largest message, where that is more than the listener's. */
   maxMessageBytes?: number;
-  /** `/latchkey.v1.ApiKeyService/Verify` */
+  /** Such as `/package.Service/Method`. */
   path: string;
   /**
    * Called once the request's one message is whole. What is returned at once is written at once; `undefined` leaves the

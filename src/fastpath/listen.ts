@@ -11,13 +11,7 @@ import { NodeConnection } from "./http1/node-server.ts";
 import { createHttp2Connections } from "./http2/connection.ts";
 import { trackSessions } from "./http2/sessions.ts";
 import { notePeer, peerOf, verifiedPeer } from "./peer.ts";
-import {
-  type ForwardAuth,
-  forwardAuthRequests,
-  forwardAuthStreams,
-  isForwardAuth,
-  type StreamListener,
-} from "./plain-http.ts";
+import { isBelow, type PlainHttp, plainHttpRequests, plainHttpStreams, type StreamListener } from "./plain-http.ts";
 import { mayLackItsBody, originForm } from "./request-target.ts";
 import { cutSlowReaders } from "./slow-readers.ts";
 import { sniff } from "./sniff.ts";
@@ -44,8 +38,7 @@ interface ListenerOptions {
   /** Methods that are served here, before `handler` is asked. */
   fast?: readonly FastMethod[];
   fastStreams?: readonly FastStreamMethod[];
-  /** Asked about everything at and below `FORWARD_AUTH_PATH`. */
-  forwardAuth?: ForwardAuth;
+  plainHttp?: PlainHttp;
   /** Serves TLS alone; cleartext when left out. With a `ca`, clients are asked for a certificate, and may have none. */
   tls?: TlsIdentity | undefined;
   limits?: Partial<ListenerLimits>;
@@ -127,7 +120,7 @@ export async function listen({
   handler,
   fast = [],
   fastStreams = [],
-  forwardAuth,
+  plainHttp,
   tls,
   limits: given,
   refusals = PLAIN_REFUSALS,
@@ -154,8 +147,7 @@ export async function listen({
     response.once("close", () => answered(response));
     handler(request, response, peerOf(request.socket));
   };
-  const otherwise =
-    forwardAuth === undefined ? handlerRequest : forwardAuthRequests(forwardAuth, handlerRequest, answered);
+  const otherwise = plainHttp === undefined ? handlerRequest : plainHttpRequests(plainHttp, handlerRequest, answered);
   const serveRequest = serveFastRequests({ methods, answered, otherwise, held });
   /** Connections whose next request is not to be asked about again. */
   const asked = new WeakSet<Duplex>();
@@ -188,7 +180,7 @@ export async function listen({
   // A gateway passes on what the client expects of its own server. Here the body is not waited for, so it is not asked for.
   const expecting = (otherwise: RequestListener): RequestListener => {
     return (request, response) => {
-      if (forwardAuth === undefined || !isForwardAuth(request.url)) return otherwise(request, response);
+      if (plainHttp === undefined || !isBelow(plainHttp, request.url)) return otherwise(request, response);
       response.setHeader("connection", "close");
       takeRequest(request, response);
     };
@@ -220,7 +212,7 @@ export async function listen({
     handler(request, response, peerOf(request.stream.session));
   });
   const handlerStream: StreamListener = (...stream) => void handlerHttp2.emit("stream", ...stream);
-  http2.on("stream", forwardAuth === undefined ? handlerStream : forwardAuthStreams(forwardAuth, handlerStream));
+  http2.on("stream", plainHttp === undefined ? handlerStream : plainHttpStreams(plainHttp, handlerStream));
   const streams = serveBidirectionalStreams({ methods: fastStreams, maxMessageBytes, refusals });
   // A peer's broken connection is its own affair: it must not become an uncaught error.
   http2.on("sessionError", () => {});

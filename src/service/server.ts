@@ -278,7 +278,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       fast: [createFastVerify({ verify, authenticator, calls }), createFastBatchVerify(many), extAuthz.fast],
       fastStreams: [createFastVerifyStream(many)],
       ...{ held, refusals: TRANSPORT_REFUSALS },
-      forwardAuth: createForwardAuth(keySources, gateway),
+      plainHttp: createForwardAuth(keySources, gateway),
     };
     const listener = await namingAddress({ setting: "LATCHKEY_LISTEN", ...config.listen }, () => listen(options));
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));

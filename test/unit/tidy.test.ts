@@ -128,6 +128,13 @@ test("no identifier is a house word", () => {
   expect(sources.flatMap((file) => readFileSync(file, "utf8").match(HOUSE) ?? [])).toEqual([]);
 });
 
+test("fastpath knows nothing of what is served: no setting, no route and no name of the product", () => {
+  const strays = sources
+    .filter((file) => roomOf(file) === "fastpath")
+    .filter((file) => /latchkey|LATCHKEY|\/v1\//i.test(readFileSync(file, "utf8")));
+  expect(strays).toEqual([]);
+});
+
 test("keys imports neither http nor the network", () => {
   const network = sources
     .filter((file) => file.startsWith("src/keys/"))

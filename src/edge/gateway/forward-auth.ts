@@ -1,9 +1,4 @@
-import {
-  FORWARD_AUTH_PATH,
-  type ForwardAnswer,
-  type ForwardAuth,
-  type ForwardRequest,
-} from "../../fastpath/plain-http.ts";
+import type { PlainAnswer, PlainHttp, PlainRequest } from "../../fastpath/plain-http.ts";
 import { identityHeaders } from "../answer.ts";
 import { createDecide, type Decision, type GatewayParts, scopesIn } from "./decide.ts";
 import {
@@ -18,6 +13,7 @@ import {
 
 const SERVICE = "forward-auth";
 const METHOD = "authorize";
+const PATH = "/v1/authorize";
 
 /** A denial's body once more, for gateways that throw bodies away (nginx's auth_request does). */
 const DENIAL_HEADER = "x-latchkey-denial";
@@ -26,9 +22,9 @@ const DENIAL_HEADER = "x-latchkey-denial";
 const TARGET_HEADERS = ["x-forwarded-uri", "x-original-uri", "x-original-url", "x-envoy-original-path"];
 
 /** The question that gateways ask over plain HTTP, with the client's own headers. The same decisions as Check's. */
-export function createForwardAuth(sources: KeySources, parts: GatewayParts): ForwardAuth {
+export function createForwardAuth(sources: KeySources, parts: GatewayParts): PlainHttp {
   const decide = createDecide(sources, parts, SERVICE, METHOD);
-  return (request) => {
+  const answer = (request: PlainRequest) => {
     const { headers, peer } = request;
     const presented = presentedBy(request, sources);
     const token = headers["x-latchkey-gateway-token"];
@@ -41,15 +37,16 @@ export function createForwardAuth(sources: KeySources, parts: GatewayParts): For
       ? decision.then((late) => toAnswer(late, presented, sources))
       : toAnswer(decision, presented, sources);
   };
+  return { path: PATH, answer };
 }
 
 /** A client may have written it: it can only shorten what is configured. */
-function expectedMs(headers: ForwardRequest["headers"], answerMs: number): number {
+function expectedMs(headers: PlainRequest["headers"], answerMs: number): number {
   const expected = headers["x-envoy-expected-rq-timeout-ms"];
   return typeof expected === "string" && /^\d{1,9}$/.test(expected) ? Math.min(Number(expected), answerMs) : answerMs;
 }
 
-function presentedBy({ target, headers, rawHeaders }: ForwardRequest, sources: KeySources): Presented {
+function presentedBy({ target, headers, rawHeaders }: PlainRequest, sources: KeySources): Presented {
   const presented = nothingPresented();
   for (let index = 0; index + 1 < rawHeaders.length; index += 2) {
     noteHeader(presented, sources, rawHeaders[index]!, rawHeaders[index + 1]!);
@@ -65,7 +62,7 @@ function presentedBy({ target, headers, rawHeaders }: ForwardRequest, sources: K
 
 /** Whether the path is the client's with ours before it. */
 function pathBelow(target: string): boolean {
-  return target.charAt(FORWARD_AUTH_PATH.length) === "/";
+  return target.charAt(PATH.length) === "/";
 }
 
 function queryOf(target: string): string {
@@ -77,13 +74,13 @@ function queryOf(target: string): string {
  * Of the header and of the query, both. A client that can set them only makes its own request harder to admit. Below our
  * path the query is the client's, who may mean something else by `scopes`.
  */
-function requiredScopesOf({ target, headers }: ForwardRequest): string[] {
+function requiredScopesOf({ target, headers }: PlainRequest): string[] {
   const required = headers["x-latchkey-required-scopes"];
   const inQuery = pathBelow(target) ? [] : parametersOf(target).filter(({ name }) => name === "scopes");
   return [...new Set([String(required ?? ""), ...inQuery.map(({ value }) => value)].flatMap(scopesIn))];
 }
 
-function toAnswer(decision: Decision, presented: Presented, sources: KeySources): ForwardAnswer {
+function toAnswer(decision: Decision, presented: Presented, sources: KeySources): PlainAnswer {
   if (!decision.allowed) {
     const { status, body } = decision;
     return { status, body, headers: { ...decision.headers, [DENIAL_HEADER]: visibleJson(body) } };
