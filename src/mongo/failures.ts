@@ -99,14 +99,22 @@ function overloaded(cause: unknown): KeyError {
 
 function isOutOfReach(error: unknown): boolean {
   return (
-    // Where a write fails at once, the driver (7.9) lets out what the system said of the connection.
-    (error as Partial<NodeJS.ErrnoException> | undefined)?.syscall !== undefined ||
+    isOfSocket(error) ||
     error instanceof MongoNetworkError ||
     error instanceof MongoServerSelectionError ||
     error instanceof MongoNotConnectedError ||
     error instanceof MongoTopologyClosedError ||
     isWaitQueueTimeout(error)
   );
+}
+
+/**
+ * Where a write fails at once, the driver (7.9) lets out what Node said of the socket: an error of the system, or its own that
+ * the other side has ended (EPIPE, without a `syscall`), or that the stream is over.
+ */
+function isOfSocket(error: unknown): boolean {
+  const { code, syscall } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  return syscall !== undefined || code === "EPIPE" || /^ERR_STREAM_|^ERR_SOCKET_/.test(String(code));
 }
 
 function mayBeCommitted(error: unknown): boolean {

@@ -1,6 +1,14 @@
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Db, MongoClient } from "mongodb";
+import {
+  type ChangeStream,
+  type Collection,
+  type Db,
+  type Document,
+  MongoClient,
+  type Timestamp,
+  type UpdateFilter,
+} from "mongodb";
 import { UNIQUE_INDEXES } from "../../src/mongo/schema.ts";
 import type { Member, ReplicaSet } from "../support/replica-set.ts";
 import type { Weather } from "../support/tcp-proxy.ts";
@@ -208,21 +216,47 @@ const renamed = ofBase("the records renamed away and back", false, (db, scene) =
 const RESTORED = "the records dropped, and restored without their indexes and validation";
 const restored = ofBase(RESTORED, false, async (db, scene) => {
   const { client, databaseName } = db;
-  const dump = client.db(`${databaseName}-dump`).collection(KEYS);
+  const dump = client.db(`${databaseName}-dump`).collection<Stored>(KEYS);
+  const { operationTime } = await client.db("admin").command({ ping: 1 });
+  const changes = db.collection<Stored>(KEYS).watch([], { startAtOperationTime: operationTime as Timestamp });
   await takeAndGiveBack(
     scene,
-    // A dump and a drop under one lock: no change can be acknowledged between them, and so be lost.
     () => client.db("admin").command({ renameCollection: `${databaseName}.${KEYS}`, to: dump.namespace }),
     async () => {
+      await addChanges(dump, changes);
       const records = await dump.find().toArray();
       // In one moment: while they come back one by one, nobody could say which of them an answer may lack.
       await client.withSession((session) =>
-        session.withTransaction(() => db.collection(KEYS).insertMany(records, { session })),
+        session.withTransaction(() => db.collection<Stored>(KEYS).insertMany(records, { session })),
       );
     },
   );
   await dump.drop();
 });
+
+/**
+ * As a restore with the oplog does it: a rename into another database copies, and drops afterwards (6.0.5); what was acknowledged
+ * between the two is in neither collection.
+ */
+async function addChanges(dump: Collection<Stored>, changes: ChangeStream<Stored>): Promise<void> {
+  for await (const change of changes) {
+    if (change.operationType === "drop" || change.operationType === "invalidate") break;
+    if (change.operationType === "insert" || change.operationType === "replace")
+      await dump.replaceOne({ _id: change.documentKey._id }, change.fullDocument, { upsert: true });
+    if (change.operationType !== "update") continue;
+    const { updatedFields = {}, removedFields = [] } = change.updateDescription;
+    const update = {
+      ...(Object.keys(updatedFields).length > 0 && { $set: updatedFields }),
+      ...(removedFields.length > 0 && { $unset: Object.fromEntries(removedFields.map((field) => [field, ""])) }),
+    };
+    await dump.updateOne({ _id: change.documentKey._id }, update as UpdateFilter<Stored>);
+  }
+  await changes.close();
+}
+
+interface Stored extends Document {
+  _id: string;
+}
 
 const unindexed = ofBase("all indexes dropped, again and again", true, (db, scene) =>
   keepTaking(scene, () => db.command({ dropIndexes: KEYS, index: "*" })),

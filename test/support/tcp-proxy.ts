@@ -62,7 +62,7 @@ export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyO
     client.on("error", () => {});
     const peer = await whoIs(client);
     if (client.destroyed || weatherOf(peer).cut) {
-      client.resetAndDestroy();
+      reset(client);
       return;
     }
     const upstream = connect({ host: "127.0.0.1", port: to, allowHalfOpen: true, noDelay: true });
@@ -72,8 +72,8 @@ export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyO
     const link: Link = {
       peer,
       drop: () => {
-        client.resetAndDestroy();
-        upstream.resetAndDestroy();
+        reset(client);
+        reset(upstream);
       },
       changed: () => {
         there.changed();
@@ -112,6 +112,12 @@ export async function startTcpProxy({ to, peerOf, others = "others" }: TcpProxyO
   };
 }
 
+/** Node (20 to 26) never closes a socket that is reset while its end is on its way: the process would not end either. */
+function reset(socket: Socket): void {
+  if (socket.writableEnded && !socket.writableFinished) socket.destroy();
+  else socket.resetAndDestroy();
+}
+
 function condition({ blackHole, delayMs }: Weather, direction: "toServer" | "toClient") {
   return { blocked: blackHole === "both" || blackHole === direction, delayMs: delayMs?.[direction] ?? 0 };
 }
@@ -144,6 +150,6 @@ function pump(from: Socket, to: Socket, now: () => { blocked: boolean; delayMs: 
   from.on("data", (chunk: Buffer) => hold(() => void (to.destroyed || to.write(chunk)), chunk.length));
   from.on("end", () => hold(() => to.end(), 0));
   // After an orderly end the other side is closed by its own; a reset is passed on.
-  from.on("close", (failed) => hold(() => void (failed ? to.resetAndDestroy() : to.end()), 0));
+  from.on("close", (failed) => hold(() => void (failed ? reset(to) : to.end()), 0));
   return { changed: drain };
 }

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import { type AddressInfo, connect, createServer, Socket } from "node:net";
 import { expect, test } from "@jest/globals";
 import { MongoErrorLabel, MongoNetworkError, MongoServerError } from "mongodb";
 import { MONGODB_ERROR_CODES } from "mongodb/lib/error.js";
@@ -23,6 +23,25 @@ test("what the system says of a connection means that the database can't be reac
   const cause = await writeFailure();
   expect(cause).toMatchObject({ code: expect.stringMatching(/^(ECONNRESET|EPIPE)$/) });
   expect(toKeyError(cause, 0)).toMatchObject({ reason: "DB_UNAVAILABLE", retryAfterMs: 1_000, cause });
+});
+
+test("what Node says of a socket whose other side has ended, or that is closed, means the same", async () => {
+  const server = createServer((socket: Socket) => socket.end()).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const socket = connect({ host: "127.0.0.1", port: (server.address() as AddressInfo).port }).resume();
+  await once(socket, "end");
+  const written = (to: Socket): Promise<NodeJS.ErrnoException> =>
+    new Promise((resolve) => {
+      to.once("error", () => {});
+      to.write("x", (error) => resolve(error as NodeJS.ErrnoException));
+    });
+  const causes = [await written(socket), await written(new Socket().destroy())];
+  server.close();
+  expect(causes.map(({ code, syscall }) => [code, syscall])).toEqual([
+    ["EPIPE", undefined],
+    ["ERR_STREAM_DESTROYED", undefined],
+  ]);
+  for (const cause of causes) expect(toKeyError(cause, 0)).toMatchObject({ reason: "DB_UNAVAILABLE", cause });
 });
 
 test("a commit that ran out of time may have been made: nobody is told that nothing was written", () => {
