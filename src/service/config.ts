@@ -8,7 +8,6 @@ import { readPublicKey } from "../edge/public-key.ts";
 import type { ServiceToken, TokenKey } from "../edge/tokens.ts";
 import type { ListenerLimits } from "../fastpath/listen.ts";
 import { parseScopePatterns, type ScopePatterns } from "../keys/policy.ts";
-import type { RequestKey } from "../keys/request-id.ts";
 import type { Pepper } from "../keys/secret.ts";
 import { KEY_PREFIX_PATTERN } from "../keys/text.ts";
 import { isUriOption, judgeUri } from "../mongo/connection-string.ts";
@@ -413,52 +412,7 @@ const schema = z.object(VARIABLES);
 const clientSchema = z.object(CLIENT_VARIABLES);
 type Settings = z.output<typeof schema>;
 
-export interface Config {
-  readonly listen: Address;
-  readonly opsListen: Address | "off";
-  readonly dataDir: string;
-  readonly cacheDir: string;
-  readonly path: string | undefined;
-  readonly mongodbUri: string | undefined;
-  readonly database: string;
-  readonly mongodBinary: string | undefined;
-  readonly keyPrefix: string;
-  /** The current prefix and the earlier ones. */
-  readonly keyPrefixes: readonly string[];
-  readonly peppers: readonly Pepper[] | undefined;
-  /** Undefined: made once when embedded, else none. */
-  readonly requestKeys: readonly RequestKey[] | undefined;
-  readonly tokenKey: TokenKey | undefined;
-  readonly jwksMaxAgeMs: number;
-  readonly tokenIssuer: string | undefined;
-  readonly tokenAudience: string | undefined;
-  readonly adminClaim: { name: string; value: string };
-  readonly verifyAuth: "none" | "token" | "jwt" | "mtls";
-  readonly verifyAudience: string | undefined;
-  readonly serviceTokens: readonly ServiceToken[];
-  /** Names, one of which a client's certificate must have; empty: any will do. */
-  readonly verifyClients: readonly string[];
-  readonly gatewayKeyFrom: GatewayKeySources;
-  readonly gatewayTimeoutMs: number;
-  readonly scopes: ScopePatterns;
-  readonly memberScopes: ScopePatterns;
-  readonly maxTtlMs: number | undefined;
-  readonly maxGraceMs: number;
-  readonly auditRetentionMs: number;
-  /** Undefined: never. */
-  readonly purgeAfterMs: number | undefined;
-  readonly maxStalenessMs: number;
-  readonly outageGraceMs: number;
-  readonly readTimeoutMs: number;
-  readonly cacheKeys: number;
-  readonly workers: number;
-  readonly hashConcurrency: number | undefined;
-  readonly hashQueue: number;
-  readonly tls: TlsFiles | undefined;
-  readonly drainDelayMs: number;
-  readonly limits: ListenerLimits;
-  readonly logLevel: Settings["LATCHKEY_LOG_LEVEL"];
-}
+export type Config = Readonly<ReturnType<typeof toConfig>>;
 
 /** The environment as a frozen configuration. Throws a StartupError that lists every problem at once. */
 export function readConfig(environment: Environment = process.env): Config {
@@ -643,7 +597,7 @@ function contradictions(settings: Settings): string[] {
   return problems;
 }
 
-function toConfig(settings: Settings, environment: Environment): Config {
+function toConfig(settings: Settings, environment: Environment) {
   return {
     listen: settings.LATCHKEY_LISTEN,
     opsListen: settings.LATCHKEY_OPS_LISTEN,
@@ -654,8 +608,10 @@ function toConfig(settings: Settings, environment: Environment): Config {
     database: settings.MONGODB_DATABASE,
     mongodBinary: settings.MONGOD_BINARY,
     keyPrefix: settings.LATCHKEY_KEY_PREFIX,
+    /** The current prefix and the earlier ones. */
     keyPrefixes: [settings.LATCHKEY_KEY_PREFIX, ...settings.LATCHKEY_KEY_PREFIX_ALSO],
     peppers: settings.LATCHKEY_PEPPERS,
+    /** Undefined: made once when embedded, else none. */
     requestKeys: settings.LATCHKEY_REQUEST_KEYS,
     tokenKey: tokenKey(settings),
     jwksMaxAgeMs: settings.LATCHKEY_JWKS_MAX_AGE,
@@ -665,6 +621,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     verifyAuth: settings.LATCHKEY_VERIFY_AUTH ?? "none",
     verifyAudience: settings.LATCHKEY_VERIFY_AUDIENCE,
     serviceTokens: settings.LATCHKEY_SERVICE_TOKENS ?? [],
+    /** Names, one of which a client's certificate must have; empty: any will do. */
     verifyClients: settings.LATCHKEY_VERIFY_CLIENTS ?? [],
     gatewayKeyFrom: settings.LATCHKEY_GATEWAY_KEY_FROM,
     gatewayTimeoutMs: settings.LATCHKEY_GATEWAY_TIMEOUT,
@@ -673,6 +630,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
     maxTtlMs: settings.LATCHKEY_MAX_TTL,
     maxGraceMs: settings.LATCHKEY_MAX_GRACE,
     auditRetentionMs: settings.LATCHKEY_AUDIT_RETENTION,
+    /** Undefined: never. */
     purgeAfterMs: settings.LATCHKEY_PURGE_AFTER,
     maxStalenessMs: settings.LATCHKEY_MAX_STALENESS,
     outageGraceMs: settings.LATCHKEY_OUTAGE_GRACE,
@@ -697,7 +655,7 @@ function toConfig(settings: Settings, environment: Environment): Config {
       requestTimeoutMs: settings.LATCHKEY_REQUEST_TIMEOUT,
       idleTimeoutMs: settings.LATCHKEY_IDLE_TIMEOUT,
       keepAliveProbeMs: settings.LATCHKEY_KEEPALIVE_PROBE,
-    },
+    } satisfies ListenerLimits,
     logLevel: settings.LATCHKEY_LOG_LEVEL,
   };
 }

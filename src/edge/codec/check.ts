@@ -11,6 +11,7 @@ import {
   nothingPresented,
   type Presented,
 } from "../gateway/presented-key.ts";
+import { delimited, LENGTH_DELIMITED, tag, varint } from "./protobuf.ts";
 
 // Check's messages by hand: a CheckRequest has a hundred strings or so, of which one or two are wanted. The request is walked
 // once, and nothing is made of what is not. Text is taken for Latin-1: no key and no name that is looked for has anything
@@ -22,7 +23,6 @@ interface CheckReader {
 }
 
 const SCOPES_EXTENSION = Buffer.from("latchkey-scopes");
-const LENGTH_DELIMITED = 2;
 
 /** Where the next byte is read. One walk at a time, from beginning to end. */
 let at = 0;
@@ -176,8 +176,8 @@ function createScopeParser(): (list: string) => readonly string[] {
   };
 }
 
-const NAME = (1 << 3) | LENGTH_DELIMITED;
-const HEADERS = (3 << 3) | LENGTH_DELIMITED;
+const NAME = tag(1, LENGTH_DELIMITED);
+const HEADERS = tag(3, LENGTH_DELIMITED);
 
 function isAt(bytes: Buffer, start: number, text: Buffer): boolean {
   for (let index = 0; index < text.length; index += 1) if (bytes[start + index] !== text[index]) return false;
@@ -194,12 +194,12 @@ function readFields(bytes: Buffer, end: number, read: ReadField): boolean {
 }
 
 function readField(bytes: Buffer, end: number, read: ReadField): boolean {
-  const tag = readVarint(bytes);
-  const type = tag & 7;
+  const key = readVarint(bytes);
+  const type = key & 7;
   if (type === LENGTH_DELIMITED) {
     const length = readVarint(bytes);
     const stop = at + length;
-    if (!(stop <= end) || !read(bytes, tag >>> 3, stop)) return false;
+    if (!(stop <= end) || !read(bytes, key >>> 3, stop)) return false;
     at = stop;
   } else if (type === 0) readVarint(bytes);
   else if (type === 1) at += 8;
@@ -299,10 +299,6 @@ function metadata(entry: Entry): string {
   }).join("");
 }
 
-function delimited(field: number, content: string): string {
-  return String.fromCharCode((field << 3) | LENGTH_DELIMITED) + varint(content.length) + content;
-}
-
 function utf8(text: string): string {
   return Buffer.from(text).toString("latin1");
 }
@@ -326,8 +322,3 @@ function encodedDenial({ status, headers, body, outage }: Denial): Buffer {
 
 /** Canonical codes. */
 const STATUS_CODES: Record<Denial["status"], number> = { 401: 16, 403: 7, 429: 8, 431: 3, 503: 14 };
-
-function varint(value: number): string {
-  if (value < 0x80) return String.fromCharCode(value);
-  return String.fromCharCode((value & 0x7f) | 0x80) + varint(value >>> 7);
-}

@@ -7,6 +7,7 @@ import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
 import { type Entry, stateAt } from "../../keys/verify/view.ts";
 import { OUTCOMES, toApiKey, toVerifyError } from "../answer.ts";
 import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "../doors/verify-many.ts";
+import { LENGTH_DELIMITED, sizeOfField, tag, VARINT, varint, writeText, writeVarint } from "./protobuf.ts";
 
 // Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
 // out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
@@ -15,14 +16,11 @@ const NONE: readonly string[] = [];
 
 const NOT_ASCII = /[\x80-\xff]/;
 
-/** A field's number and wire type, as they stand before its value. */
-const LENGTH_DELIMITED = 2;
-const tag = (field: number, type: number) => (field << 3) | type;
 const KEY = tag(1, LENGTH_DELIMITED);
 const REQUIRED_SCOPES = tag(2, LENGTH_DELIMITED);
-const CONSISTENCY = tag(3, 0);
+const CONSISTENCY = tag(3, VARINT);
 /** Of BatchVerifyRequest. */
-const OMIT_RECORDS = tag(2, 0);
+const OMIT_RECORDS = tag(2, VARINT);
 
 /** The VerifyRequest in `bytes[start, end)`. Text is taken for ASCII; whether it was, `isPlain` tells. */
 export function decodeVerify(bytes: Buffer, start: number, end: number): VerifyInput | undefined {
@@ -216,17 +214,12 @@ function writeResult({ verdict, size, resultSize }: Measured, target: Buffer, st
   return at + size;
 }
 
-/** Of a length-delimited field with a number below 16. */
-function sizeOfField(size: number): number {
-  return 1 + sizeOfVarint(size) + size;
-}
-
-const OUTCOME = tag(1, 0);
+const OUTCOME = tag(1, VARINT);
 const API_KEY = tag(2, LENGTH_DELIMITED);
 const MISSING_SCOPES = tag(3, LENGTH_DELIMITED);
 const AS_OF = tag(4, LENGTH_DELIMITED);
-const SECONDS = tag(1, 0);
-const NANOS = tag(2, 0);
+const SECONDS = tag(1, VARINT);
+const NANOS = tag(2, VARINT);
 
 /** VerifyResponse, after `room` bytes that are left for the caller to fill. */
 export function encodeVerification(verification: Verification, room: number): Buffer {
@@ -300,33 +293,4 @@ function asOfField(asOfMs: number): string {
   lastAsOfMs = asOfMs;
   lastAsOf = String.fromCharCode(AS_OF) + varint(content.length) + content;
   return lastAsOf;
-}
-
-function varint(value: number): string {
-  let bytes = "";
-  for (let rest = value; ; rest = Math.floor(rest / 128)) {
-    if (rest < 128) return bytes + String.fromCharCode(rest);
-    bytes += String.fromCharCode((rest % 128) | 0x80);
-  }
-}
-
-function sizeOfVarint(value: number): number {
-  return value < 0x80 ? 1 : value < 0x4000 ? 2 : value < 0x200000 ? 3 : 4;
-}
-
-function writeVarint(target: Buffer, start: number, value: number): number {
-  let at = start;
-  for (let rest = value; ; rest >>>= 7) {
-    if (rest < 0x80) {
-      target[at] = rest;
-      return at + 1;
-    }
-    target[at++] = (rest & 0x7f) | 0x80;
-  }
-}
-
-function writeText(target: Buffer, start: number, field: number, text: string): number {
-  target[start] = field;
-  const at = writeVarint(target, start + 1, text.length);
-  return at + target.write(text, at, "latin1");
 }
