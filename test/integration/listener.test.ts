@@ -14,6 +14,7 @@ import { connect as connectTls, type TLSSocket } from "node:tls";
 import { afterEach, describe, expect, test } from "@jest/globals";
 import { type Listener, type ListenerLimits, listen } from "../../src/fastpath/listen.ts";
 import { StartupError } from "../../src/observe/startup-error.ts";
+import { namingAddress } from "../../src/service/free-address.ts";
 import { loadTls } from "../../src/service/tls-files.ts";
 
 type Request = IncomingMessage | Http2ServerRequest;
@@ -579,10 +580,13 @@ describe("start", () => {
     expect(six.address).toMatch(/^\[::1\]:[1-9]\d*$/);
   });
 
+  const listenAsService = (host: string, port: number) =>
+    namingAddress({ setting: "LATCHKEY_LISTEN", host, port }, () => listen({ host, port, handler: answerAtOnce }));
+
   test("a taken port is a StartupError that names the address and says what to do", async () => {
     const { address } = await start();
     const port = Number(address.split(":")[1]);
-    const failure = await listen({ host: "127.0.0.1", port, handler: answerAtOnce }).catch((error: unknown) => error);
+    const failure = await listenAsService("127.0.0.1", port).catch((error: unknown) => error);
     expect(failure).toBeInstanceOf(StartupError);
     expect((failure as Error).message).toBe(
       `${address} is in use by another program. Stop it, or set LATCHKEY_LISTEN to a free address.`,
@@ -590,12 +594,10 @@ describe("start", () => {
   });
 
   test("an address of another machine is a StartupError that names it", async () => {
-    await expect(listen({ host: "192.0.2.1", port: 8080, handler: answerAtOnce })).rejects.toThrow(
+    await expect(listenAsService("192.0.2.1", 8080)).rejects.toThrow(
       /^192\.0\.2\.1:8080 can't be listened on \(EADDRNOTAVAIL\)\. Set LATCHKEY_LISTEN /,
     );
-    await expect(listen({ host: "2001:db8::1", port: 8080, handler: answerAtOnce })).rejects.toThrow(
-      /^\[2001:db8::1\]:8080 can't be listened on/,
-    );
+    await expect(listenAsService("2001:db8::1", 8080)).rejects.toThrow(/^\[2001:db8::1\]:8080 can't be listened on/);
   });
 });
 

@@ -123,8 +123,10 @@ test("a VerifyRequest that is read by hand is read as the generic codec does, in
       expect(decodeVerify(bytes, 0, bytes.length)).toEqual(asInput(fields));
       const json = toJsonString(VerifyRequestSchema, message);
       const decoded = decodeVerifyJson(Buffer.from(json));
-      // Escapes are the generic codec's to read.
-      if (json.includes("\\")) expect(decoded).toBeUndefined();
+      // Escapes are the generic codec's to read, and what looks like a field that comes twice.
+      const names = VerifyRequestSchema.fields.map(({ jsonName }) => `"${jsonName}"`);
+      const isOdd = json.includes("\\") || names.some((name) => json.split(name).length > 2);
+      if (isOdd) expect(decoded).toBeUndefined();
       else expect(decoded).toEqual(asInput(fromJsonString(VerifyRequestSchema, json)));
     }),
     { numRuns: 500 },
