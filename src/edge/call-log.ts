@@ -2,7 +2,8 @@ import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { codeName } from "../fastpath/wire-format.ts";
 import { CODES, type ErrorReason, KeyError } from "../keys/errors.ts";
-import type { Logger, Metrics } from "../observe/telemetry.ts";
+import type { Logger } from "../observe/logger.ts";
+import type { Metrics } from "../observe/metrics.ts";
 import { asKeyError, toConnectError, withReason } from "./errors.ts";
 
 /** One call, as far as the log and the metrics are concerned. */

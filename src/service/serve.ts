@@ -1,7 +1,7 @@
 import cluster from "node:cluster";
 import { setTimeout as sleep } from "node:timers/promises";
+import { createLogger, type Logger } from "../observe/logger.ts";
 import { StartupError } from "../observe/startup-error.ts";
-import { createLogger, type Logger } from "../observe/telemetry.ts";
 import { readConfig } from "./config.ts";
 import { type Server, startServer } from "./server.ts";
 import { releaseStartMemory } from "./start-memory.ts";

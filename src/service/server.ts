@@ -56,6 +56,8 @@ import { createRecordSource } from "../mongo/records.ts";
 import { ensureSchema } from "../mongo/schema.ts";
 import { type SchemaWatch, watchSchema } from "../mongo/schema-watch.ts";
 import { createSecretChecks } from "../mongo/secret-checks.ts";
+import type { Logger } from "../observe/logger.ts";
+import { createMetrics, type Metrics } from "../observe/metrics.ts";
 import {
   createReadiness,
   type Readiness,
@@ -66,7 +68,6 @@ import {
   WHOLE,
 } from "../observe/readiness.ts";
 import type { StartupError } from "../observe/startup-error.ts";
-import { createMetrics, type Logger, type Metrics } from "../observe/telemetry.ts";
 import { type CleanUps, createCleanUps } from "./clean-ups.ts";
 import type { Config } from "./config.ts";
 import { checkDatabase } from "./database-checks.ts";

@@ -1,9 +1,10 @@
 import cluster from "node:cluster";
 import { readDevSecrets } from "../embedded/dev-secrets.ts";
 import { embeddedUri } from "../embedded/mongod.ts";
+import { createLogger } from "../observe/logger.ts";
+import type { MetricValues } from "../observe/metrics.ts";
 import type { ReadinessReport } from "../observe/readiness.ts";
 import { StartupError } from "../observe/startup-error.ts";
-import { createLogger, type MetricValues } from "../observe/telemetry.ts";
 import { readConfig } from "./config.ts";
 import { type ReadyDatabase, startServer } from "./server.ts";
 import { releaseStartMemory } from "./start-memory.ts";

@@ -4,7 +4,7 @@ import { type Client, createClient } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport } from "@connectrpc/connect-node";
 import { SignJWT } from "jose";
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
-import { createLogger } from "../../src/observe/telemetry.ts";
+import { createLogger } from "../../src/observe/logger.ts";
 import { readConfig } from "../../src/service/config.ts";
 import { type Server, startServer } from "../../src/service/server.ts";
 

@@ -13,7 +13,8 @@ import type { Authenticator } from "../../src/edge/tokens.ts";
 import type { FastMethod } from "../../src/fastpath/fast-method.ts";
 import { KeyError } from "../../src/keys/errors.ts";
 import type { Verification } from "../../src/keys/verify/verify.ts";
-import { createLogger, createMetrics, type Metrics } from "../../src/observe/telemetry.ts";
+import { createLogger } from "../../src/observe/logger.ts";
+import { createMetrics, type Metrics } from "../../src/observe/metrics.ts";
 import { deferred } from "../support/records.ts";
 
 type Line = { level: string; reason?: string; untold?: number };

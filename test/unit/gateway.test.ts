@@ -7,7 +7,8 @@ import { headersToRemove, noteHeader, noteQuery, nothingPresented } from "../../
 import type { Authenticator } from "../../src/edge/tokens.ts";
 import { type ErrorReason, KeyError } from "../../src/keys/errors.ts";
 import type { VerifyKey } from "../../src/keys/verify/verify.ts";
-import { createLogger, createMetrics } from "../../src/observe/telemetry.ts";
+import { createLogger } from "../../src/observe/logger.ts";
+import { createMetrics } from "../../src/observe/metrics.ts";
 import { recordOf } from "../support/records.ts";
 
 const SOURCES = { bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] };
