@@ -1,6 +1,7 @@
 import { writeSync } from "node:fs";
+import { createRequire } from "node:module";
 import { type Logger, pino } from "pino";
-import pretty from "pino-pretty";
+import type pretty from "pino-pretty";
 
 export type { Logger } from "pino";
 
@@ -35,17 +36,20 @@ export function createLogger({ level, output }: LogOptions): Logger {
     redact: { paths: REDACT.flatMap((name) => [name, `*.${name}`, `*.*.${name}`]), censor: "[redacted]" },
   };
   return output.isTTY
-    ? pino(
-        options,
-        pretty({
-          colorize: true,
-          translateTime: "SYS:HH:MM:ss.l",
-          ignore: "event",
-          sync: true,
-          destination: output as NodeJS.WriteStream,
-        }),
-      )
+    ? pino(options, forTerminal(output))
     : pino(options, output.fd === undefined ? output : lines(output.fd));
+}
+
+function forTerminal(output: NodeJS.WritableStream): ReturnType<typeof pretty> {
+  // Loaded here, because most services have no terminal.
+  const load = createRequire(import.meta.url)("pino-pretty") as typeof pretty;
+  return load({
+    colorize: true,
+    translateTime: "SYS:HH:MM:ss.l",
+    ignore: "event",
+    sync: true,
+    destination: output as NodeJS.WriteStream,
+  });
 }
 
 /**
