@@ -41,7 +41,7 @@ interface Held {
   reject(reason: Error): void;
 }
 
-/** A listener with fast methods of every kind; all else, and what they leave to it, gets its own body back as `node:…`. */
+/** A listener with fast methods of every kind; all else, and what they leave to it, gets its own body back as `other:…`. */
 async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
   const held: Held[] = [];
   const counts = { size: 0, echo: 0, beforeEcho: 0 };
@@ -105,14 +105,14 @@ async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
       if (request.url === "/node/held") return void letterbox.push(response);
       // node:http2 may reset a stream before its answer's end when nobody reads the request.
       if (request.url !== "/node/echo" && request.url?.startsWith("/node/")) request.on("error", () => {}).resume();
-      if (request.url?.startsWith("/node/size/")) return void response.end(pattern(Number(request.url.slice(12))));
+      if (request.url?.startsWith("/node/size/")) return void response.end(pattern(Number(request.url.slice("/node/size/".length))));
       if (request.url === "/node/refused") return void response.writeHead(200, REFUSAL).end();
       if (request.url === "/node/refused-late") {
         response.writeHead(200, REFUSAL);
         return void setTimeout(() => response.end(), 5);
       }
       if (request.url === "/node/headers") return void response.writeHead(200, { long: "x".repeat(40_000) }).end();
-      response.write("node:");
+      response.write("other:");
       (request as Http2ServerRequest).on("error", () => {}).pipe(answer as never);
     },
   });
@@ -184,7 +184,7 @@ describe("fast and node calls on one connection", () => {
     for (const id of ids) {
       const isOfNode = /none|node/.test(pathOf(id));
       const body = client.stream(id).body.toString("latin1");
-      expect(body).toBe(`${isOfNode ? "node:" : ""}${inEnvelope(`message ${id}`).toString("latin1")}`);
+      expect(body).toBe(`${isOfNode ? "other:" : ""}${inEnvelope(`message ${id}`).toString("latin1")}`);
       expect(field(client, id, "grpc-status")).toBe(isOfNode ? undefined : "0");
     }
     expect(node.calls).toBe(240);
@@ -211,7 +211,7 @@ describe("fast and node calls on one connection", () => {
     await answersOf(client, ...all.map(({ id }) => id));
     for (const { id, path, body } of all) {
       const text = client.stream(id).body;
-      const isOfNode = text.subarray(0, 6).toString() === "node:";
+      const isOfNode = text.subarray(0, 6).toString() === "other:";
       expect(isOfNode || path === "/fast/echo" || path === "/fast/soon").toBe(true);
       expect(text.subarray(isOfNode ? 6 : 0).equals(inEnvelope(body))).toBe(true);
     }
@@ -248,7 +248,7 @@ describe("fast and node calls on one connection", () => {
     const client = await open(listener, { ca: ca! });
     client.write(call(1, "/fast/echo", "a"), nodeCall(3, "/node/echo", "b"), call(5, "/fast/soon", "c"));
     const [first, second, third] = await answersOf(client, 1, 3, 5);
-    expect([first, second, third].map(String)).toEqual([inEnvelope("a"), "node:b", inEnvelope("c")].map(String));
+    expect([first, second, third].map(String)).toEqual([inEnvelope("a"), "other:b", inEnvelope("c")].map(String));
   });
 
   test("frames that come byte by byte are those that were sent", async () => {
@@ -259,7 +259,7 @@ describe("fast and node calls on one connection", () => {
       client.write(Buffer.of(byte));
       await new Promise((resolve) => setImmediate(resolve));
     }
-    expect((await answersOf(client, 1, 3)).map(String)).toEqual([String(inEnvelope("one")), "node:two"]);
+    expect((await answersOf(client, 1, 3)).map(String)).toEqual([String(inEnvelope("one")), "other:two"]);
   });
 });
 
@@ -320,7 +320,7 @@ describe("an answer without a body ends with its headers, and no empty DATA fram
     const client = await open(listener);
     client.write(call(1, path), call(3, "/fast/echo", "x"), nodeCall(5, "/node/echo", "y"));
     const [first, , third] = await answersOf(client, 1, 3, 5);
-    expect([first!.length, String(third)]).toEqual([0, "node:y"]);
+    expect([first!.length, String(third)]).toEqual([0, "other:y"]);
     expect(framesOf(client, 1).map(({ type, flags }) => [type, flags & Flag.END_STREAM])).toEqual([[Type.HEADERS, 1]]);
     expect(field(client, 1, "grpc-status")).toBe("12");
   });
@@ -386,7 +386,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
         Buffer.concat([Buffer.of(200), bytes.subarray(3), Buffer.alloc(200)]),
       ),
     );
-    expect(String((await answersOf(client, 1))[0])).toBe(`node:${bytes}`);
+    expect(String((await answersOf(client, 1))[0])).toBe(`other:${bytes}`);
     // What the padding took of the window is given back.
     for (let id = 3; id < 703; id += 2) {
       await client.until(() => client.sendWindow >= 12 + 201);
@@ -407,7 +407,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
       data(1, inEnvelope("x"), 0),
       headersFrames(Flag.END_STREAM, 1, encodeFields(["x-checksum", "1"])),
     );
-    expect(String((await answersOf(client, 1))[0])).toBe(`node:${inEnvelope("x")}`);
+    expect(String((await answersOf(client, 1))[0])).toBe(`other:${inEnvelope("x")}`);
   });
 
   test.each([
@@ -438,7 +438,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
       client.write(headers, nodeCall(3, "/node/echo", "before"));
       await answersOf(client, 3);
       client.write(data(1, Buffer.from("hello"), flags), nodeCall(5, "/node/echo", "after"));
-      expect((await answersOf(client, 5)).map(String)).toEqual(["node:after"]);
+      expect((await answersOf(client, 5)).map(String)).toEqual(["other:after"]);
       expect(client.stream(1).resetBy).toBe(Fault.PROTOCOL_ERROR);
       await untilTrue(() => node.closed === 3);
       expect(client.goaway).toBeUndefined();
@@ -453,7 +453,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
     await answersOf(client, 5);
     client.write(data(3, pattern(16_000)), data(1, inEnvelope("one")));
     const [first, third] = await answersOf(client, 1, 3);
-    expect([String(first), third!.length]).toEqual([`node:${inEnvelope("one")}`, 32_006]);
+    expect([String(first), third!.length]).toEqual([`other:${inEnvelope("one")}`, 32_006]);
   });
 
   test("a header of two readings", async () => {
@@ -472,7 +472,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
     await client.until(() => isOver(client, 1, 3, 5, 7, 9, 11));
     // node:http2 passes over a name or value that can't be.
     expect([3, 5, 7, 9, 11].filter((id) => client.stream(id).resetBy === Fault.PROTOCOL_ERROR)).toEqual([3, 7, 11]);
-    expect([5, 9].map((id) => client.stream(id).body.toString().slice(0, 6))).toEqual(["node:", "node:"]);
+    expect([5, 9].map((id) => client.stream(id).body.toString().slice(0, 6))).toEqual(["other:", "other:"]);
     expect(node.calls).toBe(3);
   });
 
@@ -482,7 +482,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
     client.write(requestHeaders(1, { path: "/fast/none" }));
     client.grant(1, 100);
     client.write(data(1, inEnvelope("hello")));
-    expect(String((await answersOf(client, 1))[0])).toBe(`node:${inEnvelope("hello")}`);
+    expect(String((await answersOf(client, 1))[0])).toBe(`other:${inEnvelope("hello")}`);
   });
 });
 
@@ -845,7 +845,7 @@ describe("a drain", () => {
     client.write(data(7, inEnvelope("seven")), data(5, inEnvelope("five")));
     const bodies = await answersOf(client, 1, 3, 5, 7);
     expect(bodies.map(String)).toEqual(
-      [inEnvelope("fast"), "node", inEnvelope("five"), `node:${inEnvelope("seven")}`].map(String),
+      [inEnvelope("fast"), "node", inEnvelope("five"), `other:${inEnvelope("seven")}`].map(String),
     );
     await client.until(() => client.closed);
     expect(client.frames.some(({ id }) => id === 11)).toBe(false);
@@ -884,7 +884,7 @@ describe("a drain", () => {
       });
       client.write(pong(client));
       const bodies = await answersOf(client, 3, 5, 7);
-      expect(bodies.map(String)).toEqual([String(inEnvelope("x")), "node:y", String(inEnvelope("z"))]);
+      expect(bodies.map(String)).toEqual([String(inEnvelope("x")), "other:y", String(inEnvelope("z"))]);
       await client.until(() => pings(client).length === 4);
       client.write(call(9, "/fast/echo"), call(11, "/fast/echo"));
       await answersOf(client, 9, 11);
@@ -1095,7 +1095,7 @@ describe("limits", () => {
     letterbox[0]!.end();
     const bodies = await answersOf(client, 1, 3, 5, 7, 9, 11);
     expect(bodies.slice(2).map(String)).toEqual(
-      [inEnvelope("a"), "node:", inEnvelope("late"), `node:${inEnvelope("b")}`].map(String),
+      [inEnvelope("a"), "other:", inEnvelope("late"), `other:${inEnvelope("b")}`].map(String),
     );
   });
 

@@ -40,7 +40,7 @@ const pidsOfWorkers = ({ child }: ServiceProcess): number[] =>
     .trim()
     .split(" ")
     .map(Number)
-    .filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("cli.js"));
+    .filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("cli/main.js"));
 
 const isAlive = (pid: number): boolean => {
   try {
