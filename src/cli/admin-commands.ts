@@ -15,6 +15,7 @@ import {
   RevokeUserResponseSchema,
   State,
 } from "../client/index.ts";
+import type { StoredState } from "../keys/record.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { describeKey, printable, show, table, timeOf, wordOf } from "./output.ts";
 import { type CallOptions, developmentToken, endpointOf, readKey } from "./session.ts";
@@ -26,7 +27,7 @@ interface PageOptions extends CallOptions {
 
 interface ListOptions extends PageOptions {
   user?: string;
-  state?: "active" | "retiring" | "revoked" | "expired";
+  state?: StoredState;
   prefix?: string;
   name?: string;
 }
@@ -47,9 +48,6 @@ interface AuditOptions extends PageOptions {
   until?: number;
 }
 
-const STATES = { active: State.ACTIVE, retiring: State.RETIRING, revoked: State.REVOKED, expired: State.EXPIRED };
-const RESULTS = { changed: AuditResult.CHANGED, answered: AuditResult.ANSWERED, denied: AuditResult.DENIED };
-
 const KEY_HEADINGS = ["id", "prefix", "state", "user", "scopes", "name"];
 const ENTRY_HEADINGS = ["time", "action", "result", "actor", "user", "keys", "address", "request", "stated reason"];
 
@@ -59,7 +57,7 @@ export async function list(options: ListOptions): Promise<void> {
     prefix,
     name,
     ...(user !== undefined && { userId: user }),
-    ...(state && { state: STATES[state] }),
+    ...(state && { state: State[state.toUpperCase() as Uppercase<StoredState>] }),
   };
   const answer = await (await clientOf(options)).listKeys({ ...narrowed, pageSize, pageToken });
   show(ListKeysResponseSchema, answer, options, table(KEY_HEADINGS, answer.apiKeys.map(keyRow)));
@@ -98,7 +96,7 @@ export async function audit(options: AuditOptions): Promise<void> {
     action,
     ...(actor !== undefined && { actorId: actor }),
     ...(user !== undefined && { userId: user }),
-    ...(result && { result: RESULTS[result] }),
+    ...(result && { result: AuditResult[result.toUpperCase() as Uppercase<typeof result>] }),
     ...(since !== undefined && { since: timestampFromMs(since) }),
     ...(until !== undefined && { until: timestampFromMs(until) }),
   };

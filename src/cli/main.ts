@@ -2,6 +2,7 @@
 import "./node-version.ts";
 import { readFileSync } from "node:fs";
 import { Command, Option } from "commander";
+import { STATES } from "../keys/record.ts";
 import { duration, moment, wholeNumber } from "./arguments.ts";
 
 // Each command is loaded when it runs: help, the version and wrong usage need commander alone.
@@ -84,9 +85,7 @@ const admin = program.command("admin").description("look at all keys, end any of
 
 pages("list", "search keys; each option narrows the search")
   .option("--user <id>", "the owner")
-  .addOption(
-    new Option("--state <state>", "the state they are in now").choices(["active", "retiring", "revoked", "expired"]),
-  )
+  .addOption(new Option("--state <state>", "the state they are in now").choices(STATES))
   .option("--prefix <prefix>", "what is shown of a key, or its beginning")
   .option("--name <text>", "some part of the name, in any case")
   .action(async (options) => (await admins()).list(options));

@@ -110,7 +110,8 @@ function visible(text: string): string {
   return text.toWellFormed().replace(/[^\x21-\x7e]|[%,]/gu, encodeURIComponent);
 }
 
-export const STATES: Readonly<Record<StoredState, State>> = {
+/** Numbers of states in `ApiKey`. */
+export const STATE_NUMBERS: Readonly<Record<StoredState, State>> = {
   active: State.ACTIVE,
   retiring: State.RETIRING,
   revoked: State.REVOKED,
@@ -139,7 +140,7 @@ export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey 
     name: record.name ?? "",
     prefix: displayPrefix(record),
     scopes: [...record.scopes],
-    state: STATES[state],
+    state: STATE_NUMBERS[state],
     createdAt: timestampFromMs(Number(record.createdAt)),
     ...optional("expiresAt", record.expiresAt),
     ...optional("retiresAt", record.retiresAt),

@@ -1,10 +1,10 @@
 import { randomUUID } from "node:crypto";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { codeName } from "../fastpath/wire-format.ts";
-import { CODES, type ErrorReason, KeyError } from "../keys/errors.ts";
+import { CODES, type ErrorReason, type KeyError } from "../keys/errors.ts";
 import type { Logger } from "../observe/logger.ts";
 import type { Metrics } from "../observe/metrics.ts";
-import { asKeyError, toConnectError, withReason } from "./errors.ts";
+import { asKeyError, toConnectError, tooLate, withReason } from "./errors.ts";
 
 /** One call, as far as the log and the metrics are concerned. */
 export interface LoggedCall {
@@ -172,7 +172,7 @@ function isOurs(reason: ErrorReason): boolean {
 /** The error that the caller has had by now, whatever there is to answer: undefined while there is time. */
 export function pastDeadline(startedMs: number, timeoutMs: number | undefined): KeyError | undefined {
   if (timeoutMs === undefined || performance.now() - startedMs < timeoutMs) return undefined;
-  return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed before there was an answer.");
+  return tooLate();
 }
 
 /** The caller's id where it is fit for a log, else a new one. Without `_`, it can't be a key. */

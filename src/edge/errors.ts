@@ -62,7 +62,7 @@ export function toWireError({ code, rawMessage: message, details }: ConnectError
 const MOVE_ON_MS = 100;
 
 /** The end of a stream whose process stops. */
-export function stopping(message: string): KeyError {
+export function stopping(message: string = "The service is stopping. Open the stream again."): KeyError {
   return new KeyError("STOPPING", message, { retryAfterMs: MOVE_ON_MS });
 }
 
@@ -72,14 +72,15 @@ export function withReason(error: ConnectError): ConnectError {
   return toConnectError(tooLate(), "");
 }
 
-function tooLate(): KeyError {
+/** The caller has had no answer, and may ask again or not. */
+export function tooLate(): KeyError {
   return new KeyError("DEADLINE_EXCEEDED", "The call's deadline passed before there was an answer.");
 }
 
 /** Errors that the server sends by itself. */
 export const TRANSPORT_REFUSALS: TransportRefusals = {
   timedOut: toWireError(toConnectError(tooLate(), "")),
-  stopping: toWireError(toConnectError(stopping("The service is stopping. Open the stream again."), "")),
+  stopping: toWireError(toConnectError(stopping(), "")),
   tooManyCalls: toWireError(toConnectError(tooMany("calls at once on this connection"), "")),
   tooManyBytes: toWireError(toConnectError(tooMany("large requests at once"), "")),
 };

@@ -1,5 +1,5 @@
 import type { FieldViolation } from "./errors.ts";
-import { SUPERSEDED } from "./record.ts";
+import { MAX_NAME, MAX_REASON, MAX_SCOPES, MAX_USER_ID, SUPERSEDED } from "./record.ts";
 
 /** The rules of fields and scopes. Field rules collect violations instead of throwing: callers hear of all at once. */
 export interface Policy {
@@ -29,10 +29,6 @@ const SCOPE = /^[a-z0-9][a-z0-9._:/-]{0,127}$/;
 const SCOPE_PATTERN = /^!?(?=[a-z0-9*])[a-z0-9._:/*-]{1,128}$/;
 /** 22 characters can carry 128 bits. */
 const REQUEST_ID = /^[0-9A-Za-z_-]{22,64}$/;
-const MAX_SCOPES = 64;
-const MAX_NAME = 128;
-export const MAX_REASON = 512;
-const MAX_USER_ID = 256;
 const MIN_LIFETIME_MS = 1_000;
 /** 9999-12-31T23:59:59.999Z, the last instant a google.protobuf.Timestamp can hold. */
 export const LAST_INSTANT_MS = 253_402_300_799_999;

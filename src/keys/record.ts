@@ -56,17 +56,23 @@ interface StoredField {
   isMutable?: true;
 }
 
+/** Characters as people count them: code points. */
+export const MAX_USER_ID = 256;
+export const MAX_NAME = 128;
+export const MAX_REASON = 512;
+export const MAX_SCOPES = 64;
+
 const DATE = { bsonType: "date" };
 const DIGEST = { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" };
 
 /** How each field of a record is stored. Whoever changes it gives the schema another version. */
 export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   id: { schema: { bsonType: "string", pattern: "^[0-9A-Za-z]{16}$" }, isRequired: true },
-  userId: { schema: { bsonType: "string", minLength: 1, maxLength: 256 }, isRequired: true },
-  name: { schema: { bsonType: "string", minLength: 1, maxLength: 128 } },
+  userId: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_USER_ID }, isRequired: true },
+  name: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_NAME } },
   prefix: { schema: { bsonType: "string", minLength: 1, maxLength: 32 }, isRequired: true },
   scopes: {
-    schema: { bsonType: "array", minItems: 1, maxItems: 64, items: { bsonType: "string" } },
+    schema: { bsonType: "array", minItems: 1, maxItems: MAX_SCOPES, items: { bsonType: "string" } },
     isRequired: true,
   },
   state: { schema: { enum: STATES }, isRequired: true, isMutable: true },
@@ -74,7 +80,7 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   expiresAt: { schema: DATE },
   retiresAt: { schema: DATE, isMutable: true },
   revokedAt: { schema: DATE, isMutable: true },
-  revocationReason: { schema: { bsonType: "string", maxLength: 512 }, isMutable: true },
+  revocationReason: { schema: { bsonType: "string", maxLength: MAX_REASON }, isMutable: true },
   lastUsedAt: { schema: DATE },
   secretHash: { schema: { bsonType: "string", pattern: "^\\$argon2id\\$" }, isRequired: true },
   fingerprint: {

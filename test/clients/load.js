@@ -13,7 +13,7 @@ export async function load(call) {
   process.stdin.once("data", () => {
     end = counts.answered + CALLS;
   });
-  const connections = async () => {
+  const lane = async () => {
     while (counts.answered < end) {
       const ended = await call();
       if (ended === "answered" || ended === "refused") counts[ended] += 1;
@@ -24,7 +24,7 @@ export async function load(call) {
       }
     }
   };
-  await Promise.all(Array.from({ length: LANES }, connections));
+  await Promise.all(Array.from({ length: LANES }, lane));
   print(counts);
   process.exit();
 }

@@ -24,6 +24,6 @@ export async function installPacked(): Promise<string> {
   // As npm does with a package's programs.
   mkdirSync(join(project, "node_modules", ".bin"));
   symlinkSync("../latchkey/dist/src/cli/main.js", join(project, "node_modules", ".bin", "latchkey"));
-  await chmod(join(installed, "dist", "src", "cli.js"), 0o755);
+  await chmod(join(installed, "dist", "src", "cli", "main.js"), 0o755);
   return project;
 }

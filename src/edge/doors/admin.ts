@@ -7,12 +7,12 @@ import type { Ended, KeyAdmin } from "../../keys/admin.ts";
 import type { AuditResult as AuditResultName, StoredAuditEntry } from "../../keys/audit/entry.ts";
 import { invalid } from "../../keys/errors.ts";
 import type { KeyRecord, StoredState } from "../../keys/record.ts";
-import { STATES, toApiKey } from "../answer.ts";
+import { STATE_NUMBERS, toApiKey } from "../answer.ts";
 import { callerOf, deadlineOf, note } from "./api-keys.ts";
 
 /** undefined: State.UNSPECIFIED. */
 const stateNamed = (state: State): StoredState | undefined =>
-  (Object.keys(STATES) as StoredState[]).find((name) => STATES[name] === state);
+  (Object.keys(STATE_NUMBERS) as StoredState[]).find((name) => STATE_NUMBERS[name] === state);
 
 const RESULTS: Record<AuditResultName, AuditResult> = {
   changed: AuditResult.CHANGED,

@@ -110,7 +110,7 @@ export function createApiKeyService({
 /** `items`, until the call is over, or the service stops and the client is sent elsewhere. */
 async function* until<T>(signal: AbortSignal, call: AbortSignal, items: AsyncIterable<T>): AsyncGenerator<T, void> {
   const source = items[Symbol.asyncIterator]();
-  const left = () => stopping("The service is stopping. Open the stream again.");
+  const left = () => stopping();
   const next = () =>
     new Promise<IteratorResult<T>>((resolve, reject) => {
       const stop = () => reject(left());

@@ -13,7 +13,7 @@ interface FastVerifyParts {
   calls: CallLog;
 }
 
-/** Verify without Connect: the same answers, refusals, log lines and metrics as `api-key-service.ts` gives through it. */
+/** Verify without Connect: the same answers, refusals, log lines and metrics as `api-keys.ts` gives through it. */
 export function createFastVerify({ verify, authenticator, calls }: FastVerifyParts): FastMethod {
   const { typeName: service } = ApiKeyService;
   const method = ApiKeyService.method.verify.name;

@@ -97,7 +97,7 @@ export function createHttp2Connections(options: Http2ConnectionsOptions): Http2C
  * bytes that a client may send before it is given credit, node:http2 keeps back up to a half; this and CREDIT_BYTES must
  * leave some of the other half, or a client could wait for credit for ever.
  */
-const MAX_HELD_BYTES = 24_000;
+const MAX_UNANSWERED_BYTES = 24_000;
 
 /** A call whose message is not whole, or that is being answered. */
 interface OpenCall extends StreamWindow {
@@ -426,7 +426,7 @@ class Connection {
     const call = this.calls.get(id);
     if (call === undefined || call.call !== undefined) return this.takeOtherData(received);
     this.heldBytes += payload.length;
-    if ((flags & Flag.PADDED) !== 0 || this.heldBytes > MAX_HELD_BYTES) {
+    if ((flags & Flag.PADDED) !== 0 || this.heldBytes > MAX_UNANSWERED_BYTES) {
       this.heldBytes -= payload.length;
       this.giveUp(call);
       return this.takeOtherData(received);

@@ -1,5 +1,6 @@
 import type { ErrorReason } from "../errors.ts";
-import { isUserId, MAX_REASON } from "../policy.ts";
+import { isUserId } from "../policy.ts";
+import { MAX_REASON } from "../record.ts";
 import { isKeyId, parseAnyKey } from "../text.ts";
 
 /** Where a call came from, as far as it is known without trusting the caller; what it says of itself is cut and cleaned. */

@@ -133,7 +133,7 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
 /** Spelled out, so that all entries have one shape, and share what most of them have in common. */
 function toEntry(record: KeyRecord, share: Share): Entry {
   const { id, userId, name, revocationReason, rev, secretHash, fingerprint } = record;
-  const state = STATES[record.state];
+  const state = SHARED_STATES[record.state];
   const expiresAt = record.expiresAt?.getTime();
   const retiresAt = record.retiresAt?.getTime();
   const lastUsedAt = record.lastUsedAt?.getTime();
@@ -161,7 +161,8 @@ function toEntry(record: KeyRecord, share: Share): Entry {
   };
 }
 
-const STATES: Record<StoredState, StoredState> = {
+/** One copy of each word: what was decoded has its own. */
+const SHARED_STATES: Record<StoredState, StoredState> = {
   active: "active",
   retiring: "retiring",
   revoked: "revoked",
