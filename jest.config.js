@@ -17,7 +17,8 @@ export default {
   collectCoverageFrom: ["src/**/*.ts"],
   // It ends what hangs, and is no measure of speed: on a busy machine a test takes many times as long.
   testTimeout: 300_000,
-  maxWorkers: 3,
+  maxWorkers: 2,
+  testSequencer: "<rootDir>/test/support/sequencer.js",
   // A worker keeps what the modules of each file leave behind: of two gigabytes, most of its time is garbage collection.
   workerIdleMemoryLimit: "800MB",
 };
