@@ -105,7 +105,8 @@ async function start(limits: Partial<ListenerLimits> = {}, secure = false) {
       if (request.url === "/node/held") return void letterbox.push(response);
       // node:http2 may reset a stream before its answer's end when nobody reads the request.
       if (request.url !== "/node/echo" && request.url?.startsWith("/node/")) request.on("error", () => {}).resume();
-      if (request.url?.startsWith("/node/size/")) return void response.end(pattern(Number(request.url.slice("/node/size/".length))));
+      if (request.url?.startsWith("/node/size/"))
+        return void response.end(pattern(Number(request.url.slice("/node/size/".length))));
       if (request.url === "/node/refused") return void response.writeHead(200, REFUSAL).end();
       if (request.url === "/node/refused-late") {
         response.writeHead(200, REFUSAL);
