@@ -74,6 +74,8 @@ interface IdentityField {
   readonly header?: string;
   /** Its field in Check's `dynamic_metadata`. */
   readonly metadata: string;
+  /** A key may have none: then the header is `-`, and a value that is `-` is `%2D`. */
+  readonly isOptional?: true;
   /** undefined: the key has none. */
   value(entry: Entry): string | readonly string[] | undefined;
 }
@@ -83,7 +85,7 @@ export const IDENTITY: readonly IdentityField[] = [
   { header: "x-latchkey-key-id", metadata: "key_id", value: ({ id }) => id },
   { metadata: "key_prefix", value: displayPrefix },
   { header: "x-latchkey-scopes", metadata: "scopes", value: ({ scopes }) => scopes },
-  { header: "x-latchkey-name", metadata: "name", value: ({ name }) => name },
+  { header: "x-latchkey-name", metadata: "name", isOptional: true, value: ({ name }) => name },
 ];
 
 /** The names of the headers above. */
@@ -92,17 +94,17 @@ export const IDENTITY_HEADERS: readonly string[] = IDENTITY.flatMap(({ header })
 /** Headers about the key for the upstream; no value is empty. */
 export function identityHeaders(entry: Entry): Record<string, string> {
   const headers: Record<string, string> = {};
-  for (const { header, metadata, value } of IDENTITY)
-    if (header !== undefined) headers[header] = headerValue(value(entry), metadata === "name");
+  for (const { header, isOptional = false, value } of IDENTITY)
+    if (header !== undefined) headers[header] = headerValue(value(entry), isOptional);
   return headers;
 }
 
 const NONE = "-";
 
-function headerValue(value: string | readonly string[] | undefined, mayBeNone: boolean): string {
+function headerValue(value: string | readonly string[] | undefined, isOptional: boolean): string {
   if (value === undefined) return NONE;
   if (typeof value !== "string") return value.join(" ");
-  return mayBeNone && value === NONE ? "%2D" : visible(value);
+  return isOptional && value === NONE ? "%2D" : visible(value);
 }
 
 /** Visible ASCII as it is, all else, `%` and `,` percent-encoded as UTF-8. */

@@ -29,7 +29,7 @@ interface BidirectionalOptions {
 }
 
 export interface BidirectionalStreams {
-  /** Serves a stream with these headers; undefined: it is not served here. */
+  /** The server of a stream with these headers; undefined: it is not served here. */
   recognise(headers: IncomingHttpHeaders, peer: Peer | undefined): ((stream: BidirectionalStream) => void) | undefined;
   /** Ends each stream once what was read of it is answered. */
   drain(): void;

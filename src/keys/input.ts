@@ -8,6 +8,7 @@ import {
   checkUserId,
   type Lifetime,
   type Policy,
+  scopesMissing,
   type TimeSpan,
 } from "./policy.ts";
 import type { KeyRecord } from "./record.ts";
@@ -51,24 +52,32 @@ const CHOSEN: { [Name in keyof Chosen]-?: ChosenField<Name> } = {
 };
 const NAMES = Object.keys(CHOSEN) as (keyof Chosen)[];
 
-/** An input whose every field is good. */
+/** An input as it would be used. Whether it may be, the violations say. */
 interface Accepted {
   chosen: Chosen;
   lifetimeMs: number | undefined;
   graceMs: number;
 }
 
-/** Checks all fields at once. `userId`: the owner, be it the caller or another. */
+interface InputRules {
+  /** The owner, be it the caller or another. */
+  userId: string;
+  /** There may be no key before to inherit them from. */
+  scopesNeeded: boolean;
+  policy: Policy;
+  now: Date;
+}
+
+/** Checks all fields at once. */
 export function checkInput(
-  userId: string,
   input: KeyInput,
-  policy: Policy,
-  now: Date,
+  { userId, scopesNeeded, policy, now }: InputRules,
   violations: FieldViolation[],
 ): Accepted {
   checkUserId(userId, violations);
   checkRequestId(input.requestId, violations);
   const chosen = fromNames((name) => CHOSEN[name].check(input, policy, violations));
+  if (scopesNeeded && chosen.scopes.length === 0) scopesMissing(violations);
   const lifetimeMs = checkLifetime(input.lifetime, policy, now, violations);
   return { chosen, lifetimeMs, graceMs: checkGracePeriod(input.gracePeriod, policy, violations) };
 }
@@ -90,7 +99,8 @@ export function askedFor(input: KeyInput): unknown[] {
   const { lifetime, gracePeriod } = input;
   const [name, scopes, ...later] = NAMES.map((field) => CHOSEN[field].asked(input));
   const times = [lifetime?.case, span(lifetime?.value), span(gracePeriod)];
-  return [name, scopes, ...times, ...later.filter((value) => value !== undefined)];
+  const given = later.map((value, index) => [NAMES[index + 2], value]).filter(([, value]) => value !== undefined);
+  return [name, scopes, ...times, ...given];
 }
 
 function fromNames(read: (name: keyof Chosen) => unknown): Chosen {

@@ -156,11 +156,8 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     const userId = ownerFor(caller, input.userId);
     const now = clock();
     const { requestId } = input;
-    const { chosen, lifetimeMs, graceMs } = checked((violations) => {
-      const accepted = checkInput(userId, input, policy, now, violations);
-      if (scopesNeeded && accepted.chosen.scopes.length === 0) scopesMissing(violations);
-      return accepted;
-    });
+    const rules = { userId, scopesNeeded, policy, now };
+    const { chosen, lifetimeMs, graceMs } = checked((violations) => checkInput(input, rules, violations));
     mayGrant(caller, chosen.scopes);
     if (requestId !== undefined && requests === undefined) {
       throw new KeyError("REQUEST_ID_UNSUPPORTED", "This service has no request keys: leave request_id out.");

@@ -8,6 +8,7 @@ import {
   MongoTopologyClosedError,
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
+import { isOfSocket } from "../observe/logger.ts";
 import { isWaitQueueTimeout, OPERATION_TIMEOUT_MS } from "./connection.ts";
 import { hasCode, isOverloaded, serverReason } from "./server-errors.ts";
 
@@ -99,6 +100,7 @@ function overloaded(cause: unknown): KeyError {
 
 function isOutOfReach(error: unknown): boolean {
   return (
+    // Where a write fails at once, the driver (7.9) lets out what Node said of the socket.
     isOfSocket(error) ||
     error instanceof MongoNetworkError ||
     error instanceof MongoServerSelectionError ||
@@ -106,15 +108,6 @@ function isOutOfReach(error: unknown): boolean {
     error instanceof MongoTopologyClosedError ||
     isWaitQueueTimeout(error)
   );
-}
-
-/**
- * Where a write fails at once, the driver (7.9) lets out what Node said of the socket: an error of the system, or its own that
- * the other side has ended (EPIPE, without a `syscall`), or that the stream is over.
- */
-function isOfSocket(error: unknown): boolean {
-  const { code, syscall } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
-  return syscall !== undefined || code === "EPIPE" || /^ERR_STREAM_|^ERR_SOCKET_/.test(String(code));
 }
 
 function mayBeCommitted(error: unknown): boolean {

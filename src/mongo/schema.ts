@@ -159,11 +159,11 @@ function wanted({ auditRetentionMs = 90 * DAY_MS, purgeAfterMs }: SchemaOptions)
   ];
 }
 
-/** A fault of the schema. */
+/** All that is not as it must be. */
 export interface SchemaFaults {
   /** There is no collection of records. */
   gone: boolean;
-  /** The fault in words. */
+  /** Lacks of what changes rest on, in words. */
   grave: string[];
   /** Everything else. */
   slight: string[];

@@ -128,8 +128,17 @@ function describeError(error: unknown): Record<string, unknown> {
 
 /** The end of a connection, or of the attempt at one, is logged by its words: where in the driver it was noticed is noise. */
 function isOfConnection(error: Error): boolean {
-  return OF_CONNECTIONS.test(error.name) || (error as NodeJS.ErrnoException).syscall !== undefined;
+  return OF_CONNECTIONS.test(error.name) || isOfSocket(error);
 }
 
 const OF_CONNECTIONS =
   /^(?:Mongo(?:Network|ServerSelection|ServerClosed|NotConnected|Topology|Pool|WaitQueue)\w*|PoolCleared\w*|NoProofError)$/;
+
+/**
+ * Whether an error is one of the system about a connection, or Node's own: that the other side has ended (EPIPE, without a
+ * `syscall`), or that the stream is over.
+ */
+export function isOfSocket(error: unknown): boolean {
+  const { code, syscall } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  return syscall !== undefined || code === "EPIPE" || /^ERR_(?:STREAM|SOCKET)_/.test(String(code));
+}

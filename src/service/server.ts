@@ -274,14 +274,15 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         : await listenOps({ ...config.opsListen, readiness: () => shown(readiness.report()), metrics });
     cleanUps.push(() => ops?.close());
     const many = { verifyMany, authenticator, calls };
-    const options = {
-      ...{ ...config.listen, tls, limits: config.limits, handler },
-      fast: [createFastVerify({ verify, authenticator, calls }), createFastBatchVerify(many), extAuthz.fast],
-      fastStreams: [createFastVerifyStream(many)],
-      ...{ held, refusals: TRANSPORT_REFUSALS },
-      plainHttp: createForwardAuth(keySources, gateway),
-    };
-    const listener = await namingAddress({ setting: "LATCHKEY_LISTEN", ...config.listen }, () => listen(options));
+    const listener = await namingAddress({ setting: "LATCHKEY_LISTEN", ...config.listen }, () =>
+      listen({
+        ...{ ...config.listen, tls, limits: config.limits, handler },
+        fast: [createFastVerify({ verify, authenticator, calls }), createFastBatchVerify(many), extAuthz.fast],
+        fastStreams: [createFastVerifyStream(many)],
+        ...{ held, refusals: TRANSPORT_REFUSALS },
+        plainHttp: createForwardAuth(keySources, gateway),
+      }),
+    );
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));
     dismiss = listener.dismiss;
     taken.set(undefined);

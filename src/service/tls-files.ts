@@ -104,7 +104,7 @@ function checkTls({ certFile, keyFile, clientCaFile }: TlsFiles, [cert, key, ca]
   return { cert: cert!, key: key!, ca };
 }
 
-/** The part of `identity` that is of no use at `nowMs`, since it has ended; undefined: none. */
+/** A StartupError about the part of `identity` that is of no use at `nowMs`, since it has ended; undefined: none. */
 export function whatEnded({ certFile, clientCaFile }: TlsFiles, identity: TlsIdentity, nowMs: number) {
   const endMs = endOfCertificate(identity);
   if (endMs <= nowMs) {

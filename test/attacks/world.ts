@@ -139,7 +139,7 @@ export async function goodTraffic(world: World, forMs: number): Promise<GoodTraf
   let failed = 0;
   const startedMs = performance.now();
   const endMs = startedMs + forMs;
-  const connections = async () => {
+  const caller = async () => {
     while (performance.now() < endMs) {
       const askedMs = performance.now();
       const answer = await ask(session, world.good);
@@ -148,7 +148,7 @@ export async function goodTraffic(world: World, forMs: number): Promise<GoodTraf
       if (session.destroyed) return;
     }
   };
-  await Promise.all(Array.from({ length: IN_FLIGHT }, connections));
+  await Promise.all(Array.from({ length: IN_FLIGHT }, caller));
   session.destroy();
   const perSecond = (timesMs.length * 1_000) / (performance.now() - startedMs);
   return { perSecond, failed, p99Ms: quantile(timesMs, 0.99) };

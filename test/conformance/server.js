@@ -52,7 +52,7 @@ function fast(method) {
 const LARGE = 24_000;
 
 /** Why a unary call did not take the fast path. */
-function whyStock({ requestMethod, requestHeader }, bytes) {
+function whyNotPlain({ requestMethod, requestHeader }, bytes) {
   if (requestMethod === "GET") return "GET";
   const encoding = requestHeader.get("grpc-encoding") ?? requestHeader.get("content-encoding") ?? "identity";
   if (encoding !== "identity") return "compressed";
@@ -68,7 +68,7 @@ const adapter = connectNodeAdapter({
   readMaxBytes: maxMessageBytes,
   jsonOptions: { registry },
   routes: routes((context, bytes) => {
-    const why = whyStock(context, bytes);
+    const why = whyNotPlain(context, bytes);
     calls.node[why] = (calls.node[why] ?? 0) + 1;
   }),
 });

@@ -221,7 +221,14 @@ const restored = ofBase(RESTORED, false, async (db, scene) => {
   const changes = db.collection<Stored>(KEYS).watch([], { startAtOperationTime: operationTime as Timestamp });
   await takeAndGiveBack(
     scene,
-    () => client.db("admin").command({ renameCollection: `${databaseName}.${KEYS}`, to: dump.namespace }),
+    () =>
+      client
+        .db("admin")
+        .command({ renameCollection: `${databaseName}.${KEYS}`, to: dump.namespace })
+        .catch(async (error) => {
+          await changes.close();
+          throw error;
+        }),
     async () => {
       await addChanges(dump, changes);
       const records = await dump.find().toArray();

@@ -658,7 +658,7 @@ describe("VerifyStream", () => {
     expect(decoded.map(withoutTime)).toEqual(expected.map(withoutTime));
   });
 
-  /** The first takes the fast path, the others the node one. */
+  /** The first takes the fast path, the others Node's own server. */
   const FORMATS: [string, Buffer][] = [
     ["application/grpc", Buffer.of(0xff, 0xff)],
     ["application/gRPC", Buffer.of(0xff, 0xff)],

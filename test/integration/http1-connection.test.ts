@@ -16,16 +16,10 @@ interface Held {
 }
 
 /**
- * A listener whose `/fast` gives its body back, as does everything else. With `connections: false`, node:http alone serves it, to
+ * A listener whose `/fast` gives its body back, as does everything else. With `isFast: false`, node:http alone serves it, to
  * the same effect: what a client gets is byte for byte the same.
  */
-async function start({
-  connections = true,
-  limits = {},
-}: {
-  connections?: boolean;
-  limits?: Partial<ListenerLimits>;
-} = {}) {
+async function start({ isFast = true, limits = {} }: { isFast?: boolean; limits?: Partial<ListenerLimits> } = {}) {
   const seen: string[] = [];
   /** Called with the second request. */
   const hooks = { second: () => {} };
@@ -66,7 +60,7 @@ async function start({
     },
   ];
   const listener = await listen({
-    ...{ host: "127.0.0.1", port: 0, fast: connections ? fast : [], limits },
+    ...{ host: "127.0.0.1", port: 0, fast: isFast ? fast : [], limits },
     async handler(request, answer) {
       const response = answer as ServerResponse;
       counts.node += 1;
@@ -139,8 +133,8 @@ describe("requests on one connection", () => {
     const bytes = Buffer.from(
       post("/fast", "first") + post("/soon", "second") + post("/none", "3rd") + post("/fast", "4") + LAST,
     );
-    const alone = await start({ connections: false });
-    const connections = await start();
+    const alone = await start({ isFast: false });
+    const both = await start();
     const whole = open(alone.listener);
     whole.write(bytes);
     const expected = await allFrom(whole);
@@ -149,7 +143,7 @@ describe("requests on one connection", () => {
       const splits = Array.from({ length: Math.min(40, bytes.length - from) }, (_, index) => from + index);
       const answers = await Promise.all(
         splits.map(async (at) => {
-          const socket = open(connections.listener);
+          const socket = open(both.listener);
           const answer = allFrom(socket);
           await once(socket, "connect");
           socket.write(bytes.subarray(0, at));

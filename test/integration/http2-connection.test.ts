@@ -170,7 +170,7 @@ function dice(seed: number) {
   };
 }
 
-describe("fast and node calls on one connection", () => {
+describe("fast and other calls on one connection", () => {
   test("by the hundred, mixed, each get their own answer", async () => {
     const { listener, node } = await start();
     const client = await open(listener);
@@ -415,7 +415,7 @@ describe("what is not the plain case of a fast call goes to Node's own server fr
     ["more", 99],
     ["less", 2],
   ])(
-    "a content-length of %s than there is: the stream is reset, as it is without the connections",
+    "a content-length of %s than there is: the stream is reset, as it is by node:http2 alone",
     async (_what, length) => {
       const { listener } = await start();
       const client = await open(listener);
@@ -507,7 +507,7 @@ describe("a fast method that fails", () => {
 });
 
 describe("a client that takes its answers slowly", () => {
-  test("with windows of a few bytes gets all of fast and node answers, drop by drop", async () => {
+  test("with windows of a few bytes gets all of fast and other answers, drop by drop", async () => {
     const { listener } = await start();
     const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 3]], grants: false });
     const ids = [1, 3, 5, 7];
@@ -530,7 +530,7 @@ describe("a client that takes its answers slowly", () => {
     expect(fourth!.equals(pattern(70))).toBe(true);
   });
 
-  test("whose connection window is used up by fast answers gets node answers as soon as there is any room", async () => {
+  test("whose connection window is used up by fast answers gets other answers as soon as there is any room", async () => {
     const { listener } = await start();
     const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 1_000_000]], grants: false });
     client.write(nodeCall(1, "/node/echo"), call(3, "/fast/size", "65000"));
@@ -573,7 +573,7 @@ describe("a client that takes its answers slowly", () => {
     expect(String((await answersOf(client, 5))[0])).toBe(String(inEnvelope("still")));
   });
 
-  test("that does not read at all is not read from, though a node stream would have more", async () => {
+  test("that does not read at all is not read from, though another stream would have more", async () => {
     const { listener } = await start();
     const client = await open(listener, { settings: [[Setting.INITIAL_WINDOW_SIZE, 10_000_000]], grants: false });
     client.grant(0, 1_000_000_000);
@@ -957,7 +957,7 @@ describe("a drain", () => {
     expect(broken).toBeUndefined();
   });
 
-  test("ends at once what has no call, with and without a node session, and last what waits for a window", async () => {
+  test("ends at once what has no call, with and without a session of node:http2, and last what waits for a window", async () => {
     const { listener } = await start();
     const idle = await open(listener);
     const used = await open(listener);
@@ -1074,7 +1074,7 @@ describe("limits", () => {
   const settled = (client: FrameClient) =>
     client.until(() => client.frames.some(({ type, flags }) => type === Type.PING && (flags & Flag.ACK) !== 0));
 
-  test("fast and node streams count together, and those that a client opens before it knows the limit wait for room", async () => {
+  test("fast and other streams count together, and those that a client opens before it knows the limit wait for room", async () => {
     const { listener, held, letterbox } = await start({ maxConcurrentStreams: 2 });
     const client = await open(listener);
     client.write(

@@ -243,7 +243,7 @@ describe("a client can't tell which path answered", () => {
     for (const service of ["", "headers", "refused"]) {
       const request = { headers: { "content-type": contentType }, parts: [messageOf(service, contentType)] };
       const [ours, theirs] = await Promise.all([over1(fast, request), over1(node, request)]);
-      // Stock sends gRPC-Web in chunks, of unknown length.
+      // Node's own server sends gRPC-Web in chunks, of unknown length.
       if (theirs.headers["content-length"] === undefined) delete ours.headers["content-length"];
       expect(ours).toEqual(theirs);
     }

@@ -17,6 +17,7 @@ const TYPES_ONLY = "ports";
 const ALSO = {
   entry: ["audit"],
   errors: ["policy", "manage"],
+  input: ["manage", "request-id"],
   log: ["audit-log"],
   record: ["manage", "view"],
   "request-id": ["manage"],

@@ -39,7 +39,7 @@ test("a watch begins with a heartbeat, and then tells each change and each proof
   expect(changes.watchers).toBe(0);
 });
 
-test("before the first proof nothing is message: there is no time that could be claimed", async () => {
+test("before the first proof nothing is told: there is no time that could be claimed", async () => {
   const changes = createChanges();
   const watch = open(changes);
   const first = watch.next();
@@ -51,7 +51,7 @@ test("before the first proof nothing is message: there is no time that could be 
   expect(shown(await first)).toBe("restart 5");
 });
 
-test("heartbeats are message together to who reads slowly, and never before the changes that they cover", async () => {
+test("heartbeats are told together to who reads slowly, and never before the changes that they cover", async () => {
   const changes = following();
   const watch = open(changes);
   await watch.next();
@@ -63,7 +63,7 @@ test("heartbeats are message together to who reads slowly, and never before the 
   expect(shown(await watch.next())).toBe("heartbeat 4000");
 });
 
-test("changes of one transaction are not split by a resumption: all of them are message again", async () => {
+test("changes of one transaction are not split by a resumption: all of them are told again", async () => {
   const changes = following();
   const first = open(changes);
   await first.next();
@@ -77,7 +77,7 @@ test("changes of one transaction are not split by a resumption: all of them are 
   expect(message.map(shown)).toEqual(["heartbeat 1000", "old", "new"]);
 });
 
-test("a token from after a proof does not step over changes that were not message yet", async () => {
+test("a token from after a proof does not step over changes that were not told yet", async () => {
   const changes = following();
   changes.proven(2_000, 12n);
   changes.changed(change("a", 13n));
@@ -90,7 +90,7 @@ test("a token from after a proof does not step over changes that were not messag
   expect([shown(await again.next()), shown(await again.next())]).toEqual(["a", "b"]);
 });
 
-test("who asks for more than is held, or sends an unknown token, is message to start again", async () => {
+test("who asks for more than is held, or sends an unknown token, is told to start again", async () => {
   const changes = following({ maxHeld: 2 });
   for (const [id, time] of [
     ["a", 20n],
@@ -116,7 +116,7 @@ test("who resumes from the very moment that changes are followed from has missed
   expect([shown(await resumed.next()), shown(await resumed.next())]).toEqual(["heartbeat 1000", "a"]);
 });
 
-test("a heartbeat's position is the proof's, and never before what the watcher was message by another process", async () => {
+test("a heartbeat's position is the proof's, and never before what the watcher was told by another process", async () => {
   const changes = following();
   expect((await open(changes).next())?.position).toBe(11n);
   const behind = open(changes, 10n);
@@ -149,7 +149,7 @@ test("a watch that ended leaves nothing at its caller's signal", async () => {
   expect(getEventListeners(controller.signal, "abort")).toHaveLength(0);
 });
 
-test("who falls behind by more than is held is message so, and then follows again", async () => {
+test("who falls behind by more than is held is told so, and then follows again", async () => {
   const changes = following({ maxHeld: 2 });
   const watch = open(changes);
   await watch.next();
@@ -159,7 +159,7 @@ test("who falls behind by more than is held is message so, and then follows agai
   expect(shown(await watch.next())).toBe("a");
 });
 
-test("when the stream of changes begins anew, everyone is message, those who were up to date too", async () => {
+test("when the stream of changes begins anew, everyone is told, those who were up to date too", async () => {
   const changes = following();
   const watches = [open(changes), open(changes)];
   for (const watch of watches) await watch.next();
@@ -181,7 +181,7 @@ test("watchers are bounded, and a drain ends them all", async () => {
   expect(changes.watchers).toBe(0);
 });
 
-test("whatever happens and wherever a watcher resumes, no heartbeat covers a change that it was neither message nor message to have missed", async () => {
+test("whatever happens and wherever a watcher resumes, no heartbeat covers a change that it was neither told nor told to have missed", async () => {
   const step = oneof(
     { weight: 4, arbitrary: record({ what: constantFrom("changed" as const), by: integer({ min: 0, max: 2 }) }) },
     { weight: 2, arbitrary: record({ what: constantFrom("proven" as const), by: integer({ min: 1, max: 2 }) }) },

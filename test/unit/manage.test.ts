@@ -247,6 +247,13 @@ test.each<Refused>([
   expect({ asks, hashes }).toEqual({ asks: [], hashes: 0 });
 });
 
+test("Create lists bad fields in their order, the lack of scopes among them", async () => {
+  expect(await refusalOf(create({ name: " ", scopes: [], lifetime: ttl(0) }))).toMatchObject({
+    fields: ["name", "scopes", "ttl"],
+    message: expect.stringMatching(/^name: .*; scopes: must name at least one scope; ttl: /),
+  });
+});
+
 test("Get and Revoke refuse another's key, then nobody's and a bad reason", async () => {
   stored("current");
   for (const call of [keys.get(alice, "bob", 0), keys.revoke(alice, "bob", "x".repeat(513), 0)]) {

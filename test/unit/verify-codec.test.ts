@@ -124,7 +124,7 @@ test("a VerifyRequest that is read by hand is read as the generic codec does, in
       const json = toJsonString(VerifyRequestSchema, message);
       const decoded = decodeVerifyJson(Buffer.from(json));
       // Escapes are the generic codec's to read, and what looks like a field that comes twice.
-      const names = VerifyRequestSchema.fields.map(({ jsonName }) => `"${jsonName}"`);
+      const names = Object.keys(JSON.parse(json)).map((name) => `"${name}"`);
       const isOdd = json.includes("\\") || names.some((name) => json.split(name).length > 2);
       if (isOdd) expect(decoded).toBeUndefined();
       else expect(decoded).toEqual(asInput(fromJsonString(VerifyRequestSchema, json)));

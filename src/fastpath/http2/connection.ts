@@ -113,7 +113,7 @@ interface WaitingStream {
   flags: number;
   list: string[];
   recognised: Recognised | undefined;
-  /** Bytes that came after them. */
+  /** Frames that came after its headers. */
   frames: Frame[];
   bytes: number;
   sinceMs: number;

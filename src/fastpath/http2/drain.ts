@@ -37,8 +37,8 @@ export class Drain {
 
   /** Takes the answer to a ping; any but the one that is waited for changes nothing. */
   takeAnswer(payload: Buffer): void {
-    const isOpen = this.state === "holding" || this.state === "asked";
-    if (!isOpen || !payload.equals(pingOf(this.answeredPings))) return;
+    const isUnderWay = this.state === "holding" || this.state === "asked";
+    if (!isUnderWay || !payload.equals(pingOf(this.answeredPings))) return;
     this.answeredPings += 1;
     // The first answer says that the client's library has read all answers; the second, that its program had a turn since.
     if (this.answeredPings === 2) this.ask();

@@ -164,9 +164,9 @@ const http1: FuzzTarget = {
   async run(input) {
     // That preface is for the other target.
     if (PREFACE.subarray(0, Math.min(3, input.length)).equals(input.subarray(0, 3))) return;
-    const [connections, plain] = await http1Listeners.get();
+    const [ours, plain] = await http1Listeners.get();
     const compare = async (quietMs: number) => {
-      const both = await Promise.all([connections, plain].map((one) => exchange(one, input, quietMs, never)));
+      const both = await Promise.all([ours, plain].map((one) => exchange(one, input, quietMs, never)));
       return both.map(answersOf);
     };
     for (const quietMs of [15, 400]) {
@@ -177,7 +177,7 @@ const http1: FuzzTarget = {
       else if (agree(ours!, nodes!)) return;
     }
   },
-  check: () => answersAGoodCall(http1Listeners.get().then(([connections]) => connections)),
+  check: () => answersAGoodCall(http1Listeners.get().then(([ours]) => ours)),
   stop: async () => {
     for (const one of (await http1Listeners.made()) ?? []) await one.close(0);
   },
