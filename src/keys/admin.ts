@@ -139,10 +139,15 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
 /** Times, numbers, tags and lengths of a key in an answer take less. */
 const FIXED_BYTES = 256;
 
-/** Of a key in an answer, and no less. */
-function bytesOf({ userId, name = "", scopes, revocationReason = "" }: KeyRecord): number {
-  const texts = [userId, name, revocationReason, ...scopes];
-  return texts.reduce((bytes, text) => bytes + Buffer.byteLength(text) + 3, FIXED_BYTES);
+/** Of a key in an answer, and no less: all its texts, but for those that prove its secret. */
+function bytesOf({ secretHash: _hash, fingerprint: _mac, request: _request, ...shown }: KeyRecord): number {
+  return FIXED_BYTES + textBytes(shown);
+}
+
+function textBytes(value: unknown): number {
+  if (typeof value === "string") return Buffer.byteLength(value) + 3;
+  if (typeof value !== "object" || value === null) return 0;
+  return Object.values(value).reduce((bytes: number, one) => bytes + textBytes(one), 0);
 }
 
 function notFound(message: string): KeyError {

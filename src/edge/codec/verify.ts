@@ -7,7 +7,7 @@ import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
 import { type Entry, stateAt } from "../../keys/verify/view.ts";
 import { OUTCOMES, toApiKey, toVerifyError } from "../answer.ts";
 import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "../doors/verify-many.ts";
-import { LENGTH_DELIMITED, sizeOfField, tag, VARINT, varint, writeText, writeVarint } from "./protobuf.ts";
+import { delimited, LENGTH_DELIMITED, sizeOfField, tag, VARINT, varint, writeText, writeVarint } from "./protobuf.ts";
 
 // Verify's messages by hand: the generic codec takes as long for one of them as everything else that a call needs. What is
 // out of the ordinary (unknown fields, long text, odd types) is undefined here, and the generic codec's to judge.
@@ -216,8 +216,8 @@ function writeResult({ verdict, size, resultSize }: Measured, target: Buffer, st
 
 const OUTCOME = tag(1, VARINT);
 const API_KEY = tag(2, LENGTH_DELIMITED);
-const MISSING_SCOPES = tag(3, LENGTH_DELIMITED);
-const AS_OF = tag(4, LENGTH_DELIMITED);
+const MISSING_SCOPES = 3;
+const AS_OF = 4;
 const SECONDS = tag(1, VARINT);
 const NANOS = tag(2, VARINT);
 
@@ -228,11 +228,17 @@ export function encodeVerification(verification: Verification, room: number): Bu
   return message;
 }
 
-function sizeOfVerification({ entry, missingScopes, asOfMs, nowMs }: Verification): number {
-  let size = 2 + asOfField(asOfMs).length;
-  if (entry !== undefined) size += sizeOfField(encodedKey(entry, nowMs).length);
-  for (const scope of missingScopes) size += sizeOfField(scope.length);
-  return size;
+function sizeOfVerification(answer: Verification): number {
+  const { entry, nowMs } = answer;
+  const size = 2 + restOf(answer).length;
+  return entry === undefined ? size : size + sizeOfField(encodedKey(entry, nowMs).length);
+}
+
+/** The fields after the outcome and the key, one character a byte. Of most answers it is the last alone. */
+function restOf({ missingScopes, asOfMs }: Verification): string {
+  const asOf = asOfField(asOfMs);
+  if (missingScopes.length === 0) return asOf;
+  return missingScopes.map((scope) => delimited(MISSING_SCOPES, scope)).join("") + asOf;
 }
 
 /** Returns where it ends. */
@@ -241,9 +247,7 @@ function writeVerification(answer: Verification, target: Buffer, start: number):
   target[start + 1] = OUTCOMES[answer.outcome].number;
   let at = start + 2;
   if (answer.entry !== undefined) at = writeText(target, at, API_KEY, encodedKey(answer.entry, answer.nowMs));
-  for (const scope of answer.missingScopes) at = writeText(target, at, MISSING_SCOPES, scope);
-  const asOf = asOfField(answer.asOfMs);
-  return at + target.write(asOf, at, "latin1");
+  return at + target.write(restOf(answer), at, "latin1");
 }
 
 /** The VerifyResponse in JSON. */
@@ -291,6 +295,6 @@ function asOfField(asOfMs: number): string {
     (seconds === 0 ? "" : String.fromCharCode(SECONDS) + varint(seconds)) +
     (nanos === 0 ? "" : String.fromCharCode(NANOS) + varint(nanos));
   lastAsOfMs = asOfMs;
-  lastAsOf = String.fromCharCode(AS_OF) + varint(content.length) + content;
+  lastAsOf = delimited(AS_OF, content);
   return lastAsOf;
 }

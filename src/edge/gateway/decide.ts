@@ -78,9 +78,11 @@ export function createDecide(
     count(startedMs, requestId, outcome, entry?.id);
     const { refusal } = OUTCOMES[outcome];
     if (refusal === undefined) return { allowed: true, entry: entry! };
-    return missingScopes.length > 0 ? lacking(outcome, refusal, missingScopes) : denied(outcome, refusal, presented);
+    return missingScopes.length > 0
+      ? refused(outcome, refusal, "", missingScopes)
+      : denied(outcome, refusal, presented);
   };
-  const refused = ({ requestId }: Question, startedMs: number, error: unknown): Decision =>
+  const failed = ({ requestId }: Question, startedMs: number, error: unknown): Decision =>
     denialOf(error, { service, method, startedMs, requestId: requestIdFrom(requestId) }, calls);
 
   // As in Verify, no promise and no closure where nothing has to be waited for.
@@ -92,10 +94,10 @@ export function createDecide(
       if (!(found instanceof Promise)) return concluded(question, startedMs, found);
       return inTime(found, timeoutOf(question)).then(
         (late) => concluded(question, startedMs, late),
-        (error) => refused(question, startedMs, error),
+        (error) => failed(question, startedMs, error),
       );
     } catch (error) {
-      return refused(question, startedMs, error);
+      return failed(question, startedMs, error);
     }
   };
 }
@@ -146,21 +148,24 @@ function createDenials(sources: KeySources): (name: string, refusal: Refusal, pr
 
 const PLACES = "{places}";
 
-function refused(name: string, { status, message, error }: Refusal, places: string): Denial {
-  const challenge = error === undefined ? CHALLENGE : `${CHALLENGE}, error="${error}"`;
-  const body = { reason: name.toUpperCase(), message: message.replace(PLACES, places) };
-  return denial(status, body, { "www-authenticate": challenge });
-}
-
-function lacking(name: string, { status, message, error }: Refusal, missingScopes: readonly string[]): Denial {
+function refused(
+  name: string,
+  { status, message, error }: Refusal,
+  places: string,
+  missingScopes: readonly string[] = [],
+): Denial {
   // Gateways take 4 KiB of headers, and the body may stand there too.
   const { shown, others } = listed(missingScopes);
-  const challenge = `${CHALLENGE}, error="${error}", scope="${shown.join(" ")}"`;
+  const attributes = [
+    ...(error === undefined ? [] : [`error="${error}"`]),
+    ...(shown.length === 0 ? [] : [`scope="${shown.join(" ")}"`]),
+  ];
   const body = {
-    ...{ reason: name.toUpperCase(), message, missingScopes: shown },
+    ...{ reason: name.toUpperCase(), message: message.replace(PLACES, places) },
+    ...(shown.length > 0 && { missingScopes: shown }),
     ...(others > 0 && { missingScopesInAll: missingScopes.length }),
   };
-  return denial(status, body, { "www-authenticate": challenge });
+  return denial(status, body, { "www-authenticate": [CHALLENGE, ...attributes].join(", ") });
 }
 
 /** A mistake of the gateway itself is no outage: it is refused even where outages are let pass. */
