@@ -15,6 +15,7 @@ import {
   append,
   COMPRESSED_FLAG,
   EMPTY,
+  envelopeLength,
   FORMATS,
   type Headers,
   OK_TRAILERS,
@@ -229,7 +230,7 @@ export function serveBidirectionalStreams({
 function split(bytes: Buffer, maxMessageBytes: number, isGzip: boolean, take: (message: Buffer) => void): Buffer {
   let at = 0;
   while (bytes.length - at >= ENVELOPE_BYTES) {
-    const length = bytes.readUInt32BE(at + 1);
+    const length = envelopeLength(bytes, at);
     const isCompressed = bytes[at] === COMPRESSED_FLAG && isGzip;
     if (bytes[at] !== 0 && !isCompressed) throw new BrokenStream("A message is compressed, or is none.");
     if (length > maxMessageBytes) throw tooLarge(maxMessageBytes);

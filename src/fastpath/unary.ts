@@ -18,6 +18,7 @@ import {
   connectError,
   connectStatus,
   EMPTY,
+  envelopeLength,
   envelopeWithTrailers,
   FORMATS,
   type Format,
@@ -194,7 +195,7 @@ export function messageIn(
     return body.length <= maxBytes ? body : undefined;
   }
   const length = body.length - ENVELOPE_BYTES;
-  if (length < 0 || length > maxBytes || body.readUInt32BE(1) !== length) return undefined;
+  if (length < 0 || length > maxBytes || envelopeLength(body) !== length) return undefined;
   const content = body.subarray(ENVELOPE_BYTES);
   if (body[0] === 0) return content;
   return body[0] === COMPRESSED_FLAG && isGzip ? gunzipped(content, maxBytes) : undefined;

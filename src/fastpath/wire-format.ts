@@ -57,10 +57,23 @@ export function envelopeWithTrailers(message: Uint8Array | undefined, trailers: 
   return framed;
 }
 
-function putEnvelope(target: Buffer, offset: number, flags: number, content: Uint8Array): void {
-  target[offset] = flags;
-  target.writeUInt32BE(content.length, offset + 1);
-  target.set(content, offset + ENVELOPE_BYTES);
+function putEnvelope(target: Buffer, at: number, flags: number, content: Uint8Array): void {
+  target.set(content, putEnvelopeHead(target, at, content.length, flags));
+}
+
+/** Returns where the content begins. */
+export function putEnvelopeHead(target: Buffer, at: number, length: number, flags = 0): number {
+  target[at] = flags;
+  target[at + 1] = length >>> 24;
+  target[at + 2] = length >>> 16;
+  target[at + 3] = length >>> 8;
+  target[at + 4] = length;
+  return at + ENVELOPE_BYTES;
+}
+
+/** Bytes of the content behind the head at `at`. */
+export function envelopeLength(bytes: Uint8Array, at = 0): number {
+  return bytes[at + 1]! * 0x1000000 + ((bytes[at + 2]! << 16) | (bytes[at + 3]! << 8) | bytes[at + 4]!);
 }
 
 export function webTrailers(trailers: Record<string, string>): Buffer {

@@ -2,6 +2,7 @@ import { isAscii } from "node:buffer";
 import { toBinary, toJsonString } from "@bufbuild/protobuf";
 import { ApiKeySchema, Consistency, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
 import { ENVELOPE_BYTES } from "../../fastpath/fast-method.ts";
+import { putEnvelopeHead } from "../../fastpath/wire-format.ts";
 import { KeyError } from "../../keys/errors.ts";
 import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
 import { type Entry, stateAt } from "../../keys/verify/view.ts";
@@ -183,9 +184,7 @@ export function encodeStreamed(verdicts: readonly Verdict[]): Buffer {
   const messages = Buffer.allocUnsafe(size);
   let at = 0;
   for (const item of items) {
-    messages[at] = 0;
-    messages.writeUInt32BE(sizeOfField(item.resultSize), at + 1);
-    at = writeResult(item, messages, at + ENVELOPE_BYTES);
+    at = writeResult(item, messages, putEnvelopeHead(messages, at, sizeOfField(item.resultSize)));
   }
   return messages;
 }

@@ -4,7 +4,9 @@ import { base64Decode } from "@bufbuild/protobuf/wire";
 import { type ContextKey, createContextKey, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest } from "@connectrpc/connect/protocol";
 import { compressionBrotli, compressionGzip } from "@connectrpc/connect-node";
+import { ENVELOPE_BYTES } from "../../fastpath/fast-method.ts";
 import type { HeldBytes } from "../../fastpath/held-bytes.ts";
+import { envelopeLength } from "../../fastpath/wire-format.ts";
 import { type FieldViolation, invalid, KeyError } from "../../keys/errors.ts";
 import { tooMany } from "../errors.ts";
 
@@ -88,7 +90,6 @@ async function readOn(body: AsyncIterable<Uint8Array>): Promise<void> {
 }
 
 const READ_ON_MS = 1_000;
-const ENVELOPE_BYTES = 5;
 
 /** Of messages. */
 export const COMPRESSIONS = [compressionGzip, compressionBrotli];
@@ -117,7 +118,7 @@ async function messageOf(
   if (match === null || body === undefined) return undefined;
   const json = match[2]?.toLowerCase() === "json";
   if (match[1] === "") return unpack(body, request.header.get("content-encoding"), json, maxBytes);
-  const length = body.length >= ENVELOPE_BYTES ? new DataView(body.buffer, body.byteOffset).getUint32(1) : -1;
+  const length = body.length >= ENVELOPE_BYTES ? envelopeLength(body) : -1;
   if (body.length !== ENVELOPE_BYTES + length) return undefined;
   const compressed = ((body[0] ?? 0) & 1) === 1;
   return unpack(body.subarray(ENVELOPE_BYTES), compressed ? request.header.get("grpc-encoding") : null, json, maxBytes);

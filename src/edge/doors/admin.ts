@@ -8,7 +8,7 @@ import type { AuditResult as AuditResultName, StoredAuditEntry } from "../../key
 import { invalid } from "../../keys/errors.ts";
 import type { KeyRecord, StoredState } from "../../keys/record.ts";
 import { STATE_NUMBERS, toApiKey } from "../answer.ts";
-import { callerOf, deadlineOf, note } from "./api-keys.ts";
+import { callerOf, deadlineOf, note } from "../call.ts";
 
 /** undefined: State.UNSPECIFIED. */
 const stateNamed = (state: State): StoredState | undefined =>

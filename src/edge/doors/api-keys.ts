@@ -1,20 +1,18 @@
-import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
+import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
 import {
   type ApiKey,
   type ApiKeyService,
-  Consistency,
-  type VerifyRequest,
   type VerifyStreamRequest,
   VerifyStreamRequestSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { checked, invalid, KeyError } from "../../keys/errors.ts";
-import type { Caller, KeyManager } from "../../keys/manage.ts";
+import type { KeyManager } from "../../keys/manage.ts";
 import type { Lifetime } from "../../keys/policy.ts";
 import { displayPrefix, type KeyRecord } from "../../keys/record.ts";
-import type { VerifyInput, VerifyKey } from "../../keys/verify/verify.ts";
+import type { VerifyKey } from "../../keys/verify/verify.ts";
 import { toApiKey, toMadeKey, toVerifyResponse, toVerifyResult } from "../answer.ts";
+import { callerOf, deadlineOf, MAX_CALL_MS, note, timeoutOf, toVerifyInput } from "../call.ts";
 import { fitting } from "../codec/verify.ts";
-import { caller, logged, type Noted } from "../connect/interceptors.ts";
 import { stopping } from "../errors.ts";
 import { answerAhead } from "./answer-ahead.ts";
 import { checkBatchSize, type VerifyMany, withoutRecord } from "./verify-many.ts";
@@ -27,9 +25,6 @@ interface ApiKeyServiceParts {
   /** Aborted when the service stops: streams of requests end. */
   draining: AbortSignal;
 }
-
-/** A call that names no deadline gets this one; none gets more. */
-export const MAX_CALL_MS = 10_000;
 
 /** Messages of one VerifyStream that are verified at once. */
 const MAX_AHEAD = 64;
@@ -148,39 +143,6 @@ async function* wellFormed(requests: AsyncIterable<VerifyStreamRequest>): AsyncG
     if (code !== Code.Internal && code !== Code.InvalidArgument) throw error;
     throw invalid([{ field: "", description: `a message is not a well-formed ${VerifyStreamRequestSchema.typeName}` }]);
   }
-}
-
-/** Unset: an empty request. */
-export function toVerifyInput(request: VerifyRequest | undefined, timeoutMs: number): VerifyInput {
-  const { key = "", requiredScopes = [], consistency = Consistency.UNSPECIFIED } = request ?? {};
-  if (Consistency[consistency] === undefined) {
-    throw invalid([{ field: "consistency", description: `${consistency} is not a consistency` }]);
-  }
-  return { key, requiredScopes, strong: consistency === Consistency.STRONG, timeoutMs };
-}
-
-export function callerOf(context: HandlerContext): Caller {
-  const found = context.values.get(caller);
-  if (found === undefined) throw new Error("a management method was reached without a caller");
-  return found;
-}
-
-/** The deadline of a call that may take `timeoutMs`, or names no limit. */
-export function boundedTimeout(timeoutMs: number | undefined): number {
-  return Math.min(timeoutMs ?? MAX_CALL_MS, MAX_CALL_MS);
-}
-
-function timeoutOf(context: HandlerContext): number {
-  return boundedTimeout(context.timeoutMs());
-}
-
-export function deadlineOf(context: HandlerContext): number {
-  return performance.now() + timeoutOf(context);
-}
-
-/** For the log and the audit trail. */
-export function note(context: HandlerContext, fields: Noted): void {
-  Object.assign(context.values.get(logged), fields);
 }
 
 function lifetimeOf(

@@ -9,11 +9,11 @@ import {
 } from "../../fastpath/fast-method.ts";
 import { checked, invalid, KeyError } from "../../keys/errors.ts";
 import type { VerifyInput } from "../../keys/verify/verify.ts";
+import { boundedTimeout, MAX_CALL_MS, toVerifyInput } from "../call.ts";
 import { type CallLog, type LoggedCall, pastDeadline, requestIdFrom } from "../call-log.ts";
 import { decodeBatch, decodeStreamed, encodeBatch, encodeStreamed } from "../codec/verify.ts";
 import { toWireError } from "../errors.ts";
 import type { Authenticator } from "../tokens.ts";
-import { boundedTimeout, MAX_CALL_MS, toVerifyInput } from "./api-keys.ts";
 import { checkBatchSize, MAX_BATCH_BYTES, type Verdict, type VerifyMany, withoutRecord } from "./verify-many.ts";
 
 interface FastVerifyManyParts {

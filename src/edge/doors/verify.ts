@@ -1,11 +1,11 @@
 import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 import { ENVELOPE_BYTES, type FastAnswer, type FastCall, type FastMethod } from "../../fastpath/fast-method.ts";
 import type { Verification, VerifyKey } from "../../keys/verify/verify.ts";
+import { boundedTimeout } from "../call.ts";
 import { type CallLog, pastDeadline, requestIdFrom } from "../call-log.ts";
 import { decodeVerify, decodeVerifyJson, encodeVerification, isPlain, verificationJson } from "../codec/verify.ts";
 import { toWireError } from "../errors.ts";
 import type { Authenticator } from "../tokens.ts";
-import { boundedTimeout } from "./api-keys.ts";
 
 interface FastVerifyParts {
   verify: VerifyKey;

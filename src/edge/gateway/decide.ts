@@ -3,8 +3,8 @@ import { invalid, KeyError, listed } from "../../keys/errors.ts";
 import type { Verification, VerifyKey } from "../../keys/verify/verify.ts";
 import type { Entry } from "../../keys/verify/view.ts";
 import { OUTCOMES, type Refusal, UNASKED } from "../answer.ts";
+import { boundedTimeout } from "../call.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "../call-log.ts";
-import { boundedTimeout } from "../doors/api-keys.ts";
 import type { Authenticator } from "../tokens.ts";
 import { isAmbiguous, type KeySources, type Presented, placesIn } from "./presented-key.ts";
 

@@ -4,10 +4,12 @@ import { bodyOf, headersOf } from "../unary.ts";
 import {
   connectStatus,
   EMPTY,
+  envelope,
   FORMATS,
   type Format,
   type Headers,
   OK_TRAILERS,
+  putEnvelopeHead,
   statusFirst,
   statusTrailers,
 } from "../wire-format.ts";
@@ -111,21 +113,6 @@ function plainHead(contentType: string): Buffer {
     plainHeads.set(contentType, head);
   }
   return head;
-}
-
-function putEnvelopeHead(target: Buffer, at: number, length: number): number {
-  target[at] = 0;
-  target[at + 1] = length >>> 24;
-  target[at + 2] = length >>> 16;
-  target[at + 3] = length >>> 8;
-  target[at + 4] = length;
-  return at + ENVELOPE_BYTES;
-}
-
-function envelope(message: Uint8Array): Buffer {
-  const bytes = Buffer.allocUnsafe(ENVELOPE_BYTES + message.length);
-  bytes.set(message, putEnvelopeHead(bytes, 0, message.length));
-  return bytes;
 }
 
 export function fieldsOf(headers: Headers): string[] {
