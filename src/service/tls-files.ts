@@ -2,7 +2,9 @@ import { createHash, createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { createSecureContext } from "node:tls";
-import type { TlsIdentity } from "../fastpath/listen.ts";
+import type { Listener, TlsIdentity } from "../fastpath/listen.ts";
+import type { Logger } from "../observe/logger.ts";
+import type { Metrics } from "../observe/metrics.ts";
 import { StartupError } from "../observe/startup-error.ts";
 
 export interface TlsFiles {
@@ -43,7 +45,7 @@ interface TlsWatch {
  * Looks at the contents, since whoever replaces files may keep their times, or swap a link to their directory. A change is
  * acted on when two looks in a row find the same: the files are seldom replaced in one instant. Returns what ends it.
  */
-export function watchTls(files: TlsFiles, { current, everyMs = 1_000, onChanged, onRefused }: TlsWatch): () => void {
+function watchTls(files: TlsFiles, { current, everyMs = 1_000, onChanged, onRefused }: TlsWatch): () => void {
   let timer: NodeJS.Timeout | undefined;
   let ended = false;
   let settled = digestOf([current.cert, current.key, current.ca ?? ""]);
@@ -105,7 +107,7 @@ function checkTls({ certFile, keyFile, clientCaFile }: TlsFiles, [cert, key, ca]
 }
 
 /** A StartupError about the part of `identity` that is of no use at `nowMs`, since it has ended; undefined: none. */
-export function whatEnded({ certFile, clientCaFile }: TlsFiles, identity: TlsIdentity, nowMs: number) {
+function whatEnded({ certFile, clientCaFile }: TlsFiles, identity: TlsIdentity, nowMs: number) {
   const endMs = endOfCertificate(identity);
   if (endMs <= nowMs) {
     const end = new Date(endMs).toISOString();
@@ -160,6 +162,37 @@ function unreadable(variable: string, file: string, error: unknown): StartupErro
 }
 
 /** When the certificate ends, of `Date.now()`. */
-export function endOfCertificate({ cert }: TlsIdentity): number {
+function endOfCertificate({ cert }: TlsIdentity): number {
   return Date.parse(new X509Certificate(cert).validTo);
+}
+
+/** Takes up what is put in place of the certificate, its key and the clients' CA. Returns what ends it. */
+export function keepTls(
+  files: TlsFiles,
+  first: TlsIdentity,
+  listener: Listener,
+  log: Logger,
+  metrics: Metrics,
+): () => void {
+  let endMs = endOfCertificate(first);
+  const ended = whatEnded(files, first, Date.now());
+  if (ended !== undefined) log.error({ event: "tls_expired" }, ended.message);
+  metrics.gauge(
+    "latchkey_tls_certificate_expiry_seconds",
+    "End of the certificate that is served, in seconds since 1970",
+    () => endMs / 1_000,
+    "min",
+  );
+  return watchTls(files, {
+    current: first,
+    onChanged(identity) {
+      listener.renewTls(identity);
+      endMs = endOfCertificate(identity);
+      log.info(
+        { event: "tls_renewed", until: new Date(endMs).toISOString() },
+        "connections get the new certificate from now on",
+      );
+    },
+    onRefused: ({ message }) => log.error({ event: "tls_refused" }, `${message} What was served before is served on.`),
+  });
 }

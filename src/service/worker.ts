@@ -6,7 +6,8 @@ import type { MetricValues } from "../observe/metrics.ts";
 import type { ReadinessReport } from "../observe/readiness.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { readConfig } from "./config.ts";
-import { type ReadyDatabase, startServer } from "./server.ts";
+import type { ReadyDatabase } from "./database.ts";
+import { startServer } from "./server.ts";
 import { releaseStartMemory } from "./start-memory.ts";
 
 /** Messages of a worker to the process that started it. */

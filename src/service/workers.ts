@@ -10,9 +10,10 @@ import { mergedReport, type ReadinessReport, STARTING, STOPPING, shown } from ".
 import { StartupError } from "../observe/startup-error.ts";
 import { createCleanUps } from "./clean-ups.ts";
 import type { Address, Config } from "./config.ts";
+import { findNewUser, makeSchema, openDatabase } from "./database.ts";
 import { namingAddress } from "./free-address.ts";
 import { listenOps } from "./ops.ts";
-import { DRAIN_MS, findNewUser, makeSchema, openDatabase, type Server, type ServerHooks } from "./server.ts";
+import { DRAIN_MS, type Server, type ServerHooks } from "./server.ts";
 import type { FromWorker, ToWorker } from "./worker.ts";
 
 interface Crew {

@@ -21,7 +21,7 @@ export const DEFECTS: readonly Defect[] = [
     name: "the view does not hear of changes by others",
     fault: none,
     inTests: true,
-    changes: [{ file: "service/server.js", from: "view.changed(event.id, event.rev);", to: "" }],
+    changes: [{ file: "service/database.js", from: "view.changed(event.id, event.rev);", to: "" }],
   },
   {
     name: "Refresh revokes the old key in a transaction of its own",
