@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { StartupError } from "../observe/startup-error.ts";
-import { type Config, readConfig, SERVICE_NAME } from "../service/config.ts";
+import { type Config, readConfig } from "../service/config.ts";
+import { SERVICE_NAME } from "../service/setting-types.ts";
 import { print } from "./output.ts";
 import { devSecret } from "./session.ts";
 import { mintUserToken, readSigner, type TokenSigner } from "./user-token.ts";

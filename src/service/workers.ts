@@ -9,11 +9,12 @@ import { createMetrics, type MetricValues, mergedMetrics } from "../observe/metr
 import { mergedReport, type ReadinessReport, STARTING, STOPPING, shown } from "../observe/readiness.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { createCleanUps } from "./clean-ups.ts";
-import type { Address, Config } from "./config.ts";
+import type { Config } from "./config.ts";
 import { findNewUser, makeSchema, openDatabase } from "./database.ts";
 import { namingAddress } from "./free-address.ts";
 import { listenOps } from "./ops.ts";
 import { DRAIN_MS, type Server, type ServerHooks } from "./server.ts";
+import type { Address } from "./setting-types.ts";
 import type { FromWorker, ToWorker } from "./worker.ts";
 
 interface Crew {

@@ -5,15 +5,9 @@ import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { z } from "zod";
 import { defaultListenerLimits } from "../../src/fastpath/listen.ts";
-import {
-  CLIENT_VARIABLES,
-  isSecret,
-  isServiceLinkName,
-  readClientConfig,
-  readConfig,
-  VARIABLES,
-} from "../../src/service/config.ts";
+import { isServiceLinkName, readClientConfig, readConfig } from "../../src/service/config.ts";
 import { parseDuration } from "../../src/service/duration.ts";
+import { CLIENT_VARIABLES, isSecret, VARIABLES } from "../../src/service/settings.ts";
 
 const problemsOf = (environment: Record<string, string>): string => {
   try {

@@ -97,7 +97,6 @@ test("whatever a file exports is used by another, but for what the client packag
 /** Files of more than 400 lines, and why they are. */
 const LONG: Record<string, string> = {
   "src/fastpath/http2/connection.ts": "one state machine: every frame changes the same few counts",
-  "src/service/config.ts": "one row a setting: variable, type, default and text stand together",
   "src/mongo/key-store.ts": "reads and the transaction share the deadline, the retries and the proof of an index",
   "src/embedded/mongod.ts": "one process from its lock to its end, restarts included",
 };

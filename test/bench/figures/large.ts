@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
-import { VARIABLES } from "../../../src/service/config.ts";
+import { VARIABLES } from "../../../src/service/settings.ts";
 import { type Arm, interleave } from "../arms.ts";
 import { compiled } from "../lab.ts";
 import { goodManyKeysLoad, writeMessages } from "../loads.ts";
