@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
+import { IDENTITY_HEADERS } from "../../src/edge/answer.ts";
 import { readConfig } from "../../src/service/config.ts";
 import { apache, caddy, envoyGrpc, envoyHttp, FOLDER, haproxy, nginx, springCloudGateway } from "./gateways.ts";
 
@@ -18,6 +19,23 @@ interface Resource<Spec> {
 }
 
 const SPELLINGS = ["X-Latchkey-User", "X_latchkey_user", "x-latchkey.user", "X-LATCHKEY-KEY-ID", "x~Latchkey-scopes"];
+
+const JAVA = "spring-cloud-gateway/src/main/java/gateway/LatchkeyFilter.java";
+// The others take all that begins with `x-latchkey-`.
+test.each([
+  "Caddyfile",
+  "envoy-http.yaml",
+  "nginx.conf",
+  "latchkey.lua",
+  "apache/latchkey.lua",
+  "gateway-api.yaml",
+  JAVA,
+  "README.md",
+])("%s names every identity header", (file) => {
+  const text = readFileSync(join(FOLDER, file), "utf8").toLowerCase().replaceAll("_", "-");
+  for (const header of IDENTITY_HEADERS)
+    expect(text).toMatch(new RegExp(`${header}|${header.replace("x-latchkey-", "-")}\\b`));
+});
 
 describe("Traefik", () => {
   interface Dynamic {
