@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
-import { IDENTITY_HEADERS } from "../../src/edge/answer.ts";
+import { IDENTITY_HEADERS, OUTCOMES, UNASKED } from "../../src/edge/answer.ts";
 import { readConfig } from "../../src/service/config.ts";
 import { apache, caddy, envoyGrpc, envoyHttp, FOLDER, haproxy, nginx, springCloudGateway } from "./gateways.ts";
 
@@ -35,6 +35,23 @@ test.each([
   const text = readFileSync(join(FOLDER, file), "utf8").toLowerCase().replaceAll("_", "-");
   for (const header of IDENTITY_HEADERS)
     expect(text).toMatch(new RegExp(`${header}|${header.replace("x-latchkey-", "-")}\\b`));
+});
+
+test("the README's table of refusals has every outcome with its status", () => {
+  const [, section = ""] = readFileSync(join(FOLDER, "README.md"), "utf8").split("\n## What a client is told\n");
+  const rows = [...section.split("\n## ")[0]!.matchAll(/^\| (\d{3}) \| (.*?) \|/gm)];
+  const statuses = Object.fromEntries(
+    rows.flatMap(([, status, reasons]) =>
+      [...reasons!.matchAll(/`([A-Z_]+)`/g)].map((match) => [match[1], Number(status)]),
+    ),
+  );
+  const refusals = [
+    ...Object.entries(OUTCOMES).map(([name, { refusal }]) => [name, refusal] as const),
+    ...Object.entries(UNASKED),
+  ].filter(([, refusal]) => refusal !== undefined);
+  expect(statuses).toMatchObject(
+    Object.fromEntries(refusals.map(([name, refusal]) => [name.toUpperCase(), refusal!.status])),
+  );
 });
 
 describe("Traefik", () => {
