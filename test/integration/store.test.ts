@@ -12,6 +12,7 @@ import { ensureSchema } from "../../src/mongo/schema.ts";
 import type { SchemaCheck, SchemaWatch } from "../../src/mongo/schema-watch.ts";
 import { SERVER_CODES } from "../../src/mongo/server-errors.ts";
 import { startProxy } from "../support/cuttable-proxy.ts";
+import { keyStoreSuite } from "../support/key-store-suite.ts";
 import { interposed, noSecretChecks, type Step, watchOf } from "../support/schemas.ts";
 
 function storeIn(client: MongoClient, database: string, schema: SchemaCheck): KeyStore {
@@ -66,6 +67,8 @@ const refusal = (call: Promise<unknown>) =>
     },
   );
 const states = async () => (await stored.find({ userId: user }).toArray()).map(({ state }) => state).sort();
+
+keyStoreSuite(() => store);
 
 test("what is written is read back as it was, absent fields absent", async () => {
   const expiresAt = new Date(Date.now() + 60_000);

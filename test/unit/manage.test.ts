@@ -5,11 +5,12 @@ import { KeyError } from "../../src/keys/errors.ts";
 import type { KeyInput } from "../../src/keys/input.ts";
 import { type Caller, createKeyManager, type KeyManager } from "../../src/keys/manage.ts";
 import { type Lifetime, type Policy, parseScopePatterns } from "../../src/keys/policy.ts";
-import type { Change, Decide, KeyStore } from "../../src/keys/ports.ts";
+import type { KeyStore } from "../../src/keys/ports.ts";
 import type { KeyRecord } from "../../src/keys/record.ts";
 import { createRequestSecrets, REQUEST_REMEMBERED_MS, type RequestKey } from "../../src/keys/request-id.ts";
 import type { SecretKeeper } from "../../src/keys/secret.ts";
 import { parseKey } from "../../src/keys/text.ts";
+import { createFakeStore } from "../support/fake-store.ts";
 import { deferred, recordOf } from "../support/records.ts";
 
 const START_MS = Date.UTC(2026, 10, 25);
@@ -82,7 +83,6 @@ function fakeSecrets(): SecretKeeper {
   };
 }
 
-/** What the interface says: the indexes hold after each write, `decide` may be asked twice, and records are its reader's to copy. */
 function fakeStore(): KeyStore {
   const asked = async (name: string) => {
     asks.push(name);
@@ -90,48 +90,7 @@ function fakeStore(): KeyStore {
     meanwhile.delete(name);
     await other?.();
   };
-  const current = (userId: string) => ({
-    active: of(userId, ({ state }) => state === "active"),
-    retiring: of(userId, ({ state }) => state === "retiring"),
-  });
-  const put = (record: KeyRecord) => {
-    records.set(record.id, Object.freeze(record));
-    const rivals = [...records.values()].filter(({ id, userId }) => userId === record.userId && id !== record.id);
-    for (const { state, request } of rivals) {
-      if (/active|retiring/.test(state) && state === record.state) throw new Error(`two ${state} keys`);
-      if (request && request.id === record.request?.id) throw new Error("two keys of one request id");
-    }
-  };
-  return {
-    assertComplete() {},
-    findCurrent: async (userId) => {
-      await asked("findCurrent");
-      return current(userId);
-    },
-    findRequested: async (userId, digest) => {
-      await asked("findRequested");
-      const record = of(userId, ({ request }) => request?.id === digest);
-      return record && { record, previous: records.get(record.request?.previousId ?? "") };
-    },
-    change: async <T>(userId: string, _deadlineMs: number, decide: Decide<T>, digest?: string) => {
-      await asked("change");
-      const requested = digest === undefined ? undefined : of(userId, ({ request }) => request?.id === digest);
-      const stored = Object.freeze({ ...current(userId), requested });
-      decide(stored, new Date(nowMs));
-      const { update, insert, answer, audit }: Change<T> = decide(stored, new Date(nowMs + LATER_MS));
-      for (const record of update) {
-        expect(record.rev).toBe(records.get(record.id)!.rev);
-        put({ ...record, rev: record.rev + 1 });
-      }
-      if (insert) put({ ...insert });
-      if (audit) trail.push(audit);
-      return answer;
-    },
-  } as Partial<KeyStore> as KeyStore;
-}
-
-function of(userId: string, fits: (record: KeyRecord) => boolean): KeyRecord | undefined {
-  return [...records.values()].find((record) => record.userId === userId && fits(record));
+  return createFakeStore({ records, trail, asked, nowMs: () => nowMs, laterMs: LATER_MS });
 }
 
 /** A key of alice's that is stored; its id says which. */
