@@ -70,7 +70,7 @@ export async function connect(uri: string): Promise<Connection> {
 }
 
 /** The first connections of a process take longest, most of all on a busy machine. */
-const FIRST_CONNECTION_MS = 15_000;
+export const FIRST_CONNECTION_MS = 15_000;
 
 /** The first command. That no server is found is said at once; a connection that is slow to come is waited for. */
 async function greet(client: MongoClient): Promise<Document> {

@@ -1,6 +1,7 @@
 import { type Db, type Document, type IndexDescription, MongoError, MongoServerError } from "mongodb";
 import { FIELDS, type KeyRecord } from "../keys/record.ts";
 import { StartupError } from "../observe/startup-error.ts";
+import { FIRST_CONNECTION_MS, isWaitQueueTimeout } from "./connection.ts";
 import { hasCode } from "./server-errors.ts";
 
 const DAY_MS = 86_400_000;
@@ -108,20 +109,32 @@ export async function ensureSchema(db: Db, options: SchemaOptions = {}): Promise
   await atStart(db, () => makeSchema(db, options));
 }
 
-/** Whatever MongoDB says to `operation` is a StartupError: it is read by who starts the service. */
+/**
+ * Whatever MongoDB says to `operation` is a StartupError: it is read by who starts the service. What got no connection in time, and so
+ * was not begun, is begun again for as long as the first connection of a process may take.
+ */
 export async function atStart<T>(db: Db, operation: () => Promise<T>): Promise<T> {
-  return operation().catch((error: unknown) => {
-    if (!(error instanceof MongoError)) throw error;
-    const isForbidden = hasCode(error, "Unauthorized");
-    // A server's message repeats the whole command.
-    const why = isForbidden ? "not allowed" : error instanceof MongoServerError ? error.codeName : error.message;
-    throw new StartupError(
-      `The collections of the database "${db.databaseName}" can't be read, made or altered (${why}). ` +
-        (isForbidden
-          ? "The user in MONGODB_URI needs the roles readWrite and dbAdmin on it."
-          : "Check that MongoDB is well, and that nothing else uses this database."),
-    );
-  });
+  const giveUpMs = performance.now() + FIRST_CONNECTION_MS;
+  for (;;) {
+    try {
+      return await operation();
+    } catch (error) {
+      if (isWaitQueueTimeout(error) && performance.now() < giveUpMs) continue;
+      throw error instanceof MongoError ? refusalAtStart(db, error) : error;
+    }
+  }
+}
+
+function refusalAtStart(db: Db, error: MongoError): StartupError {
+  const isForbidden = hasCode(error, "Unauthorized");
+  // A server's message repeats the whole command.
+  const why = isForbidden ? "not allowed" : error instanceof MongoServerError ? error.codeName : error.message;
+  return new StartupError(
+    `The collections of the database "${db.databaseName}" can't be read, made or altered (${why}). ` +
+      (isForbidden
+        ? "The user in MONGODB_URI needs the roles readWrite and dbAdmin on it."
+        : "Check that MongoDB is well, and that nothing else uses this database."),
+  );
 }
 
 async function makeSchema(db: Db, options: SchemaOptions): Promise<void> {

@@ -1,9 +1,10 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, Socket } from "node:net";
 import { expect, test } from "@jest/globals";
-import { MongoErrorLabel, MongoNetworkError, MongoServerError } from "mongodb";
+import { type Db, MongoError, MongoErrorLabel, MongoNetworkError, MongoServerError } from "mongodb";
 import { MONGODB_ERROR_CODES } from "mongodb/lib/error.js";
 import { toKeyError } from "../../src/mongo/failures.ts";
+import { atStart } from "../../src/mongo/schema.ts";
 import { LABELS, SERVER_CODES } from "../../src/mongo/server-errors.ts";
 
 /** What a socket fails with when it is written to after its peer has reset it. */
@@ -108,4 +109,21 @@ test("a read that the primary can't prove, or a cursor that was killed, may be a
       reason: "DB_UNAVAILABLE",
       retryAfterMs: 1_000,
     });
+});
+
+test("what gets no connection at the start is begun again, and any other word of MongoDB's is one for who starts the service", async () => {
+  const db = { databaseName: "keys" } as Db;
+  const noConnection = Object.defineProperty(new MongoError("no connection in time"), "name", {
+    value: "MongoWaitQueueTimeoutError",
+  });
+  let begun = 0;
+  const operation = async () => {
+    begun += 1;
+    if (begun < 3) throw noConnection;
+    return "done";
+  };
+  expect(await atStart(db, operation)).toBe("done");
+  expect(begun).toBe(3);
+  const forbidden = new MongoServerError({ code: SERVER_CODES.DB_ERROR.Unauthorized, errmsg: "not authorized" });
+  await expect(atStart(db, () => Promise.reject(forbidden))).rejects.toThrow(/"keys" can't be read.*roles readWrite/);
 });
