@@ -70,17 +70,25 @@ export async function connect(uri: string): Promise<Connection> {
 }
 
 /** The first connections of a process take longest, most of all on a busy machine. */
-export const FIRST_CONNECTION_MS = 15_000;
+const FIRST_CONNECTION_MS = 15_000;
 
 /** The first command. That no server is found is said at once; a connection that is slow to come is waited for. */
-async function greet(client: MongoClient): Promise<Document> {
+function greet(client: MongoClient): Promise<Document> {
+  const hello = () => client.db("admin").command({ hello: 1 });
+  return onceConnected(hello, (error) => error instanceof MongoNetworkError || isWaitQueueTimeout(error));
+}
+
+/** Begins `operation` again while it fails for want of a connection, for as long as the first one of a process may take. */
+export async function onceConnected<T>(
+  operation: () => Promise<T>,
+  isSlow: (error: unknown) => boolean = isWaitQueueTimeout,
+): Promise<T> {
   const endMs = performance.now() + FIRST_CONNECTION_MS;
   for (;;) {
     try {
-      return await client.db("admin").command({ hello: 1 });
+      return await operation();
     } catch (error) {
-      const isSlow = error instanceof MongoNetworkError || isWaitQueueTimeout(error);
-      if (!isSlow || performance.now() > endMs) throw error;
+      if (!isSlow(error) || performance.now() > endMs) throw error;
       await sleep(100);
     }
   }

@@ -1,7 +1,7 @@
 import { type Db, type Document, type IndexDescription, MongoError, MongoServerError } from "mongodb";
 import { FIELDS, type KeyRecord } from "../keys/record.ts";
 import { StartupError } from "../observe/startup-error.ts";
-import { FIRST_CONNECTION_MS, isWaitQueueTimeout } from "./connection.ts";
+import { onceConnected } from "./connection.ts";
 import { hasCode } from "./server-errors.ts";
 
 const DAY_MS = 86_400_000;
@@ -114,15 +114,9 @@ export async function ensureSchema(db: Db, options: SchemaOptions = {}): Promise
  * was not begun, is begun again for as long as the first connection of a process may take.
  */
 export async function atStart<T>(db: Db, operation: () => Promise<T>): Promise<T> {
-  const giveUpMs = performance.now() + FIRST_CONNECTION_MS;
-  for (;;) {
-    try {
-      return await operation();
-    } catch (error) {
-      if (isWaitQueueTimeout(error) && performance.now() < giveUpMs) continue;
-      throw error instanceof MongoError ? refusalAtStart(db, error) : error;
-    }
-  }
+  return onceConnected(operation).catch((error: unknown) => {
+    throw error instanceof MongoError ? refusalAtStart(db, error) : error;
+  });
 }
 
 function refusalAtStart(db: Db, error: MongoError): StartupError {

@@ -139,7 +139,9 @@ function createDenials(sources: KeySources): (name: string, refusal: Refusal, pr
   return (name, refusal, { places, strayPlaces }) => {
     const at = refusal.message.includes(PLACES) ? places || strayPlaces : 0;
     const known = at === 0 ? name : `${name} ${at}`;
-    const denied = made.get(known) ?? refused(name, refusal, placesIn(at, sources));
+    const before = made.get(known);
+    if (before !== undefined) return before;
+    const denied = refused(name, refusal, placesIn(at, sources));
     if (made.size >= MAX_KNOWN_DENIALS) made.clear();
     made.set(known, denied);
     return denied;
