@@ -1,6 +1,6 @@
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { openSync, readFileSync } from "node:fs";
+import { globSync, openSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -82,6 +82,22 @@ test("in a packed install npx latchkey serve says four lines that work as pasted
   cleanUps.push(() => rm(project, { recursive: true, force: true }));
   await firstHour("npx latchkey serve", project, {}, join(project, ".latchkey"));
 }, 180_000);
+
+test("in a clone npx runs the command that was built, where npm's cache has it at the place of an earlier build", async () => {
+  const cache = newDirectory();
+  const env = { PATH: process.env.PATH!, HOME: process.env.HOME!, npm_config_cache: cache, npm_config_offline: "true" };
+  const npx = async () => (await run("npx", ["latchkey", "--version"], { cwd: resolve(""), env })).stdout;
+  const own = JSON.parse(readFileSync("package.json", "utf8"));
+  const version = `${own.version}\n`;
+  expect(await npx()).toBe(version);
+
+  // npm may have made this link beside its own just now: where it had its entry before, the build alone does.
+  expect(own.scripts.build).toContain(`ln -sf ../../${own.bin.latchkey} node_modules/.bin/latchkey`);
+  const [command] = globSync(join(cache, "_npx/*/node_modules/.bin/latchkey"));
+  rmSync(command!);
+  symlinkSync("../latchkey/dist/src/earlier.js", command!);
+  expect(await npx()).toBe(version);
+});
 
 test("to a file npm start writes the ready line alone, and no token", async () => {
   const dataDir = newDirectory();
