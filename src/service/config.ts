@@ -4,7 +4,7 @@ import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import { z } from "zod";
 import type { TokenKey } from "../edge/tokens.ts";
-import type { ListenerLimits } from "../fastpath/listen.ts";
+import type { ListenerLimits } from "../fastpath/limits.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { CLIENT_VARIABLES, isSecret, VARIABLES } from "./settings.ts";
 import type { TlsFiles } from "./tls-files.ts";

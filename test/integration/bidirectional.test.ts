@@ -23,10 +23,11 @@ import {
   serveBidirectionalStreams,
 } from "../../src/fastpath/bidirectional.ts";
 import { BrokenStream, type FastStreamMethod } from "../../src/fastpath/fast-method.ts";
-import { createHttp2Connections } from "../../src/fastpath/http2/connection.ts";
+import { createHttp2Connections } from "../../src/fastpath/http2/connections.ts";
 import { Flag, headersFrames, Setting } from "../../src/fastpath/http2/frames.ts";
 import { encodeFields } from "../../src/fastpath/http2/hpack.ts";
-import { defaultListenerLimits, listen } from "../../src/fastpath/listen.ts";
+import { defaultListenerLimits } from "../../src/fastpath/limits.ts";
+import { listen } from "../../src/fastpath/listen.ts";
 import { createFastMethods } from "../../src/fastpath/unary.ts";
 import { PLAIN_REFUSALS } from "../../src/fastpath/wire-format.ts";
 import { data, type FrameClient, inEnvelope, openFrameClient, requestHeaders } from "../support/frame-client.ts";

@@ -3,7 +3,8 @@ import type { ServerResponse } from "node:http";
 import { connect, type Socket } from "node:net";
 import { afterEach, describe, expect, test } from "@jest/globals";
 import type { FastAnswer, FastMethod } from "../../src/fastpath/fast-method.ts";
-import { type Listener, type ListenerLimits, listen } from "../../src/fastpath/listen.ts";
+import type { ListenerLimits } from "../../src/fastpath/limits.ts";
+import { type Listener, listen } from "../../src/fastpath/listen.ts";
 
 const cleanUps: (() => unknown)[] = [];
 afterEach(async () => {

@@ -15,7 +15,8 @@ import {
 } from "#gen/health/v1/health_pb";
 import { createRequestHandler } from "../../src/edge/connect/adapter.ts";
 import type { FastAnswer, FastCall } from "../../src/fastpath/fast-method.ts";
-import { type Listener, type ListenerLimits, listen } from "../../src/fastpath/listen.ts";
+import type { ListenerLimits } from "../../src/fastpath/limits.ts";
+import { type Listener, listen } from "../../src/fastpath/listen.ts";
 
 const PATH = "/grpc.health.v1.Health/Check";
 const INFO = { reason: "TESTED", domain: "latchkey.v1", metadata: { a: "b" } };

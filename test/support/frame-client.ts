@@ -1,5 +1,6 @@
 import { once } from "node:events";
-import { connect, type Socket } from "node:net";
+import { connect } from "node:net";
+import type { Duplex } from "node:stream";
 import { connect as connectTls } from "node:tls";
 import {
   createFrameReader,
@@ -31,7 +32,7 @@ export interface Goaway {
 }
 
 export interface FrameClient {
-  readonly socket: Socket;
+  readonly socket: Duplex;
   /** Everything that came, acknowledgements included. */
   readonly frames: Frame[];
   /** What the server did that HTTP/2 forbids. */
@@ -60,14 +61,12 @@ export interface FrameClientOptions {
   grants?: boolean;
   /** Whether pings are answered; default true. */
   answersPings?: boolean;
-  /** Certificate of a TLS server. */
-  ca?: string | undefined;
 }
 
-/** An HTTP/2 client that sends the frames it is told to, and holds the server to its windows. */
+/** `frameClient` at a port. */
 export async function openFrameClient(
   { address }: { address: string },
-  { settings = [], grants = true, answersPings = true, ca }: FrameClientOptions = {},
+  { ca, ...options }: FrameClientOptions & { ca?: string | undefined } = {},
 ): Promise<FrameClient> {
   const [host, port] = address.split(":");
   const to = { host: host!, port: Number(port) };
@@ -76,7 +75,14 @@ export async function openFrameClient(
   socket.on("error", () => {});
   await once(socket, ca === undefined ? "connect" : "secureConnect");
   socket.setNoDelay(true);
+  return frameClient(socket, options);
+}
 
+/** An HTTP/2 client that sends the frames it is told to, and holds the server to its windows. */
+export function frameClient(
+  socket: Duplex,
+  { settings = [], grants = true, answersPings = true }: FrameClientOptions = {},
+): FrameClient {
   const frames: Frame[] = [];
   const faults: string[] = [];
   const streams = new Map<number, SeenStream>();

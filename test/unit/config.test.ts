@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { z } from "zod";
-import { defaultListenerLimits } from "../../src/fastpath/listen.ts";
+import { defaultListenerLimits } from "../../src/fastpath/limits.ts";
 import { isServiceLinkName, readClientConfig, readConfig } from "../../src/service/config.ts";
 import { parseDuration } from "../../src/service/duration.ts";
 import { CLIENT_VARIABLES, isSecret, VARIABLES } from "../../src/service/settings.ts";

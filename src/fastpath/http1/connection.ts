@@ -4,6 +4,7 @@ import type { FastAnswer, Peer, TransportRefusals } from "../fast-method.ts";
 import type { HeldBytes } from "../held-bytes.ts";
 import { peerOf } from "../peer.ts";
 import { Share, unitsOf } from "../share.ts";
+import { endReading } from "../sink.ts";
 import { bodyOf, Call, type FastMethods, isPromise, messageIn, type Recognised, unitsToInflate } from "../unary.ts";
 import { append, EMPTY } from "../wire-format.ts";
 import { httpDate } from "./http-date.ts";
@@ -279,8 +280,7 @@ class Connection {
       }
     }
     if (!this.ending) return;
-    // The client's last bytes are read for a while: a socket that is closed on unread bytes takes its last answer back.
-    if (this.rest.length > 0) socket.end(() => setTimeout(() => socket.destroy(), LINGER_MS).unref());
+    if (this.rest.length > 0) endReading(socket);
     else socket.destroySoon();
   }
 
@@ -339,7 +339,6 @@ class Connection {
 }
 
 const TIMED_OUT = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
-const LINGER_MS = 500;
 const UNITS_A_CALL = 2;
 /** Of requests that wait for a call's answer. */
 const MAX_AHEAD_BYTES = 64 * 1024;

@@ -16,7 +16,8 @@ import {
 import { Flag, FRAME_HEAD_BYTES, MAX_FRAME_BYTES, putHead, Type } from "./frames.ts";
 import { encodeFields } from "./hpack.ts";
 import type { Output } from "./output.ts";
-import type { Sender, StreamWindow } from "./sender.ts";
+import type { Sender } from "./sender.ts";
+import type { StreamWindow } from "./windows.ts";
 
 /** Answers a call, and ends its stream. */
 export function writeAnswer(
@@ -69,7 +70,7 @@ function writePlain(
   at += message.length;
   at = putHead(slab, at, OK_BLOCK.length, Type.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, id);
   slab.set(OK_BLOCK, at);
-  sender.sent(dataBytes);
+  sender.window.sent(dataBytes);
   return true;
 }
 

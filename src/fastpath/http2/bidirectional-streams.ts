@@ -1,10 +1,11 @@
 import { BidirectionalStream } from "../bidirectional.ts";
 import { EMPTY, type Headers } from "../wire-format.ts";
 import { asBuffer, fieldsOf, putStreamHead } from "./answers.ts";
-import { CREDIT_BYTES, DEFAULT_WINDOW_BYTES, Fault, Flag, type Frame, frame, number32, Type } from "./frames.ts";
+import { DEFAULT_WINDOW_BYTES, Fault, Flag, type Frame, frame, number32, Type } from "./frames.ts";
 import { encodeFields } from "./hpack.ts";
 import type { Output } from "./output.ts";
-import { type Sender, type Sending, type StreamWindow, UNSWEPT } from "./sender.ts";
+import { type Sender, type Sending, UNSWEPT } from "./sender.ts";
+import { Credit, type StreamWindow } from "./windows.ts";
 
 interface OpenStreamsParts {
   sender: Sender;
@@ -16,10 +17,9 @@ interface OpenStreamsParts {
 /** A stream of messages. */
 interface OpenStream extends StreamWindow {
   stream: BidirectionalStream;
-  /** Received, and not yet credited to the client. */
-  uncredited: number;
-  /** To be credited with the next portion. */
-  creditable: number;
+  /** Bytes that were received, and are not dealt with. */
+  undealt: number;
+  readonly received: Credit;
   hasEnded: boolean;
   waiting: Sending | undefined;
 }
@@ -52,7 +52,7 @@ export class OpenStreams {
       finish: (trailers) => this.finish(opened, trailers),
     });
     const opened: OpenStream = {
-      ...{ id, stream, credit: 0, uncredited: 0, creditable: 0 },
+      ...{ id, stream, credit: 0, undealt: 0, received: new Credit() },
       ...{ hasEnded: false, waiting: undefined },
     };
     this.open.set(id, opened);
@@ -64,8 +64,8 @@ export class OpenStreams {
   take({ id, flags, payload }: Frame): number | undefined {
     const opened = this.open.get(id)!;
     const padding = (flags & Flag.PADDED) === 0 ? 0 : 1 + (payload[0] ?? 0);
-    opened.uncredited += payload.length;
-    if (padding > payload.length || opened.uncredited > DEFAULT_WINDOW_BYTES) return Fault.FLOW_CONTROL_ERROR;
+    opened.undealt += payload.length;
+    if (padding > payload.length || opened.undealt > DEFAULT_WINDOW_BYTES) return Fault.FLOW_CONTROL_ERROR;
     if (opened.hasEnded) return Fault.STREAM_CLOSED;
     if (padding > 0) this.credit(opened, padding);
     if (payload.length > padding) {
@@ -118,11 +118,10 @@ export class OpenStreams {
 
   private credit(opened: OpenStream, bytes: number) {
     const { output } = this.parts;
-    opened.uncredited -= bytes;
-    opened.creditable += bytes;
-    if (opened.creditable < CREDIT_BYTES || opened.hasEnded) return;
-    output.put(frame(Type.WINDOW_UPDATE, 0, opened.id, number32(opened.creditable)));
-    opened.creditable = 0;
+    opened.undealt -= bytes;
+    const portion = opened.received.add(bytes);
+    if (portion === 0 || opened.hasEnded) return;
+    output.put(frame(Type.WINDOW_UPDATE, 0, opened.id, number32(portion)));
     output.flushSoon();
   }
 

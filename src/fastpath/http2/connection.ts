@@ -1,16 +1,14 @@
-import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { BidirectionalStreams } from "../bidirectional.ts";
 import type { FastAnswer, Peer, TransportRefusals } from "../fast-method.ts";
-import { peerOf } from "../peer.ts";
 import { ASYNC_UNITS, NODE_UNITS, Share, unitsOf } from "../share.ts";
+import type { Sink } from "../sink.ts";
 import { Call, type FastMethods, isPromise, messageIn, type Recognised, toHeaders, unitsToInflate } from "../unary.ts";
 import { append, EMPTY } from "../wire-format.ts";
 import { writeAnswer, writeRefusal } from "./answers.ts";
 import { OpenStreams } from "./bidirectional-streams.ts";
 import { Drain } from "./drain.ts";
 import {
-  CREDIT_BYTES,
   createFrameReader,
   DEFAULT_TABLE_BYTES,
   Fault,
@@ -27,12 +25,14 @@ import {
   Type,
 } from "./frames.ts";
 import { HeaderBlocks } from "./header-blocks.ts";
-import { ENTRY_OVERHEAD } from "./hpack.ts";
 import { NodeSession } from "./node-server.ts";
 import { Output } from "./output.ts";
-import { Sender, type StreamWindow, UNSWEPT } from "./sender.ts";
+import { Sender, UNSWEPT } from "./sender.ts";
+import { type ClosedState, StreamIds } from "./stream-ids.ts";
+import { WaitingStreams } from "./waiting-streams.ts";
+import { Credit, type StreamWindow } from "./windows.ts";
 
-interface Http2ConnectionsOptions {
+export interface Http2Options {
   methods: FastMethods;
   streams: Pick<BidirectionalStreams, "recognise">;
   /** HTTP/2 streams at once on a connection; more wait, or are refused. */
@@ -50,51 +50,15 @@ interface Http2ConnectionsOptions {
   openNodeSession(connection: Duplex, peer: Peer | undefined): void;
 }
 
-interface Http2Connections {
-  serve(socket: Socket): void;
-  /** Asks every peer to go, and serves it until it knows; each connection ends when its open streams have. */
-  drain(): void;
-  stop(): void;
-}
-
-/**
- * Serves fast methods on HTTP/2 connections frame by frame. node:http2 spends more on making a stream than a call of ours
- * costs in all; what arrives together is answered here in one write, without a stream being made.
- *
- * Everything else on the connection is node:http2's: its frames are handed to a session that Node has on an inner
- * connection, with the headers written anew, since only one of the two can keep the client's header table. What that
- * session sends goes to the client as it is: answers from here touch no header table.
- */
-export function createHttp2Connections(options: Http2ConnectionsOptions): Http2Connections {
-  const connections = new Set<Connection>();
-  const sweep = () => {
-    const nowMs = performance.now();
-    for (const connection of connections) connection.sweep(nowMs);
-  };
-  const everyMs = Math.min(1_000, options.requestTimeoutMs, options.idleTimeoutMs);
-  const timer = setInterval(sweep, everyMs).unref();
-  let draining = false;
-  return {
-    serve(socket) {
-      const connection = new Connection(socket, options);
-      connections.add(connection);
-      socket.once("close", () => {
-        connections.delete(connection);
-        connection.closed();
-      });
-      if (draining) connection.drain();
-    },
-    drain() {
-      draining = true;
-      for (const connection of connections) connection.drain();
-    },
-    stop: () => clearInterval(timer),
-  };
+/** The other end. */
+interface Client {
+  peer: Peer | undefined;
+  remoteAddress: string | undefined;
 }
 
 /**
  * Bytes that calls under way may have sent on a connection before they are whole. A larger message is node:http2's. Of the 65,535
- * bytes that a client may send before it is given credit, node:http2 keeps back up to a half; this and CREDIT_BYTES must
+ * bytes that a client may send before it is given credit, node:http2 keeps back up to a half; this and PORTION_BYTES must
  * leave some of the other half, or a client could wait for credit for ever.
  */
 const MAX_UNANSWERED_BYTES = 24_000;
@@ -107,61 +71,59 @@ interface OpenCall extends StreamWindow {
   sinceMs: number;
 }
 
-/** A stream beyond the limit. */
-interface WaitingStream {
-  /** Of its headers. */
-  flags: number;
-  list: string[];
-  recognised: Recognised | undefined;
-  /** Frames that came after its headers. */
-  frames: Frame[];
-  bytes: number;
-  sinceMs: number;
-}
+/** Of the frames of a stream that is open, whose they are; of any other, how it was closed. */
+type StreamState =
+  /** A fast call whose message is not whole, or that is being answered. */
+  | "gathering"
+  | "answering"
+  /** A stream of messages. */
+  | "messages"
+  /** Beyond the limit. */
+  | "waiting"
+  /** Node's session has it. */
+  | "node"
+  /** The rest of its answer waits for the client's window; a reset follows where the client may still send. */
+  | "finishing"
+  | "finishing, then reset"
+  | ClosedState;
 
-/** Streams of a connection that wait, and what they hold together. */
-const MAX_WAITING = 1_000;
-const MAX_WAITING_BYTES = 512 * 1024;
-/** Of which it is known how they ended, a connection. */
-const MAX_RESETS = 1_000;
-const MAX_SKIPPED = 100;
-
-class Connection {
-  private readonly socket: Socket;
+/**
+ * Serves fast methods on one HTTP/2 connection frame by frame: bytes in by `receive`, bytes out by a Sink. node:http2 spends more on
+ * making a stream than a call of ours costs in all; what arrives together is answered here in one write, without a stream being made.
+ *
+ * Everything else on the connection is node:http2's: its frames are handed to a session that Node has on an inner
+ * connection, with the headers written anew, since only one of the two can keep the client's header table. What that
+ * session sends goes to the client as it is: answers from here touch no header table.
+ */
+export class Connection {
+  /**
+   * `preface`: it is not whole; `settings`: they must come next; `leaving`: nothing is served that has not begun, and the connection
+   * ends when all of it has ended.
+   */
+  private state: "preface" | "settings" | "open" | "leaving" | "over" = "preface";
+  private readonly sink: Sink;
   private readonly peer: Peer | undefined;
-  private readonly options: Http2ConnectionsOptions;
+  private readonly remoteAddress: string | undefined;
+  private readonly options: Http2Options;
   private readonly read: (chunk: Buffer) => "ok" | "more" | "too large";
   private readonly share = new Share(() => this.goOn());
   /** Frames that have come, and wait for the connection's turn. */
   private holding = false;
-  private preface: Buffer | undefined = EMPTY;
-  private sawSettings = false;
-  private ended = false;
+  private preface: Buffer = EMPTY;
   private readonly draining: Drain;
-  /** Nothing is served that has not begun, and the connection ends when all of it has ended. */
-  private leaving = false;
-  private lastId = 0;
+  private readonly ids = new StreamIds();
   private refused = 0;
-  /** Streams above it are not served: a GOAWAY said so. */
-  private goneId = MAX_WINDOW_BYTES;
 
   private readonly calls = new Map<number, OpenCall>();
   /** Late answers that are worked on, and those of them whose stream is open. */
   private working = 0;
   private answering = 0;
-  /** Streams beyond the limit, until one of the others ends; the oldest first. */
-  private readonly waiting = new Map<number, WaitingStream>();
-  private waitingBytes = 0;
+  private readonly waiting = new WaitingStreams();
   /** The client knows how many streams it may have. */
   private knowsLimit = false;
-  /** Streams that were reset of late, and by which end: frames of theirs may be on their way. The oldest first. */
-  private readonly resets = new Map<number, "client" | "server">();
-  /** Numbers, from and to, that the client passed over. */
-  private readonly skipped: [number, number][] = [];
   /** Bytes of bodies that are not whole. */
   private heldBytes = 0;
-  /** Received, and not yet credited to the client. */
-  private uncredited = 0;
+  private readonly received = new Credit();
   private idleSinceMs = performance.now();
   private used = false;
 
@@ -176,12 +138,13 @@ class Connection {
   private readonly sender: Sender;
   private readonly bidirectional: OpenStreams;
 
-  constructor(socket: Socket, options: Http2ConnectionsOptions) {
-    this.socket = socket;
-    this.peer = peerOf(socket);
+  constructor(sink: Sink, client: Client, options: Http2Options) {
+    this.sink = sink;
+    this.peer = client.peer;
+    this.remoteAddress = client.remoteAddress;
     this.options = options;
-    const output = new Output(socket, { beforeFlush: () => this.beforeFlush(), drained: () => this.readOn() });
-    const sender = new Sender(output, (id) => this.noteReset(id, "server"));
+    const output = new Output(sink, { beforeFlush: () => this.beforeFlush(), drained: () => this.readOn() });
+    const sender = new Sender(output, (id) => this.ids.reset(id, "server"));
     this.output = output;
     this.sender = sender;
     this.draining = new Drain({ output, leave: () => this.leave() });
@@ -197,8 +160,6 @@ class Connection {
       (received) => this.take(received),
       () => this.share.hasLeft(),
     );
-    socket.on("data", (chunk: Buffer) => this.receive(chunk));
-    socket.on("end", () => this.end());
     output.put(
       settingsFrame([
         [Setting.MAX_CONCURRENT_STREAMS, options.maxConcurrentStreams],
@@ -210,14 +171,14 @@ class Connection {
 
   // ---- reading
 
-  private receive(chunk: Buffer) {
-    if (this.ended) return;
-    const frames = this.preface === undefined ? chunk : this.afterPreface(chunk);
+  receive(chunk: Buffer): void {
+    if (this.state === "over") return;
+    const frames = this.state === "preface" ? this.afterPreface(chunk) : chunk;
     if (frames !== undefined) this.serve(frames);
   }
 
   private goOn() {
-    if (this.ended || !this.holding || !this.mayRead()) return;
+    if (this.state === "over" || !this.holding || !this.mayRead()) return;
     this.serve(EMPTY);
     if (!this.holding) this.readOn();
   }
@@ -230,29 +191,31 @@ class Connection {
     this.holding = outcome === "more";
     this.endIfDone();
     this.output.flush();
-    if (this.ended) return;
+    if (this.state === "over") return;
     if (this.holding) {
-      this.socket.pause();
+      this.sink.pause();
       this.readOn();
     } else this.share.renew();
   }
 
   private afterPreface(chunk: Buffer): Buffer | undefined {
-    const seen = Buffer.concat([this.preface!, chunk]);
+    const seen = Buffer.concat([this.preface, chunk]);
     const length = Math.min(seen.length, PREFACE.length);
     if (!PREFACE.subarray(0, length).equals(seen.subarray(0, length))) {
       this.fail(Fault.PROTOCOL_ERROR);
       return undefined;
     }
-    this.preface = length < PREFACE.length ? seen : undefined;
-    return this.preface === undefined ? seen.subarray(length) : undefined;
+    this.preface = seen;
+    if (length < PREFACE.length) return undefined;
+    this.state = "settings";
+    return seen.subarray(length);
   }
 
   private take(received: Frame) {
-    if (this.ended) return;
+    if (this.state === "over") return;
     const { type, id, payload } = received;
     this.share.spend(1 + unitsOf(payload.length));
-    if (!this.sawSettings && type !== Type.SETTINGS) return this.fail(Fault.PROTOCOL_ERROR);
+    if (this.state === "settings" && type !== Type.SETTINGS) return this.fail(Fault.PROTOCOL_ERROR);
     const { partialId } = this.blocks;
     if (partialId !== undefined && (type !== Type.CONTINUATION || id !== partialId)) {
       return this.fail(Fault.PROTOCOL_ERROR);
@@ -291,11 +254,10 @@ class Connection {
     const known = this.blocks.recall(block);
     const list = known === undefined ? this.blocks.decode(block) : known.list;
     if (list === undefined) return;
-    if (id <= this.lastId) return this.takeTrailers(id, flags, list);
-    if (id > this.lastId + 2) this.noteSkipped(id);
-    this.lastId = id;
+    if (id <= this.ids.last) return this.takeTrailers(id, flags, list);
+    this.ids.use(id);
     this.used = true;
-    if (id > this.goneId) return;
+    if (!this.ids.isServed(id)) return;
     if (list.length === 0) return this.reset(id, Fault.ENHANCE_YOUR_CALM);
     const recognised = known ?? this.blocks.recognise(block, list);
     if (this.hasRoom()) this.begin(id, flags, list, recognised);
@@ -323,42 +285,24 @@ class Connection {
    */
   private wait(id: number, flags: number, list: string[], recognised: Recognised | undefined): boolean {
     if (this.knowsLimit && this.openStreams() >= this.options.maxConcurrentStreams) return false;
-    const bytes = list.reduce((sum, text) => sum + text.length, ENTRY_OVERHEAD);
-    if (this.waiting.size >= MAX_WAITING || this.waitingBytes + bytes > MAX_WAITING_BYTES) return false;
-    this.waiting.set(id, { flags, list, recognised, frames: [], bytes, sinceMs: UNSWEPT });
-    this.waitingBytes += bytes;
-    return true;
+    return this.waiting.add(id, flags, list, recognised);
   }
 
-  private takeWaiting(stream: WaitingStream, { type, flags, id, payload }: Frame) {
+  private takeWaiting(received: Frame) {
     // It is not known who will read it, and the streams that this one waits for may need the window.
-    this.credit(payload.length);
-    if (this.waitingBytes + payload.length > MAX_WAITING_BYTES) {
-      this.stopWaiting(id);
-      return this.turnAway(id, 0, stream.list);
-    }
-    stream.bytes += payload.length;
-    this.waitingBytes += payload.length;
-    stream.frames.push({ type, flags, id, payload: Buffer.from(payload) });
-  }
-
-  private stopWaiting(id: number): WaitingStream | undefined {
-    const stream = this.waiting.get(id);
-    this.waiting.delete(id);
-    this.waitingBytes -= stream?.bytes ?? 0;
-    return stream;
+    this.credit(received.payload.length);
+    if (!this.waiting.hold(received)) this.turnAwayWaiting(received.id);
   }
 
   private beginWaiting() {
-    for (const id of this.waiting.keys()) {
+    for (const id of this.waiting.ids()) {
       if (this.openStreams() - this.waiting.size + this.working - this.answering >= this.options.maxConcurrentStreams)
         return;
-      const { flags, list, recognised, frames } = this.stopWaiting(id)!;
+      const { flags, list, recognised, frames } = this.waiting.take(id);
       this.begin(id, flags, list, recognised);
       for (const one of frames) {
         if (one.type === Type.DATA) {
-          // Credited before.
-          this.uncredited -= one.payload.length;
+          this.received.takeBack(one.payload.length);
           this.takeData(one);
         } else if (one.type === Type.WINDOW_UPDATE) this.takeWindowUpdate(one);
       }
@@ -375,6 +319,10 @@ class Connection {
     this.reset(id, fault);
   }
 
+  private turnAwayWaiting(id: number, flags = 0) {
+    this.turnAway(id, flags, this.waiting.take(id).list);
+  }
+
   private openStream(id: number, flags: number, list: string[]) {
     const headers = toHeaders(list);
     const serve = headers && this.options.streams.recognise(headers, this.peer);
@@ -384,45 +332,47 @@ class Connection {
     if ((flags & Flag.END_STREAM) !== 0) this.bidirectional.end(id);
   }
 
+  private stateOf(id: number): StreamState {
+    const call = this.calls.get(id);
+    if (call !== undefined) return call.call === undefined ? "gathering" : "answering";
+    if (this.bidirectional.has(id)) return "messages";
+    if (this.waiting.has(id)) return "waiting";
+    if (this.node?.has(id)) return "node";
+    const sending = this.sender.blocked.get(id);
+    if (sending !== undefined) return sending.hangUp ? "finishing, then reset" : "finishing";
+    return this.ids.stateOf(id);
+  }
+
   /** A second block ends the request. No call of ours has one. */
   private takeTrailers(id: number, flags: number, list: string[]) {
     const call = this.calls.get(id);
     if (call !== undefined && call.call === undefined) this.giveUp(call);
-    if (this.bidirectional.has(id)) this.bidirectional.end(id);
-    else if (this.node?.breaksLength({ type: Type.HEADERS, flags, id, payload: EMPTY })) this.breakOff(id);
-    else if (this.node?.has(id)) this.node.sendHeaders(id, flags, list);
-    else if (this.waiting.has(id)) {
-      // Trailers of a call that waits: rare enough to be refused.
-      this.turnAway(id, flags, this.stopWaiting(id)!.list);
-    } else if (call !== undefined || this.sender.blocked.get(id)?.hangUp === false) this.reset(id, Fault.STREAM_CLOSED);
-    else this.takeHeadersOfClosed(id);
-  }
-
-  /** RFC 9113, 5.1 and 5.1.1. */
-  private takeHeadersOfClosed(id: number) {
-    const resetBy = this.resets.get(id);
-    // They were on their way when the stream was reset from here, or when a GOAWAY said that it is not served.
-    if (resetBy === "server" || this.isFinishing(id) || id > this.goneId) return;
-    if (resetBy === "client") this.reset(id, Fault.STREAM_CLOSED);
-    else this.fail(this.wasSkipped(id) ? Fault.PROTOCOL_ERROR : Fault.STREAM_CLOSED);
-  }
-
-  private noteReset(id: number, by: "client" | "server") {
-    if (this.resets.size >= MAX_RESETS) this.resets.delete(this.resets.keys().next().value!);
-    this.resets.set(id, by);
-  }
-
-  private noteSkipped(id: number) {
-    if (this.skipped.length < MAX_SKIPPED) this.skipped.push([this.lastId === 0 ? 1 : this.lastId + 2, id - 2]);
-  }
-
-  private wasSkipped(id: number): boolean {
-    return this.skipped.some(([from, to]) => id >= from && id <= to);
+    switch (this.stateOf(id)) {
+      case "node":
+        if (this.node!.breaksLength({ type: Type.HEADERS, flags, id, payload: EMPTY })) this.breakOff(id);
+        else this.node!.sendHeaders(id, flags, list);
+        return;
+      case "messages":
+        return this.bidirectional.end(id);
+      case "waiting":
+        // Rare enough to be refused.
+        return this.turnAwayWaiting(id, flags);
+      case "answering":
+      case "finishing":
+      case "reset by client":
+        return this.reset(id, Fault.STREAM_CLOSED);
+      case "skipped":
+        return this.fail(Fault.PROTOCOL_ERROR);
+      case "closed":
+        return this.fail(Fault.STREAM_CLOSED);
+      default:
+      // On their way when the client heard that its stream is over.
+    }
   }
 
   private takeData(received: Frame) {
     const { flags, id, payload } = received;
-    if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
+    if (id === 0 || id > this.ids.last) return this.fail(Fault.PROTOCOL_ERROR);
     const call = this.calls.get(id);
     if (call === undefined || call.call !== undefined) return this.takeOtherData(received);
     this.heldBytes += payload.length;
@@ -439,26 +389,22 @@ class Connection {
   /** Of no fast call whose request is yet to be whole. */
   private takeOtherData(received: Frame) {
     const { id, payload } = received;
-    if (this.bidirectional.has(id)) return this.takeStreamData(received);
-    const waiting = this.waiting.size === 0 ? undefined : this.waiting.get(id);
-    if (waiting !== undefined) return this.takeWaiting(waiting, received);
-    const isBroken = this.node?.breaksLength(received) === true;
-    if (!isBroken && this.node?.send(received)) return;
+    const state = this.stateOf(id);
+    if (state === "messages") return this.takeStreamData(received);
+    if (state === "waiting") return this.takeWaiting(received);
+    const isBroken = state === "node" && this.node!.breaksLength(received);
+    if (state === "node" && !isBroken) return this.node!.send(received);
     this.credit(payload.length);
     if (isBroken) return this.breakOff(id);
-    if (this.isFinishing(id) || this.resets.get(id) === "server") return;
-    if (id <= this.goneId) this.reset(id, Fault.STREAM_CLOSED);
+    // On its way when the client heard that its stream is over.
+    if (state === "finishing, then reset" || state === "reset by server" || state === "unserved") return;
+    this.reset(id, Fault.STREAM_CLOSED);
   }
 
   /** The client does not send what it said that it would. From Node 22 on, its session would end the whole connection. */
   private breakOff(id: number) {
-    this.node?.send({ type: Type.RST_STREAM, flags: 0, id, payload: number32(Fault.CANCEL) });
+    this.node!.send({ type: Type.RST_STREAM, flags: 0, id, payload: number32(Fault.CANCEL) });
     this.reset(id, Fault.PROTOCOL_ERROR);
-  }
-
-  /** Its answers wait for the client's window, and say themselves that no more is listened to. */
-  private isFinishing(id: number): boolean {
-    return this.sender.blocked.get(id)?.hangUp === true;
   }
 
   private takeStreamData(received: Frame) {
@@ -470,24 +416,26 @@ class Connection {
   private takeReset(received: Frame) {
     const { id, payload } = received;
     if (payload.length !== 4) return this.fail(Fault.FRAME_SIZE_ERROR);
-    if (id === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
-    this.noteReset(id, "client");
-    this.stopWaiting(id);
-    const call = this.calls.get(id);
-    if (call !== undefined) this.drop(call);
-    else if (!this.bidirectional.reset(id) && !this.sender.blocked.delete(id)) this.node?.send(received);
+    if (id === 0 || id > this.ids.last) return this.fail(Fault.PROTOCOL_ERROR);
+    const state = this.stateOf(id);
+    this.ids.reset(id, "client");
+    if (state === "gathering" || state === "answering") this.drop(this.calls.get(id)!);
+    else if (state === "messages") this.bidirectional.reset(id);
+    else if (state === "waiting") this.waiting.take(id);
+    else if (state === "node") this.node!.send(received);
+    else this.sender.blocked.delete(id);
   }
 
   private takeWindowUpdate(received: Frame) {
     const { id, payload } = received;
     if (payload.length !== 4) return this.fail(Fault.FRAME_SIZE_ERROR);
     const increment = payload.readUInt32BE(0) & MAX_WINDOW_BYTES;
-    if (increment === 0 || id > this.lastId) return this.fail(Fault.PROTOCOL_ERROR);
+    if (increment === 0 || id > this.ids.last) return this.fail(Fault.PROTOCOL_ERROR);
     const of = id === 0 ? undefined : this.windowOf(id);
-    const waiting = of === undefined ? this.waiting.get(id) : undefined;
-    if (waiting !== undefined) this.takeWaiting(waiting, received);
-    else if (id !== 0 && of === undefined) this.node?.send(received);
-    else if (!this.sender.open(of, increment)) this.fail(Fault.FLOW_CONTROL_ERROR);
+    if (id === 0 || of !== undefined) {
+      if (!this.sender.open(of, increment)) this.fail(Fault.FLOW_CONTROL_ERROR);
+    } else if (this.waiting.has(id)) this.takeWaiting(received);
+    else this.node?.send(received);
   }
 
   /** undefined: it is none of ours. */
@@ -504,7 +452,7 @@ class Connection {
       return;
     }
     if (payload.length % 6 !== 0) return this.fail(Fault.FRAME_SIZE_ERROR);
-    this.sawSettings = true;
+    if (this.state === "settings") this.state = "open";
     const said: [number, number][] = [];
     for (let at = 0; at < payload.length; at += 6) {
       const setting = payload.readUInt16BE(at);
@@ -583,13 +531,13 @@ class Connection {
   }
 
   private beforeFlush() {
-    if (this.waiting.size > 0 && !this.ended) this.beginWaiting();
+    if (this.waiting.size > 0 && this.state !== "over") this.beginWaiting();
     this.sendBlocked();
   }
 
   private sendBlocked() {
     const { sender } = this;
-    if (!sender.windowsChanged || this.ended) return;
+    if (!sender.windowsChanged || this.state === "over") return;
     sender.windowsChanged = false;
     // First: a download by node:http2 would take all of the window, and what is answered here never get any.
     sender.sendBlocked();
@@ -600,10 +548,8 @@ class Connection {
 
   /** Lets the client send as much again on the connection. */
   private credit(bytes: number) {
-    this.uncredited += bytes;
-    if (this.uncredited < CREDIT_BYTES) return;
-    this.output.put(frame(Type.WINDOW_UPDATE, 0, 0, number32(this.uncredited)));
-    this.uncredited = 0;
+    const portion = this.received.add(bytes);
+    if (portion > 0) this.output.put(frame(Type.WINDOW_UPDATE, 0, 0, number32(portion)));
   }
 
   // ---- what is node:http2's
@@ -634,15 +580,15 @@ class Connection {
     const { output, sender } = this;
     return new NodeSession({
       open: (connection) => this.options.openNodeSession(connection, this.peer),
-      remoteAddress: this.socket.remoteAddress,
+      remoteAddress: this.remoteAddress,
       settings: sender.settings,
-      windowLeft: () => sender.windowLeft,
+      windowLeft: () => sender.window.left,
       windowUsed: () => {
         sender.windowsChanged = true;
         output.flushSoon();
       },
-      sent: (bytes) => sender.sent(bytes),
-      reset: (id) => this.noteReset(id, "server"),
+      sent: (bytes) => sender.window.sent(bytes),
+      reset: (id) => this.ids.reset(id, "server"),
       acknowledged: () => sender.apply(this.said.shift() ?? []),
       writeHeaders: (flags, id, block) => {
         output.putHeaders(flags, id, block);
@@ -652,14 +598,11 @@ class Connection {
         output.put(bytes);
         output.flushSoon();
       },
-      whenTaken: (then) => {
-        if (this.socket.writableNeedDrain) this.socket.once("drain", then);
-        else then();
-      },
+      whenTaken: (then) => this.sink.whenTaken(then),
       pause: () => {
         this.innerFull = true;
         this.share.stop();
-        this.socket.pause();
+        this.sink.pause();
       },
       resume: () => {
         this.innerFull = false;
@@ -673,7 +616,7 @@ class Connection {
   private readOn() {
     if (!this.mayRead()) return;
     if (this.holding) this.share.wait();
-    else if (this.socket.isPaused()) this.socket.resume();
+    else this.sink.resume();
   }
 
   private mayRead(): boolean {
@@ -686,7 +629,7 @@ class Connection {
     const call = this.calls.get(id);
     if (call !== undefined) this.drop(call);
     this.sender.blocked.delete(id);
-    this.noteReset(id, "server");
+    this.ids.reset(id, "server");
     this.output.put(frame(Type.RST_STREAM, 0, id, number32(fault)));
   }
 
@@ -702,28 +645,26 @@ class Connection {
 
   /** The peer broke the rules: the connection is over. */
   private fail(fault: number) {
-    if (this.ended) return;
-    this.output.put(goawayFrame(Math.min(this.lastId, this.goneId), fault));
+    if (this.state === "over") return;
+    this.output.put(goawayFrame(this.ids.lastServed, fault));
     this.end();
   }
 
-  private end() {
-    if (this.ended) return;
-    this.ended = true;
+  /** The client sends no more, or broke the rules. */
+  end(): void {
+    if (this.state === "over") return;
+    this.state = "over";
     this.output.release();
     this.output.flush();
-    this.socket.destroySoon();
+    this.sink.end();
     this.closed();
   }
 
   private endIfDone() {
-    if (!this.leaving || this.ended || !this.isIdle()) return;
-    this.ended = true;
+    if (this.state !== "leaving" || !this.isIdle()) return;
+    this.state = "over";
     this.output.flush();
-    const { socket } = this;
-    // The client's last frames (credit, pings) are read: a socket that is closed on unread bytes takes its last answers back.
-    socket.end(() => setTimeout(() => socket.destroy(), LINGER_MS).unref());
-    socket.resume();
+    this.sink.endReading();
     this.closed();
   }
 
@@ -738,20 +679,21 @@ class Connection {
   }
 
   drain(): void {
-    if (!this.ended) this.draining.begin();
+    if (this.state !== "over") this.draining.begin();
   }
 
   private leave() {
-    if (this.ended) return;
-    this.leaving = true;
-    this.goneId = this.lastId;
-    this.output.put(goawayFrame(this.lastId, Fault.NO_ERROR));
+    if (this.state === "over") return;
+    this.state = "leaving";
+    this.ids.close();
+    this.output.put(goawayFrame(this.ids.last, Fault.NO_ERROR));
     this.output.flushSoon();
     this.endIfDone();
   }
 
+  /** Nothing goes in or out any more. */
   closed(): void {
-    this.ended = true;
+    this.state = "over";
     this.draining.stop();
     this.share.leave();
     for (const open of this.calls.values()) open.call?.abort();
@@ -764,7 +706,7 @@ class Connection {
 
   sweep(nowMs: number): void {
     const { requestTimeoutMs, idleTimeoutMs } = this.options;
-    if (this.ended) return;
+    if (this.state === "over") return;
     for (const open of this.calls.values()) {
       if (open.call !== undefined) continue;
       if (open.sinceMs === UNSWEPT) open.sinceMs = nowMs;
@@ -774,10 +716,7 @@ class Connection {
       if (answer.sinceMs === UNSWEPT) answer.sinceMs = nowMs;
       else if (nowMs - answer.sinceMs >= requestTimeoutMs) this.reset(id, Fault.CANCEL);
     }
-    for (const [id, stream] of this.waiting) {
-      if (stream.sinceMs === UNSWEPT) stream.sinceMs = nowMs;
-      else if (nowMs - stream.sinceMs >= requestTimeoutMs) this.turnAway(id, 0, this.stopWaiting(id)!.list);
-    }
+    for (const id of this.waiting.overdue(nowMs, requestTimeoutMs)) this.turnAwayWaiting(id);
     this.endIfDone();
     this.output.flushSoon();
     if (this.used || !this.isIdle()) this.idleSinceMs = nowMs;
@@ -786,8 +725,6 @@ class Connection {
   }
 }
 
-/** In which a client should have closed its end after ours. */
-const LINGER_MS = 1_000;
 /** Settings: a client that leaves no room for the answers before an acknowledgement could heap them up. */
 const MAX_UNACKNOWLEDGED = 100;
 const SETTINGS_ACK = frame(Type.SETTINGS, Flag.ACK, 0, EMPTY);

@@ -6,11 +6,10 @@ export const FRAME_HEAD_BYTES = 9;
 /** The frame size that either end must take without having said anything, and all that is asked for here. */
 export const MAX_FRAME_BYTES = 16_384;
 export const DEFAULT_WINDOW_BYTES = 65_535;
-/** Credit for received bytes is given in portions. */
-export const CREDIT_BYTES = 8_192;
 /** Of a header table. */
 export const DEFAULT_TABLE_BYTES = 4_096;
 export const MAX_WINDOW_BYTES = 2 ** 31 - 1;
+export const MAX_STREAM_ID = 2 ** 31 - 1;
 
 export const Type = {
   DATA: 0,

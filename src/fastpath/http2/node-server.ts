@@ -16,6 +16,7 @@ import {
   Type,
 } from "./frames.ts";
 import { createHpackDecoder, encodeFields } from "./hpack.ts";
+import { SendWindow } from "./windows.ts";
 
 interface NodeSessionParts {
   /** The client's, as a socket would tell it. */
@@ -66,8 +67,8 @@ export class NodeSession {
   private readonly streams = new Map<number, NodeStream>();
   private readonly clientIds = new Map<number, number>();
   private nextId = 1;
-  /** Bytes that the session believes it may send on the connection. */
-  private believed = DEFAULT_WINDOW_BYTES;
+  /** The client's, as the session believes. */
+  private readonly believed = new SendWindow();
   /** Frames that wait for the client's window, and their data: no more than the session believed it may send. */
   private held: Frame[] = [];
   private heldBytes = 0;
@@ -185,7 +186,7 @@ export class NodeSession {
       return;
     }
     if (type === Type.DATA) {
-      this.believed -= payload.length;
+      this.believed.sent(payload.length);
       this.parts.windowUsed();
     }
     const id = sent.id === 0 ? 0 : this.clientIds.get(sent.id);
@@ -235,9 +236,9 @@ export class NodeSession {
   windowOpened(): void {
     this.sendHeld();
     // No more than it has at first, so that what must be held is bounded however large the client's window is.
-    const own = Math.min(this.parts.windowLeft() - this.heldBytes, DEFAULT_WINDOW_BYTES) - this.believed;
-    if (own <= 0 || this.believed >= DEFAULT_WINDOW_BYTES / 2) return;
-    this.believed += own;
+    const own = Math.min(this.parts.windowLeft() - this.heldBytes, DEFAULT_WINDOW_BYTES) - this.believed.left;
+    if (own <= 0 || this.believed.left >= DEFAULT_WINDOW_BYTES / 2) return;
+    this.believed.open(own);
     this.push(frame(Type.WINDOW_UPDATE, 0, 0, number32(own)));
   }
 

@@ -1,4 +1,4 @@
-import type { Socket } from "node:net";
+import type { Sink } from "../sink.ts";
 import { headersFrames } from "./frames.ts";
 
 interface OutputParts {
@@ -14,14 +14,14 @@ export class Output {
   isFull = false;
   /** The client once had its header table smaller than it is at first. */
   tableShrunk = false;
-  private readonly socket: Socket;
+  private readonly sink: Sink;
   private readonly parts: OutputParts;
   private pending: Buffer[] = [];
   private isCollecting = false;
   private isHeld = false;
 
-  constructor(socket: Socket, parts: OutputParts) {
-    this.socket = socket;
+  constructor(sink: Sink, parts: OutputParts) {
+    this.sink = sink;
     this.parts = parts;
   }
 
@@ -64,8 +64,7 @@ export class Output {
 
   /** At once, before what is put or held. For frames of the connection alone: those of a stream would overtake its own. */
   putFirst(bytes: Buffer): void {
-    const { socket } = this;
-    if (!socket.destroyed && !socket.writableEnded) socket.write(bytes);
+    if (!this.sink.isClosed) this.sink.write([bytes]);
   }
 
   /** Until the next `flush`, which is sure to come, `flushSoon` need do nothing. */
@@ -77,18 +76,15 @@ export class Output {
     this.isCollecting = false;
     if (this.isHeld) return;
     this.parts.beforeFlush();
-    const { pending, socket } = this;
+    const { pending, sink } = this;
     if (pending.length === 0) return;
     this.pending = [];
-    if (socket.destroyed || socket.writableEnded) return;
-    if (pending.length > 1) socket.cork();
-    for (const bytes of pending) socket.write(bytes);
-    if (pending.length > 1) socket.uncork();
+    if (sink.isClosed) return;
     // A client that does not read its answers is not read from.
-    if (socket.writableNeedDrain && !this.isFull) {
+    if (!sink.write(pending) && !this.isFull) {
       this.isFull = true;
-      socket.pause();
-      socket.once("drain", () => {
+      sink.pause();
+      sink.whenTaken(() => {
         this.isFull = false;
         this.parts.drained();
       });

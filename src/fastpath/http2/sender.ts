@@ -10,12 +10,7 @@ import {
   Type,
 } from "./frames.ts";
 import type { Output } from "./output.ts";
-
-/** Bytes that the client opened a stream's window by, beyond its first size; less those that were sent. */
-export interface StreamWindow {
-  readonly id: number;
-  credit: number;
-}
+import { SendWindow, type StreamWindow } from "./windows.ts";
 
 /** An answer, or a rest of one, that waits for the client's windows. */
 export interface Sending {
@@ -41,8 +36,9 @@ export class Sender {
   readonly blocked = new Map<number, Sending>();
   /** Room that answers wait for may be there. */
   windowsChanged = false;
+  /** Of the whole connection. */
+  readonly window: SendWindow = new SendWindow();
   private readonly output: Output;
-  private window = DEFAULT_WINDOW_BYTES;
 
   private readonly hungUp: (id: number) => void;
 
@@ -52,18 +48,8 @@ export class Sender {
     this.hungUp = hungUp;
   }
 
-  /** Of the whole connection. */
-  get windowLeft(): number {
-    return this.window;
-  }
-
   roomOf(credit: number): number {
-    return Math.min(this.window, this.firstWindow() + credit);
-  }
-
-  /** Data has gone. */
-  sent(bytes: number): void {
-    this.window -= bytes;
+    return Math.min(this.window.left, this.firstWindow() + credit);
   }
 
   /** The end of a stream's answer: a body, trailers, or both. */
@@ -87,7 +73,7 @@ export class Sender {
       output.put(frame(Type.DATA, isLast ? Flag.END_STREAM : 0, of.id, body.subarray(sending.at, end)));
       sending.at = end;
       of.credit -= length;
-      this.window -= length;
+      this.window.sent(length);
     }
     if (trailers !== undefined) output.putHeaders(Flag.END_STREAM, of.id, trailers);
     if (sending.hangUp) {
@@ -104,10 +90,7 @@ export class Sender {
   /** From the client. Of a stream, or without one of the connection. False: further than is allowed. */
   open(of: StreamWindow | undefined, bytes: number): boolean {
     this.windowsChanged = true;
-    if (of === undefined) {
-      this.window += bytes;
-      return this.window <= MAX_WINDOW_BYTES;
-    }
+    if (of === undefined) return this.window.open(bytes);
     of.credit += bytes;
     return this.firstWindow() + of.credit <= MAX_WINDOW_BYTES;
   }
