@@ -152,13 +152,18 @@ export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey 
   });
 }
 
-export function toVerifyResponse({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): VerifyResponse {
+export function toVerifyResponse(verification: Verification): VerifyResponse {
+  const { outcome, entry, nowMs } = verification;
   return create(VerifyResponseSchema, {
     outcome: OUTCOMES[outcome].number,
-    missingScopes: [...missingScopes],
-    asOf: timestampFromMs(asOfMs),
     ...(entry && { apiKey: toApiKey(entry, nowMs) }),
+    ...restOfResponse(verification),
   });
+}
+
+/** The fields of a VerifyResponse but for the outcome and the key. */
+export function restOfResponse({ missingScopes, asOfMs }: Verification) {
+  return { missingScopes: [...missingScopes], asOf: timestampFromMs(asOfMs) };
 }
 
 /** One item of many. */

@@ -1,9 +1,8 @@
-import type { AuditFilter, AuditStore, StoredAuditEntry } from "./audit/entry.ts";
 import { checked, KeyError } from "./errors.ts";
 import { type Caller, changedBy } from "./manage.ts";
 import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
 import { checkReason, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
-import type { KeyFilter, KeyStore } from "./ports.ts";
+import type { AuditFilter, AuditStore, KeyFilter, KeyStore, StoredAuditEntry } from "./ports.ts";
 import { isLive, type KeyRecord, revoked } from "./record.ts";
 import type { SecretKeeper } from "./secret.ts";
 import { isKeyId, parseKey } from "./text.ts";

@@ -11,46 +11,49 @@ import {
   scopesMissing,
   type TimeSpan,
 } from "./policy.ts";
-import type { KeyRecord } from "./record.ts";
+
+/** A field of a record that its maker chooses, and that a rotation passes on. */
+interface ChosenField<Given, Stored> {
+  /** As it would be stored; tells what is wrong. */
+  check(given: Given | undefined, policy: Policy, violations: FieldViolation[]): Stored;
+  /** False: Refresh passes on the one of the key before. */
+  isGiven(stored: Stored): boolean;
+  /** Equal for calls that ask for the same; what was given need not be good. */
+  asked(given: Given | undefined): unknown;
+}
+
+function field<Given, Stored>(rules: ChosenField<Given, Stored>): ChosenField<Given, Stored> {
+  return rules;
+}
+
+/** A new one comes last. */
+const CHOSEN = {
+  name: field<string, string | undefined>({
+    check: (name, _policy, violations) => checkName(name, violations),
+    isGiven: (name) => name !== undefined,
+    asked: (name) => name?.trim(),
+  }),
+  scopes: field<readonly string[], string[]>({
+    check: (scopes = [], policy, violations) => checkScopes(scopes, policy, violations),
+    isGiven: (scopes) => scopes.length > 0,
+    asked: (scopes) => [...new Set(scopes)].sort(),
+  }),
+};
+const NAMES = Object.keys(CHOSEN) as (keyof typeof CHOSEN)[];
+
+/** The chosen fields as they are stored. */
+export type Chosen = { [Name in keyof typeof CHOSEN]: ReturnType<(typeof CHOSEN)[Name]["check"]> };
+type Given = { [Name in keyof typeof CHOSEN]?: Parameters<(typeof CHOSEN)[Name]["check"]>[0] };
 
 /** A key as Create and Refresh are asked for it. */
-export interface KeyInput {
+export interface KeyInput extends Given {
   userId?: string | undefined;
-  name?: string | undefined;
-  scopes: readonly string[];
   lifetime?: Lifetime | undefined;
   /** Of Refresh alone. */
   gracePeriod?: TimeSpan | undefined;
   /** The same call again, with the same id, has the same answer. */
   requestId?: string | undefined;
 }
-
-/** The fields of a record that its maker chooses, and that a rotation passes on. */
-export type Chosen = Pick<KeyRecord, "name" | "scopes">;
-
-interface ChosenField<Name extends keyof Chosen> {
-  /** As it would be stored; tells what is wrong. */
-  check(input: KeyInput, policy: Policy, violations: FieldViolation[]): Chosen[Name];
-  /** False: Refresh passes on the one of the key before. */
-  isGiven(value: Chosen[Name]): boolean;
-  /** Equal for calls that ask for the same; the input need not be good. */
-  asked(input: KeyInput): unknown;
-}
-
-/** A new one comes last. */
-const CHOSEN: { [Name in keyof Chosen]-?: ChosenField<Name> } = {
-  name: {
-    check: ({ name }, _policy, violations) => checkName(name, violations),
-    isGiven: (name) => name !== undefined,
-    asked: ({ name }) => name?.trim(),
-  },
-  scopes: {
-    check: ({ scopes }, policy, violations) => checkScopes(scopes, policy, violations),
-    isGiven: (scopes) => scopes.length > 0,
-    asked: ({ scopes }) => [...new Set(scopes)].sort(),
-  },
-};
-const NAMES = Object.keys(CHOSEN) as (keyof Chosen)[];
 
 /** An input as it would be used. Whether it may be, the violations say. */
 interface Accepted {
@@ -76,18 +79,16 @@ export function checkInput(
 ): Accepted {
   checkUserId(userId, violations);
   checkRequestId(input.requestId, violations);
-  const chosen = fromNames((name) => CHOSEN[name].check(input, policy, violations));
+  const chosen = fromNames((name) => rulesOf(name).check(input[name], policy, violations));
   if (scopesNeeded && chosen.scopes.length === 0) scopesMissing(violations);
   const lifetimeMs = checkLifetime(input.lifetime, policy, now, violations);
   return { chosen, lifetimeMs, graceMs: checkGracePeriod(input.gracePeriod, policy, violations) };
 }
 
 /** `chosen`, and what of it was not given as `before` has it. */
-export function inherited(chosen: Chosen, before: Chosen | undefined): Chosen {
+export function inherited(chosen: Chosen, before: Partial<Chosen> | undefined): Chosen {
   if (before === undefined) return chosen;
-  return fromNames(
-    (name) => ((CHOSEN[name] as ChosenField<never>).isGiven(chosen[name] as never) ? chosen : before)[name],
-  );
+  return fromNames((name) => (rulesOf(name).isGiven(chosen[name]) ? chosen : before)[name]);
 }
 
 /**
@@ -97,10 +98,14 @@ export function inherited(chosen: Chosen, before: Chosen | undefined): Chosen {
 export function askedFor(input: KeyInput): unknown[] {
   const span = (value: TimeSpan | undefined) => value && [String(value.seconds), value.nanos];
   const { lifetime, gracePeriod } = input;
-  const [name, scopes, ...later] = NAMES.map((field) => CHOSEN[field].asked(input));
+  const [name, scopes, ...later] = NAMES.map((field) => rulesOf(field).asked(input[field]));
   const times = [lifetime?.case, span(lifetime?.value), span(gracePeriod)];
   const given = later.map((value, index) => [NAMES[index + 2], value]).filter(([, value]) => value !== undefined);
   return [name, scopes, ...times, ...given];
+}
+
+function rulesOf(name: keyof Chosen): ChosenField<unknown, unknown> {
+  return CHOSEN[name] as ChosenField<unknown, unknown>;
 }
 
 function fromNames(read: (name: keyof Chosen) => unknown): Chosen {

@@ -1,4 +1,4 @@
-import type { AuditEntry } from "./audit/entry.ts";
+import type { AuditEntry, AuditResult } from "./audit/entry.ts";
 import type { Fingerprint, KeyRecord, StoredState } from "./record.ts";
 
 /** A user's keys that are stored as active or retiring; whether they have run out since is the reader's to judge. */
@@ -94,4 +94,47 @@ export interface KeyStore {
 
   /** Writes when keys were last used, in Unix milliseconds by id; at most once a minute a key, whoever else notes uses. */
   noteUses(used: ReadonlyMap<string, number>): Promise<void>;
+}
+
+/** A read was refused before it began: the database has too much to do. */
+export class DatabaseOverloaded extends Error {
+  override readonly name = "DatabaseOverloaded";
+}
+
+/**
+ * Reads of records by id, for Verify. Each fails when the database does not answer, with DatabaseOverloaded when it says that it
+ * can't at the moment; what that means, `verify/lookup.ts` decides.
+ */
+export interface RecordSource {
+  /** At least as new as every event and every write of this process seen so far. */
+  readRecent(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
+  /** Reflects every write that anyone had acknowledged before the call. A primary cut off from its majority can't answer. */
+  readProven(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
+  /** As `readRecent`, from a secondary: for when there is no primary. */
+  readFromSecondary(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
+}
+
+export interface StoredAuditEntry extends AuditEntry {
+  /** Later entries have greater ids. */
+  id: string;
+}
+
+export interface AuditFilter {
+  actor?: string | undefined;
+  userId?: string | undefined;
+  keyId?: string | undefined;
+  action?: string | undefined;
+  result?: AuditResult | undefined;
+  /** From this time on. */
+  since?: Date | undefined;
+  /** Before this time. */
+  until?: Date | undefined;
+}
+
+/** Every method fails with a KeyError, as those of KeyStore. */
+export interface AuditStore {
+  /** Entries whose write failed may be written again: none of these very entries will be there twice. */
+  write(entries: readonly AuditEntry[]): Promise<void>;
+  /** Newest first, older than the entry `before`. */
+  list(filter: AuditFilter, before: string | undefined, limit: number, deadlineMs: number): Promise<StoredAuditEntry[]>;
 }

@@ -1,3 +1,5 @@
+import { KEY_ID_PATTERN } from "./text.ts";
+
 /** A MAC of the secret under one of the service's peppers. */
 export interface Fingerprint {
   /** The pepper's id in the ring. */
@@ -67,7 +69,7 @@ const DIGEST = { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" };
 
 /** How each field of a record is stored. Whoever changes it gives the schema another version. */
 export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
-  id: { schema: { bsonType: "string", pattern: "^[0-9A-Za-z]{16}$" }, isRequired: true },
+  id: { schema: { bsonType: "string", pattern: KEY_ID_PATTERN }, isRequired: true },
   userId: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_USER_ID }, isRequired: true },
   name: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_NAME } },
   prefix: { schema: { bsonType: "string", minLength: 1, maxLength: 32 }, isRequired: true },

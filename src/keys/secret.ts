@@ -1,6 +1,6 @@
-import { createHash, hash, randomBytes, timingSafeEqual } from "node:crypto";
-import { hash as argon2Hash, argon2id, verify as argon2Verify } from "argon2";
+import { createHash, hash, timingSafeEqual } from "node:crypto";
 import type { HashGate } from "./hash-gate.ts";
+import { hashSecret, isHashOf } from "./hashes.ts";
 import type { Fingerprint, KeyRecord } from "./record.ts";
 import { ID_LENGTH, SECRET_LENGTH } from "./text.ts";
 
@@ -33,10 +33,6 @@ export interface SecretKeeper {
   prove(id: string, secret: string, digests: Digests | undefined, deadlineMs: number): Proof | Promise<Proof>;
 }
 
-/** The OWASP minimum for argon2id. The secret has 256 random bits: more would only cost more. */
-const ARGON2 = { type: argon2id, version: 0x13, memoryCost: 19 * 1024, timeCost: 2, parallelism: 1 } as const;
-const SALT_BYTES = 16;
-
 /** `peppers`: newest first, at least one. New fingerprints are made under the first. */
 export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): SecretKeeper {
   const macs = new Map(peppers.map((pepper) => [pepper.id, createMac(pepper.secret, ID_LENGTH + 1 + SECRET_LENGTH)]));
@@ -65,7 +61,7 @@ export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): 
       if (other.secretDigest === secretDigest) return other.result;
       await other.result.catch(() => undefined);
     }
-    const result = gate.run(() => argon2Verify(secretHash, secret), deadlineMs);
+    const result = gate.run(() => isHashOf(secretHash, secret), deadlineMs);
     underWay.set(id, { secretDigest, result });
     try {
       return await result;
@@ -93,18 +89,6 @@ export function createSecretKeeper(peppers: readonly Pepper[], gate: HashGate): 
   function renewed(id: string, secret: string, proven: boolean): Proof {
     return proven ? { proven, newFingerprint: fingerprint(id, secret) } : { proven };
   }
-}
-
-/**
- * A PHC string with its parameters in the order m, t, p, which libargon2 and all who read as it does insist on (PHP, Python,
- * Go). The package of ours writes them sorted by name.
- */
-async function hashSecret(secret: string): Promise<string> {
-  const salt = randomBytes(SALT_BYTES);
-  const digest = await argon2Hash(secret, { ...ARGON2, salt, raw: true });
-  const { version, memoryCost, timeCost, parallelism } = ARGON2;
-  const [saltText, digestText] = [salt, digest].map((bytes) => bytes.toString("base64").replaceAll("=", ""));
-  return `$argon2id$v=${version}$m=${memoryCost},t=${timeCost},p=${parallelism}$${saltText}$${digestText}`;
 }
 
 const MAC_BYTES = 32;

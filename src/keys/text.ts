@@ -17,7 +17,15 @@ export const ID_FROM_END = TAIL_LENGTH - 1;
 /** `LATCHKEY_KEY_PREFIX`: 1 to 32 letters, digits and `_`, with no `_` at either end. */
 export const KEY_PREFIX_PATTERN = /^(?=.{1,32}$)[0-9A-Za-z]+(?:_+[0-9A-Za-z]+)*$/;
 
-const KEY_ID = new RegExp(`^[0-9A-Za-z]{${ID_LENGTH}}$`);
+/** A whole id, as a regular expression. */
+export const KEY_ID_PATTERN: string = `^[0-9A-Za-z]{${ID_LENGTH}}$`;
+const KEY_ID = new RegExp(KEY_ID_PATTERN);
+/** Texts that look like a key or a JWT, or like the beginning of one that was cut. */
+const SECRETS = new RegExp(`[0-9A-Za-z]+_[0-9A-Za-z]{${ID_LENGTH}}_[0-9A-Za-z]+|eyJ[\\w-]+\\.[\\w-]+\\.[\\w-]*`, "g");
+/** The id of a key, with so much behind it that a part of the secret is there: an id has no more characters. */
+const BEGUN_SECRET = new RegExp(`(_[0-9A-Za-z]{${ID_LENGTH}})_(?![0-9A-Za-z]{0,${ID_LENGTH}}$)[^_]*$`);
+/** A prefix, an id, and what may be the beginning of a secret. */
+const CUT_KEY = new RegExp(`^(.+)_([0-9A-Za-z]{${ID_LENGTH}})_[0-9A-Za-z]{0,${ID_LENGTH}}$`);
 
 export interface ParsedKey {
   prefix: string;
@@ -60,6 +68,25 @@ export function parseKey(text: string, prefixes: readonly string[]): ParsedKey |
 export function parseAnyKey(text: string): ParsedKey | undefined {
   const parts = split(text);
   return parts !== undefined && KEY_PREFIX_PATTERN.test(parts.prefix) ? parts : undefined;
+}
+
+/** `text` without keys and tokens, whole or cut: people paste them into anything. */
+export function redacted(text: string): string {
+  return text.replace(SECRETS, "[secret]");
+}
+
+/** A text by which somebody looks for keys, without a secret that may be in it. */
+interface PastedKey {
+  /** Less the secret where it is plain that there is one. */
+  text: string;
+  /** The key, where the text's end may be the beginning of an id as well as of a secret. */
+  cut?: Pick<ParsedKey, "prefix" | "id">;
+}
+
+export function readPastedKey(given: string): PastedKey {
+  const text = given.trim().replace(BEGUN_SECRET, "$1");
+  const [, prefix, id] = CUT_KEY.exec(text) ?? [];
+  return prefix === undefined || id === undefined ? { text } : { text, cut: { prefix, id } };
 }
 
 /**

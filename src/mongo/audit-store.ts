@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { type Collection, type Db, type Filter, MongoBulkWriteError } from "mongodb";
-import type { AuditEntry, AuditStore, StoredAuditEntry } from "../keys/audit/entry.ts";
+import type { AuditEntry } from "../keys/audit/entry.ts";
+import type { AuditStore, StoredAuditEntry } from "../keys/ports.ts";
 import { guarded, guardedRead, remainingMs } from "./failures.ts";
 import { AUDIT } from "./schema.ts";
 import { isCode } from "./server-errors.ts";

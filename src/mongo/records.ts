@@ -6,8 +6,8 @@ import {
   type RunCommandOptions,
   type Timestamp,
 } from "mongodb";
+import { DatabaseOverloaded, type RecordSource } from "../keys/ports.ts";
 import type { Fingerprint, KeyRecord } from "../keys/record.ts";
-import { DatabaseOverloaded, type RecordSource } from "../keys/verify/lookup.ts";
 import type { ClusterTime } from "./cluster-time.ts";
 import { HEARTBEATS, KEYS } from "./schema.ts";
 import { incomplete, type SchemaCheck } from "./schema-watch.ts";

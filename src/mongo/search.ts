@@ -1,6 +1,7 @@
 import type { Filter } from "mongodb";
 import type { KeyFilter } from "../keys/ports.ts";
 import type { StoredState } from "../keys/record.ts";
+import { readPastedKey } from "../keys/text.ts";
 import type { KeyDocument } from "./records.ts";
 
 /** Records that `filter` means at `now`, with greater ids than `after`. */
@@ -35,14 +36,11 @@ function inState(state: StoredState, now: Date): Filter<KeyDocument> {
  * id. Of a whole key the secret is left out: the database, which may log what is slow, has no use for it.
  */
 function withPrefix(given: string): Filter<KeyDocument> {
-  const text = given.trim().replace(/(_[0-9A-Za-z]{16})_(?![0-9A-Za-z]{0,16}$)[^_]*$/, "$1");
-  // A shorter text may be the beginning of an id as well as of a secret.
-  const [, before, id] = /^(.+)_([0-9A-Za-z]{16})_[0-9A-Za-z]{0,16}$/.exec(text) ?? [];
+  const { text, cut } = readPastedKey(given);
   const splits = [...text.matchAll(/_/g)].map(({ index }) => ({
     prefix: text.slice(0, index),
     // `{` comes right after `z`.
     _id: { $gte: text.slice(index + 1), $lt: `${text.slice(index + 1)}{` },
   }));
-  const cut = before === undefined || id === undefined ? [] : [{ prefix: before, _id: id }];
-  return { $or: [{ prefix: text }, ...splits, ...cut] };
+  return { $or: [{ prefix: text }, ...splits, ...(cut === undefined ? [] : [{ prefix: cut.prefix, _id: cut.id }])] };
 }

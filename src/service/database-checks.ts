@@ -1,5 +1,5 @@
+import type { RecordSource } from "../keys/ports.ts";
 import type { Freshness } from "../keys/verify/freshness.ts";
-import type { RecordSource } from "../keys/verify/lookup.ts";
 
 interface DatabaseCheckOptions {
   /** The client of changes. */

@@ -1,9 +1,10 @@
 import { setImmediate as turn } from "node:timers/promises";
 import { afterEach, beforeEach, expect, jest, test } from "@jest/globals";
 import { KeyError } from "../../src/keys/errors.ts";
+import type { RecordSource } from "../../src/keys/ports.ts";
 import type { KeyRecord } from "../../src/keys/record.ts";
 import { createFreshness, type Freshness } from "../../src/keys/verify/freshness.ts";
-import { createLookup, type KeyLookup, type RecordSource } from "../../src/keys/verify/lookup.ts";
+import { createLookup, type KeyLookup } from "../../src/keys/verify/lookup.ts";
 import { createView, type View } from "../../src/keys/verify/view.ts";
 import { deferred, recordOf, stillClock } from "../support/records.ts";
 

@@ -1,12 +1,17 @@
 import { isAscii } from "node:buffer";
-import { toBinary, toJsonString } from "@bufbuild/protobuf";
-import { ApiKeySchema, Consistency, VerifyErrorSchema } from "#gen/latchkey/v1/api_key_service_pb";
+import { create, toBinary, toJsonString } from "@bufbuild/protobuf";
+import {
+  ApiKeySchema,
+  Consistency,
+  VerifyErrorSchema,
+  VerifyResponseSchema,
+} from "#gen/latchkey/v1/api_key_service_pb";
 import { ENVELOPE_BYTES } from "../../fastpath/fast-method.ts";
 import { putEnvelopeHead } from "../../fastpath/wire-format.ts";
 import { KeyError } from "../../keys/errors.ts";
 import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
 import { type Entry, stateAt } from "../../keys/verify/view.ts";
-import { OUTCOMES, toApiKey, toVerifyError } from "../answer.ts";
+import { OUTCOMES, restOfResponse, toApiKey, toVerifyError, toVerifyResponse } from "../answer.ts";
 import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "../doors/verify-many.ts";
 import { delimited, LENGTH_DELIMITED, sizeOfField, tag, VARINT, varint, writeText, writeVarint } from "./protobuf.ts";
 
@@ -191,70 +196,81 @@ export function encodeStreamed(verdicts: readonly Verdict[]): Buffer {
 
 interface Measured {
   verdict: Verification | Uint8Array;
+  /** Of a verification. */
+  rest: string;
   size: number;
   resultSize: number;
 }
 
 function measure(verdict: Verdict): Measured {
-  const content = verdict instanceof KeyError ? toBinary(VerifyErrorSchema, toVerifyError(verdict)) : verdict;
-  const size = content instanceof Uint8Array ? content.length : sizeOfVerification(content);
-  return { verdict: content, size, resultSize: sizeOfField(size) };
+  if (verdict instanceof KeyError) {
+    const error = toBinary(VerifyErrorSchema, toVerifyError(verdict));
+    return { verdict: error, rest: "", size: error.length, resultSize: sizeOfField(error.length) };
+  }
+  const rest = restOf(verdict);
+  const size = sizeOfVerification(verdict, rest);
+  return { verdict, rest, size, resultSize: sizeOfField(size) };
 }
 
 const TOO_LARGE = measure(ANSWER_TOO_LARGE);
 
-function writeResult({ verdict, size, resultSize }: Measured, target: Buffer, start: number): number {
+function writeResult({ verdict, rest, size, resultSize }: Measured, target: Buffer, start: number): number {
   target[start] = RESULT;
   let at = writeVarint(target, start + 1, resultSize);
   target[at] = verdict instanceof Uint8Array ? ERROR : RESPONSE;
   at = writeVarint(target, at + 1, size);
-  if (!(verdict instanceof Uint8Array)) return writeVerification(verdict, target, at);
+  if (!(verdict instanceof Uint8Array)) return writeVerification(verdict, rest, target, at);
   target.set(verdict, at);
   return at + size;
 }
 
 const OUTCOME = tag(1, VARINT);
 const API_KEY = tag(2, LENGTH_DELIMITED);
-const MISSING_SCOPES = 3;
 const AS_OF = 4;
 const SECONDS = tag(1, VARINT);
 const NANOS = tag(2, VARINT);
 
 /** VerifyResponse, after `room` bytes that are left for the caller to fill. */
 export function encodeVerification(verification: Verification, room: number): Buffer {
-  const message = Buffer.allocUnsafe(room + sizeOfVerification(verification));
-  writeVerification(verification, message, room);
+  const rest = restOf(verification);
+  const message = Buffer.allocUnsafe(room + sizeOfVerification(verification, rest));
+  writeVerification(verification, rest, message, room);
   return message;
 }
 
-function sizeOfVerification(answer: Verification): number {
-  const { entry, nowMs } = answer;
-  const size = 2 + restOf(answer).length;
+function sizeOfVerification({ entry, nowMs }: Verification, rest: string): number {
+  const size = 2 + rest.length;
   return entry === undefined ? size : size + sizeOfField(encodedKey(entry, nowMs).length);
 }
 
-/** The fields after the outcome and the key, one character a byte. Of most answers it is the last alone. */
-function restOf({ missingScopes, asOfMs }: Verification): string {
-  const asOf = asOfField(asOfMs);
-  if (missingScopes.length === 0) return asOf;
-  return missingScopes.map((scope) => delimited(MISSING_SCOPES, scope)).join("") + asOf;
+/** Nothing is in the answer but the outcome, the key and the time: what is rarer is the generic codec's. */
+function isUsual({ missingScopes }: Verification): boolean {
+  return missingScopes.length === 0;
+}
+
+/** The fields after the outcome and the key, one character a byte. */
+function restOf(verification: Verification): string {
+  if (isUsual(verification)) return asOfField(verification.asOfMs);
+  const rest = create(VerifyResponseSchema, restOfResponse(verification));
+  return Buffer.from(toBinary(VerifyResponseSchema, rest)).toString("latin1");
 }
 
 /** Returns where it ends. */
-function writeVerification(answer: Verification, target: Buffer, start: number): number {
+function writeVerification(answer: Verification, rest: string, target: Buffer, start: number): number {
   target[start] = OUTCOME;
   target[start + 1] = OUTCOMES[answer.outcome].number;
   let at = start + 2;
   if (answer.entry !== undefined) at = writeText(target, at, API_KEY, encodedKey(answer.entry, answer.nowMs));
-  return at + target.write(restOf(answer), at, "latin1");
+  return at + target.write(rest, at, "latin1");
 }
 
 /** The VerifyResponse in JSON. */
-export function verificationJson({ outcome, entry, missingScopes, asOfMs, nowMs }: Verification): string {
+export function verificationJson(verification: Verification): string {
+  if (!isUsual(verification)) return toJsonString(VerifyResponseSchema, toVerifyResponse(verification));
+  const { outcome, entry, asOfMs, nowMs } = verification;
   const apiKey = entry === undefined ? "" : `,"apiKey":${encodedKeyJson(entry, nowMs)}`;
-  const missing = missingScopes.length === 0 ? "" : `,"missingScopes":${JSON.stringify(missingScopes)}`;
   const asOf = new Date(asOfMs).toISOString().replace(".000Z", "Z");
-  return `{"outcome":"OUTCOME_${outcome.toUpperCase()}"${apiKey}${missing},"asOf":"${asOf}"}`;
+  return `{"outcome":"OUTCOME_${outcome.toUpperCase()}"${apiKey},"asOf":"${asOf}"}`;
 }
 
 function encodedKey(entry: Entry, nowMs: number): string {

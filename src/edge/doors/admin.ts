@@ -4,8 +4,9 @@ import { type AdminService, AuditResult } from "#gen/latchkey/v1/admin_service_p
 import { type ApiKey, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Ended, KeyAdmin } from "../../keys/admin.ts";
-import type { AuditResult as AuditResultName, StoredAuditEntry } from "../../keys/audit/entry.ts";
+import type { AuditResult as AuditResultName } from "../../keys/audit/entry.ts";
 import { invalid } from "../../keys/errors.ts";
+import type { StoredAuditEntry } from "../../keys/ports.ts";
 import type { KeyRecord, StoredState } from "../../keys/record.ts";
 import { STATE_NUMBERS, toApiKey } from "../answer.ts";
 import { callerOf, deadlineOf, note } from "../call.ts";

@@ -1,7 +1,7 @@
 import type { ErrorReason } from "../errors.ts";
 import { isUserId } from "../policy.ts";
 import { MAX_REASON } from "../record.ts";
-import { isKeyId, parseAnyKey } from "../text.ts";
+import { isKeyId, parseAnyKey, redacted } from "../text.ts";
 
 /** Where a call came from, as far as it is known without trusting the caller; what it says of itself is cut and cleaned. */
 export interface Origin {
@@ -36,39 +36,10 @@ export interface AuditEntry {
   leftOut?: number | undefined;
 }
 
-export interface StoredAuditEntry extends AuditEntry {
-  /** Later entries have greater ids. */
-  id: string;
-}
-
-export interface AuditFilter {
-  actor?: string | undefined;
-  userId?: string | undefined;
-  keyId?: string | undefined;
-  action?: string | undefined;
-  result?: AuditResult | undefined;
-  /** From this time on. */
-  since?: Date | undefined;
-  /** Before this time. */
-  until?: Date | undefined;
-}
-
-/** Every method fails with a KeyError, as those of KeyStore. */
-export interface AuditStore {
-  /** Entries whose write failed may be written again: none of these very entries will be there twice. */
-  write(entries: readonly AuditEntry[]): Promise<void>;
-  /** Newest first, older than the entry `before`. */
-  list(filter: AuditFilter, before: string | undefined, limit: number, deadlineMs: number): Promise<StoredAuditEntry[]>;
-}
-
 const MAX_USER_AGENT = 256;
-/** Text that looks like a key or a token, or the beginning of one that was cut: people paste them into anything. */
-const SECRETS = /[0-9A-Za-z]+_[0-9A-Za-z]{16}_[0-9A-Za-z]+|eyJ[\w-]+\.[\w-]+\.[\w-]*/g;
 
 export function cleanUserAgent(text: string): string {
-  return text
-    .slice(0, 4 * MAX_USER_AGENT)
-    .replace(SECRETS, "[secret]")
+  return redacted(text.slice(0, 4 * MAX_USER_AGENT))
     .replace(/\p{Cc}/gu, " ")
     .slice(0, MAX_USER_AGENT);
 }
@@ -76,16 +47,13 @@ export function cleanUserAgent(text: string): string {
 /** `claimed` where it may be kept: anybody may send anything as a user's id. */
 export function auditedUserId(claimed: unknown): string | undefined {
   if (typeof claimed !== "string" || !isUserId(claimed)) return undefined;
-  return claimed.replace(SECRETS, "[secret]");
+  return redacted(claimed);
 }
 
 /** `stated` where a call that revokes was given a reason: cut and cleaned, as it need not have been accepted. */
 export function auditedReason(stated: unknown): string | undefined {
   if (typeof stated !== "string" || stated === "") return undefined;
-  const cleaned = stated
-    .slice(0, 4 * MAX_REASON)
-    .replace(SECRETS, "[secret]")
-    .replace(/\p{Cc}/gu, " ");
+  const cleaned = redacted(stated.slice(0, 4 * MAX_REASON)).replace(/\p{Cc}/gu, " ");
   return [...cleaned].slice(0, MAX_REASON).join("").toWellFormed();
 }
 

@@ -1,26 +1,8 @@
 import { KeyError } from "../errors.ts";
-import type { KeyRecord } from "../record.ts";
+import { DatabaseOverloaded, type RecordSource } from "../ports.ts";
 import { type BatchedRead, createBatchedRead, type ReadResult } from "./batched-read.ts";
 import type { Freshness } from "./freshness.ts";
 import type { Entry, View } from "./view.ts";
-
-/** A read was refused before it began: the database has too much to do. */
-export class DatabaseOverloaded extends Error {
-  override readonly name = "DatabaseOverloaded";
-}
-
-/**
- * Reads of records by id, for Verify. Each fails when the database does not answer, with DatabaseOverloaded when it says that it
- * can't at the moment; what that means is decided here.
- */
-export interface RecordSource {
-  /** At least as new as every event and every write of this process seen so far. */
-  readRecent(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
-  /** Reflects every write that anyone had acknowledged before the call. A primary cut off from its majority can't answer. */
-  readProven(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
-  /** As `readRecent`, from a secondary: for when there is no primary. */
-  readFromSecondary(ids: readonly string[], signal: AbortSignal): Promise<KeyRecord[]>;
-}
 
 interface LookupOptions {
   view: View;
@@ -61,10 +43,20 @@ const PATIENCE_MS = 2_000;
 const WAY_BACK_MS = 50;
 
 /**
- * While the view is fresh, it answers, and what it lacks is read. While it is not, each call reads (shared with those that
- * came at the same time), and where the database does not answer, an outage is on: the view and secondaries answer
- * until the grace is over.
+ * The ground that a look-up stands on. A read that fails, or takes longer than `readTimeoutMs`, begins an outage; one that succeeds ends it, or a
+ * proof that was sent after the failure and came back.
+ *
+ * | state | the view | a record in the view is answered | any other |
+ * |---|---|---|---|
+ * | `fresh` | proven complete within the staleness | at once, as of the proof | by a recent read, as of the proof |
+ * | `stale` | not so | by a proven read, as of its beginning | likewise |
+ * | `outage` | proven within the grace | at once, as of the proof | by whichever member answers first and has seen the proof; an id that none has: DB_UNAVAILABLE |
+ * | `outage past its grace` | not so | by a proven read, if it succeeds after all; else DB_UNAVAILABLE | likewise |
+ *
+ * A fresh view answers what it knows in an outage too. Reads are shared by all calls that wait for one.
  */
+type LookupState = "fresh" | "stale" | "outage" | "outage past its grace";
+
 export function createLookup(options: LookupOptions): KeyLookup {
   const { view, freshness, source, readTimeoutMs, wallMs, clockMs = () => performance.now() } = options;
   const patienceMs = Math.max(readTimeoutMs, PATIENCE_MS);
@@ -76,8 +68,11 @@ export function createLookup(options: LookupOptions): KeyLookup {
   let failure: unknown;
   let probing = false;
 
-  /** From a failed read until one succeeds, or until a proof that was sent after the failure comes back. */
-  const isOutage = () => failedMs > freshness.provenMs;
+  const stateNow = (): LookupState => {
+    if (failedMs > freshness.provenMs) return freshness.isWithinGrace() ? "outage" : "outage past its grace";
+    return freshness.isFresh() ? "fresh" : "stale";
+  };
+  const isOutage = () => stateNow().startsWith("outage");
 
   async function attempt(read: BatchedRead, id: string, onLate?: () => void): Promise<ReadResult> {
     try {
@@ -175,8 +170,9 @@ export function createLookup(options: LookupOptions): KeyLookup {
   async function find(id: string, deadlineMs = Number.POSITIVE_INFINITY): Promise<Found> {
     const known = peek(id);
     if (known !== undefined) return known;
-    if (isOutage()) return findInOutage(id, deadlineMs);
-    const fresh = freshness.isFresh();
+    const state = stateNow();
+    if (state !== "fresh" && state !== "stale") return findInOutage(id, deadlineMs);
+    const fresh = state === "fresh";
     const { asOfMs, provenMs } = freshness;
     const { answer, inTime } = ask(fresh ? readRecent : readProven, id);
     const asked = answer.then((result) => {
