@@ -7,6 +7,7 @@ local LATCHKEY = "abns@latchkey"
 local TIMEOUT_S = 2
 -- Where a key may stand: as LATCHKEY_GATEWAY_KEY_FROM has it. Each value goes on as it came, so that two are seen as two.
 local CREDENTIALS = { "authorization", "x-api-key" }
+-- And `x-latchkey-meta-NAME` for each name in LATCHKEY_GATEWAY_METADATA that the application wants.
 local IDENTITY = { "x-latchkey-user", "x-latchkey-key-id", "x-latchkey-scopes", "x-latchkey-name" }
 local TO_CLIENT = { "www-authenticate", "retry-after", "cache-control", "content-type" }
 -- In every denial of Latchkey's. A 502, 503 or 504 without it is not its word but that of HAProxy, which could not reach it.

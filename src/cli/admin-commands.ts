@@ -15,7 +15,7 @@ import {
   RevokeUserResponseSchema,
   State,
 } from "../client/index.ts";
-import type { StoredState } from "../keys/record.ts";
+import type { KeyState } from "../keys/record.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { describeKey, printable, show, table, timeOf, wordOf } from "./output.ts";
 import { type CallOptions, developmentToken, endpointOf, readKey } from "./session.ts";
@@ -27,9 +27,10 @@ interface PageOptions extends CallOptions {
 
 interface ListOptions extends PageOptions {
   user?: string;
-  state?: StoredState;
+  state?: KeyState;
   prefix?: string;
   name?: string;
+  metadata?: Record<string, string>;
 }
 
 interface RevokeOptions extends CallOptions {
@@ -52,12 +53,13 @@ const KEY_HEADINGS = ["id", "prefix", "state", "user", "scopes", "name"];
 const ENTRY_HEADINGS = ["time", "action", "result", "actor", "user", "keys", "address", "request", "stated reason"];
 
 export async function list(options: ListOptions): Promise<void> {
-  const { user, state, prefix = "", name = "", pageSize = 0, pageToken = "" } = options;
+  const { user, state, prefix = "", name = "", metadata = {}, pageSize = 0, pageToken = "" } = options;
   const narrowed = {
     prefix,
     name,
+    metadata,
     ...(user !== undefined && { userId: user }),
-    ...(state && { state: State[state.toUpperCase() as Uppercase<StoredState>] }),
+    ...(state && { state: State[state.toUpperCase() as Uppercase<KeyState>] }),
   };
   const answer = await (await clientOf(options)).listKeys({ ...narrowed, pageSize, pageToken });
   show(ListKeysResponseSchema, answer, options, table(KEY_HEADINGS, answer.apiKeys.map(keyRow)));

@@ -13,6 +13,15 @@ export function wholeNumber(text: string): number {
   return Number(text);
 }
 
+/** `before`: what was read of the option's values before this one. */
+export function metadata(text: string, before: Record<string, string> = {}): Record<string, string> {
+  const equals = text.indexOf("=");
+  if (equals < 1) throw new InvalidArgumentError("It must be NAME=VALUE.");
+  const name = text.slice(0, equals);
+  if (name in before) throw new InvalidArgumentError(`There is a value for ${name} already.`);
+  return { ...before, [name]: text.slice(equals + 1) };
+}
+
 /** In Unix milliseconds. */
 export function moment(text: string): number {
   const agoMs = parseDuration(text);

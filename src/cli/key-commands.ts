@@ -9,8 +9,10 @@ import {
   Outcome,
   type RefreshResponse,
   RefreshResponseSchema,
+  ResumeResponseSchema,
   RevokeResponseSchema,
   State,
+  SuspendResponseSchema,
   VerifyResponseSchema,
 } from "../client/index.ts";
 import { StartupError } from "../observe/startup-error.ts";
@@ -31,6 +33,7 @@ interface KeyOptions extends UserOptions {
   ttl?: number;
   grace?: number;
   requestId?: string;
+  metadata?: Record<string, string>;
 }
 
 export async function create(options: KeyOptions): Promise<void> {
@@ -59,6 +62,19 @@ export async function revoke(options: UserOptions & { reason?: string }): Promis
   const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
   const ended = [answer.apiKey, ...answer.alsoRevoked].flatMap((apiKey) => apiKey?.prefix ?? []);
   show(RevokeResponseSchema, answer, options, printable([answer.message, ...ended].join(" ")));
+}
+
+export async function suspend(options: UserOptions & { reason?: string }): Promise<void> {
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.suspend({ ...owner, reason: options.reason ?? "" });
+  show(SuspendResponseSchema, answer, options, describeKey((answer.apiKey ?? answer.retiring)!));
+}
+
+export async function resume(options: UserOptions): Promise<void> {
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.resume(owner);
+  const [key] = [answer.apiKey, answer.retiring].filter((one) => one !== undefined);
+  show(ResumeResponseSchema, answer, options, key === undefined ? "The user may make a key again." : describeKey(key));
 }
 
 export async function verify(options: KeyOptions): Promise<void> {
@@ -91,6 +107,7 @@ async function sessionFor({ user, ...options }: UserOptions): Promise<Session> {
 function keyFields(options: KeyOptions) {
   return {
     scopes: options.scope ?? [],
+    metadata: options.metadata ?? {},
     ...(options.name !== undefined && { name: options.name }),
     ...(options.requestId !== undefined && { requestId: options.requestId }),
     ...(options.ttl !== undefined && { lifetime: { case: "ttl" as const, value: span(options.ttl) } }),

@@ -2,8 +2,8 @@
 import "./node-version.ts";
 import { readFileSync } from "node:fs";
 import { Command, Option } from "commander";
-import { STATES } from "../keys/record.ts";
-import { duration, moment, wholeNumber } from "./arguments.ts";
+import { KEY_STATES } from "../keys/record.ts";
+import { duration, metadata, moment, wholeNumber } from "./arguments.ts";
 
 // Each command is loaded when it runs: help, the version and wrong usage need commander alone.
 const keys = () => import("./key-commands.ts");
@@ -13,6 +13,8 @@ const REQUEST_ID = "say the same one, such as a UUID, to repeat a call whose ans
 const URL_OPTION = ["--url <url>", "the service; default: LATCHKEY_URL, or http://127.0.0.1:8080"] as const;
 const JSON_OPTION = ["--json", "print the whole answer as JSON"] as const;
 const REASON = ["--reason <text>", "why, for the record and the audit trail"] as const;
+
+const METADATA = ["--metadata <name=value...>", "entries of its metadata, for admins", metadata] as const;
 
 /** The command that runs, for what is to be said when it fails. */
 let running: Command | undefined;
@@ -56,6 +58,7 @@ keyCommand("create", "create a key; it is printed once")
   .requiredOption("--scope <scope...>", "what the key may do")
   .option("--name <name>", "a label for people")
   .option("--ttl <duration>", "how long it lives", duration)
+  .option(...METADATA)
   .option("--request-id <id>", REQUEST_ID)
   .action(async (options) => (await keys()).create(options));
 
@@ -66,6 +69,7 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
   .option("--scope <scope...>", "what the new key may do; default: as before")
   .option("--name <name>", "a label for people; default: as before")
   .option("--ttl <duration>", "how long it lives; default: as before", duration)
+  .option(...METADATA)
   .option("--grace <duration>", "how long the old key goes on working; default: not at all", duration)
   .option("--request-id <id>", REQUEST_ID)
   .action(async (options) => (await keys()).refresh(options));
@@ -73,6 +77,12 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
 keyCommand("revoke", "revoke the key, and one in its grace period")
   .option(...REASON)
   .action(async (options) => (await keys()).revoke(options));
+
+keyCommand("suspend", "stop the key for a time, and one in its grace period; resume makes it good again")
+  .option(...REASON)
+  .action(async (options) => (await keys()).suspend(options));
+
+keyCommand("resume", "end a suspension").action(async (options) => (await keys()).resume(options));
 
 keyCommand(
   "verify",
@@ -85,9 +95,10 @@ const admin = program.command("admin").description("look at all keys, end any of
 
 pages("list", "search keys; each option narrows the search")
   .option("--user <id>", "the owner")
-  .addOption(new Option("--state <state>", "the state they are in now").choices(STATES))
+  .addOption(new Option("--state <state>", "the state they are in now").choices(KEY_STATES))
   .option("--prefix <prefix>", "what is shown of a key, or its beginning")
   .option("--name <text>", "some part of the name, in any case")
+  .option(...METADATA)
   .action(async (options) => (await admins()).list(options));
 
 adminCommand("get <key-id>", "show a key, in whatever state").action(async (keyId, options) =>

@@ -29,7 +29,8 @@ export function table(headings: readonly string[], rows: readonly (readonly stri
 
 /** All that people ask of one key, a line each. */
 export function describeKey(apiKey: ApiKey): string {
-  const { id, prefix, userId, name, state, scopes, createdAt, expiresAt, retiresAt, revokedAt, lastUsedAt } = apiKey;
+  const { id, prefix, userId, name, state, scopes, createdAt, expiresAt, retiresAt, revokedAt, lastUsedAt, metadata } =
+    apiKey;
   const lines: [string, string | undefined][] = [
     ["key", prefix],
     ["id", id],
@@ -37,17 +38,26 @@ export function describeKey(apiKey: ApiKey): string {
     ["name", name || "-"],
     ["state", wordOf(State, state)],
     ["scopes", scopes.join(" ")],
+    ["metadata", entriesOf(metadata)],
     ["created", timeOf(createdAt)],
     ["ends", timeOf(expiresAt) ?? "never"],
     ["retires", timeOf(retiresAt)],
     ["revoked", timeOf(revokedAt)],
     ["reason", apiKey.revocationReason || undefined],
+    ["suspended", timeOf(apiKey.suspendedAt)],
+    ["because", apiKey.suspensionReason || undefined],
     ["last used", timeOf(lastUsedAt) ?? "not yet"],
   ];
   return lines
     .filter(([, value]) => value !== undefined)
     .map(([label, value]) => `${label.padEnd(9)}  ${printable(value!)}`)
     .join("\n");
+}
+
+/** undefined: none. */
+function entriesOf(metadata: Record<string, string>): string | undefined {
+  const entries = Object.entries(metadata).map(([name, value]) => `${name}=${value}`);
+  return entries.sort().join(", ") || undefined;
 }
 
 export function timeOf(time: Timestamp | undefined): string | undefined {

@@ -15,7 +15,8 @@ import {
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import { KeyError } from "../keys/errors.ts";
 import type { Withheld } from "../keys/manage.ts";
-import { displayPrefix, type HeldRecord, type KeyRecord, type StoredState, statusAt } from "../keys/record.ts";
+import { fromMetadata } from "../keys/metadata.ts";
+import { displayPrefix, type HeldRecord, type KeyRecord, type KeyState, statusAt } from "../keys/record.ts";
 import type { Outcome, Verification } from "../keys/verify/verify.ts";
 import type { Entry } from "../keys/verify/view.ts";
 
@@ -25,7 +26,7 @@ import type { Entry } from "../keys/verify/view.ts";
 export interface Refusal {
   readonly status: 401 | 403;
   readonly message: string;
-  /** `error` of the challenge (RFC 6750, 3.1); undefined: nothing was sent that could be wrong. */
+  /** `error` of the challenge (RFC 6750, 3.1); undefined: nothing was sent that could be wrong, or none of its words fits. */
   readonly error?: "invalid_request" | "invalid_token" | "insufficient_scope";
 }
 
@@ -53,6 +54,10 @@ export const OUTCOMES: Readonly<
     number: OutcomeNumber.EXPIRED,
     refusal: { status: 401, error: "invalid_token", message: "The API key has expired." },
   },
+  suspended: {
+    number: OutcomeNumber.SUSPENDED,
+    refusal: { status: 403, message: "The API key is suspended." },
+  },
   insufficient_scope: {
     number: OutcomeNumber.INSUFFICIENT_SCOPE,
     refusal: { status: 403, error: "insufficient_scope", message: "The API key lacks a scope that is needed here." },
@@ -72,39 +77,54 @@ export const UNASKED: Readonly<Record<"key_missing" | "key_ambiguous", Refusal>>
 interface IdentityField {
   /** Its header, always set; undefined: it stands in the metadata alone. */
   readonly header?: string;
-  /** Its field in Check's `dynamic_metadata`. */
-  readonly metadata: string;
-  /** A key may have none: then the header is `-`, and a value that is `-` is `%2D`. */
-  readonly isOptional?: true;
+  /** Its field in Check's `dynamic_metadata`; undefined: it stands in a header alone. */
+  readonly metadata?: string;
   /** undefined: the key has none. */
-  value(entry: Entry): string | readonly string[] | undefined;
+  value(entry: Entry): string | readonly string[] | Readonly<Record<string, string>> | undefined;
 }
 
-export const IDENTITY: readonly IdentityField[] = [
+const IDENTITY: readonly IdentityField[] = [
   { header: "x-latchkey-user", metadata: "user", value: ({ userId }) => userId },
   { header: "x-latchkey-key-id", metadata: "key_id", value: ({ id }) => id },
   { metadata: "key_prefix", value: displayPrefix },
   { header: "x-latchkey-scopes", metadata: "scopes", value: ({ scopes }) => scopes },
-  { header: "x-latchkey-name", metadata: "name", isOptional: true, value: ({ name }) => name },
+  { header: "x-latchkey-name", metadata: "name", value: ({ name }) => name },
+  { metadata: "metadata", value: (entry) => (entry.metadata === undefined ? undefined : metadataOf(entry)) },
 ];
 
-/** The names of the headers above. */
-export const IDENTITY_HEADERS: readonly string[] = IDENTITY.flatMap(({ header }) => header ?? []);
+/** All that the upstream of a gateway hears about a key. */
+export interface Identity {
+  readonly fields: readonly IdentityField[];
+  /** Names of its headers, in lower case. */
+  readonly headers: readonly string[];
+  /** The same with `_` for `-`, as frameworks fold them. */
+  readonly aliases: readonly string[];
+}
+
+/** `metadataNames`: entries of metadata that have a header of their own. */
+export function createIdentity(metadataNames: readonly string[]): Identity {
+  const chosen = metadataNames.map((name): IdentityField => {
+    return { header: `x-latchkey-meta-${name}`, value: (entry) => metadataOf(entry)[name] };
+  });
+  const fields = [...IDENTITY, ...chosen];
+  const headers = fields.flatMap(({ header }) => header ?? []);
+  return { fields, headers, aliases: headers.map((name) => name.replaceAll("-", "_")) };
+}
 
 /** Headers about the key for the upstream; no value is empty. */
-export function identityHeaders(entry: Entry): Record<string, string> {
+export function identityHeaders({ fields }: Identity, entry: Entry): Record<string, string> {
   const headers: Record<string, string> = {};
-  for (const { header, isOptional = false, value } of IDENTITY)
-    if (header !== undefined) headers[header] = headerValue(value(entry), isOptional);
+  for (const { header, value } of fields) if (header !== undefined) headers[header] = headerValue(value(entry));
   return headers;
 }
 
+/** Of a field that the key lacks. */
 const NONE = "-";
 
-function headerValue(value: string | readonly string[] | undefined, isOptional: boolean): string {
-  if (value === undefined) return NONE;
-  if (typeof value !== "string") return value.join(" ");
-  return isOptional && value === NONE ? "%2D" : visible(value);
+function headerValue(value: ReturnType<IdentityField["value"]>): string {
+  if (value === undefined || value === "") return NONE;
+  if (typeof value !== "string") return Array.isArray(value) ? value.join(" ") : NONE;
+  return value === NONE ? "%2D" : visible(value);
 }
 
 /** Visible ASCII as it is, all else, `%` and `,` percent-encoded as UTF-8. */
@@ -113,11 +133,12 @@ function visible(text: string): string {
 }
 
 /** Numbers of states in `ApiKey`. */
-export const STATE_NUMBERS: Readonly<Record<StoredState, State>> = {
+export const STATE_NUMBERS: Readonly<Record<KeyState, State>> = {
   active: State.ACTIVE,
   retiring: State.RETIRING,
   revoked: State.REVOKED,
   expired: State.EXPIRED,
+  suspended: State.SUSPENDED,
 };
 
 const WITHHELD: Readonly<Record<Withheld, KeyWithheld>> = {
@@ -149,7 +170,15 @@ export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey 
     ...optional("revokedAt", revokedAt),
     ...optional("lastUsedAt", record.lastUsedAt),
     revocationReason: revocationReason ?? "",
+    metadata: metadataOf(record),
+    ...optional("suspendedAt", record.suspended?.at),
+    suspensionReason: record.suspended?.reason ?? "",
+    suspendedByAdmin: record.suspended?.byAdmin ?? false,
   });
+}
+
+function metadataOf({ metadata = [] }: Pick<KeyRecord | HeldRecord, "metadata">): Record<string, string> {
+  return fromMetadata(typeof metadata === "string" ? metadata.split("\n") : metadata);
 }
 
 export function toVerifyResponse(verification: Verification): VerifyResponse {

@@ -1,7 +1,7 @@
 import type { HandlerContext } from "@connectrpc/connect";
 import { Consistency, type VerifyRequest } from "#gen/latchkey/v1/api_key_service_pb";
+import type { Caller } from "../keys/caller.ts";
 import { invalid } from "../keys/errors.ts";
-import type { Caller } from "../keys/manage.ts";
 import type { VerifyInput } from "../keys/verify/verify.ts";
 import { caller, logged, type Noted } from "./connect/interceptors.ts";
 

@@ -10,8 +10,8 @@ import {
 } from "jose";
 import { LRUCache } from "lru-cache";
 import type { Peer } from "../fastpath/fast-method.ts";
+import type { Caller } from "../keys/caller.ts";
 import { KeyError } from "../keys/errors.ts";
-import type { Caller } from "../keys/manage.ts";
 import { isUserId } from "../keys/policy.ts";
 import { parseAnyKey } from "../keys/text.ts";
 import { createKeySet, type KeySet, type KeySetOptions, mayNeedAnotherKey } from "./key-set.ts";

@@ -1,5 +1,6 @@
+import { type Caller, changedBy } from "./caller.ts";
 import { checked, KeyError } from "./errors.ts";
-import { type Caller, changedBy } from "./manage.ts";
+import { checkMetadata, checkMetadataSize, fromMetadata } from "./metadata.ts";
 import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
 import { checkReason, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
 import type { AuditFilter, AuditStore, KeyFilter, KeyStore, StoredAuditEntry } from "./ports.ts";
@@ -82,6 +83,8 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
         // No name holds any, and MongoDB refuses to look for some.
         if (hasControlCharacter(filter.name ?? ""))
           violations.push({ field: "name", description: "must not contain control characters" });
+        checkMetadata(fromMetadata(filter.metadata ?? []), violations);
+        checkMetadataSize(filter.metadata ?? [], violations);
         return { limit: checkPageSize(size, violations), after: readPageToken(token, { keys: filter }, violations) };
       });
       const found = await store.list(filter, after, limit + 1, clock(), deadlineMs);
@@ -136,7 +139,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
 }
 
 /** Times, numbers, tags and lengths of a key in an answer take less. */
-const FIXED_BYTES = 256;
+const FIXED_BYTES = 384;
 
 /** Of a key in an answer, and no less: all its texts, but for those that prove its secret. */
 function bytesOf({ secretHash: _hash, fingerprint: _mac, request: _request, ...shown }: KeyRecord): number {

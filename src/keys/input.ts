@@ -1,4 +1,5 @@
-import type { FieldViolation } from "./errors.ts";
+import { checked, type FieldViolation } from "./errors.ts";
+import { checkMetadata, checkMetadataSize, metadataName, toMetadata } from "./metadata.ts";
 import {
   checkGracePeriod,
   checkLifetime,
@@ -16,8 +17,8 @@ import {
 interface ChosenField<Given, Stored> {
   /** As it would be stored; tells what is wrong. */
   check(given: Given | undefined, policy: Policy, violations: FieldViolation[]): Stored;
-  /** False: Refresh passes on the one of the key before. */
-  isGiven(stored: Stored): boolean;
+  /** As a key is to have it that follows one with `before`. */
+  inherited(stored: Stored, before: Stored, mayChoose: (name: string) => boolean): Stored;
   /** Equal for calls that ask for the same; what was given need not be good. */
   asked(given: Given | undefined): unknown;
 }
@@ -30,13 +31,28 @@ function field<Given, Stored>(rules: ChosenField<Given, Stored>): ChosenField<Gi
 const CHOSEN = {
   name: field<string, string | undefined>({
     check: (name, _policy, violations) => checkName(name, violations),
-    isGiven: (name) => name !== undefined,
+    inherited: (name, before) => name ?? before,
     asked: (name) => name?.trim(),
   }),
   scopes: field<readonly string[], string[]>({
     check: (scopes = [], policy, violations) => checkScopes(scopes, policy, violations),
-    isGiven: (scopes) => scopes.length > 0,
+    inherited: (scopes, before) => (scopes.length > 0 ? scopes : before),
     asked: (scopes) => [...new Set(scopes)].sort(),
+  }),
+  metadata: field<Readonly<Record<string, string>>, string[] | undefined>({
+    check(map = {}, _policy, violations) {
+      checkMetadata(map, violations);
+      const entries = toMetadata(map);
+      checkMetadataSize(entries, violations);
+      return entries.length === 0 ? undefined : entries;
+    },
+    inherited(entries, before = [], mayChoose) {
+      // Those that another has set stay.
+      const kept = entries === undefined ? before : before.filter((entry) => !mayChoose(metadataName(entry)));
+      const all = [...kept, ...(entries ?? [])].sort();
+      return all.length === 0 ? undefined : all;
+    },
+    asked: (map = {}) => (Object.keys(map).length === 0 ? undefined : toMetadata(map)),
   }),
 };
 const NAMES = Object.keys(CHOSEN) as (keyof typeof CHOSEN)[];
@@ -85,10 +101,16 @@ export function checkInput(
   return { chosen, lifetimeMs, graceMs: checkGracePeriod(input.gracePeriod, policy, violations) };
 }
 
-/** `chosen`, and what of it was not given as `before` has it. */
-export function inherited(chosen: Chosen, before: Partial<Chosen> | undefined): Chosen {
+/** `chosen`, and what of it was not given as `before` has it. `mayChoose`: whether the caller may set metadata of a name. */
+export function inherited(
+  chosen: Chosen,
+  before: Partial<Chosen> | undefined,
+  mayChoose: (name: string) => boolean,
+): Chosen {
   if (before === undefined) return chosen;
-  return fromNames((name) => (rulesOf(name).isGiven(chosen[name]) ? chosen : before)[name]);
+  const all = fromNames((name) => rulesOf(name).inherited(chosen[name], before[name], mayChoose));
+  checked((violations) => checkMetadataSize(all.metadata ?? [], violations));
+  return all;
 }
 
 /**

@@ -1,4 +1,4 @@
-import { type AuditEntry, auditedReason, type Origin } from "./audit/entry.ts";
+import { type Caller, changedBy, noKey, ownerFor } from "./caller.ts";
 import { checked, invalid, KeyError, listed } from "./errors.ts";
 import { type Chosen, checkInput, inherited, type KeyInput } from "./input.ts";
 import {
@@ -10,19 +10,12 @@ import {
   type Policy,
   scopesMissing,
 } from "./policy.ts";
-import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "./ports.ts";
+import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "./ports.ts";
 import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./record.ts";
 import { type Asked, askedBy, isRemembered, type RequestSecrets } from "./request-id.ts";
 import type { SecretKeeper } from "./secret.ts";
+import { type Changed, keySuspended, refuseIfHeld, resume, suspend } from "./suspension.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./text.ts";
-
-/** The caller, as the user token says. */
-export interface Caller {
-  userId: string;
-  admin: boolean;
-  /** Where the call came from, for the audit trail. */
-  origin?: Origin | undefined;
-}
 
 /** Why an answer that repeats an earlier one is without the key. */
 export type Withheld = "ended" | "request_key_gone";
@@ -53,6 +46,8 @@ export interface KeyManager {
   get(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<KeyRecord>;
   refresh(caller: Caller, input: KeyInput, deadlineMs: number): Promise<Refreshed>;
   revoke(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Revoked>;
+  suspend(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Changed>;
+  resume(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<Changed>;
 }
 
 interface KeyManagerParts {
@@ -154,6 +149,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   /** Checks that Create and Refresh share. The order of refusals: rights, all fields at once, scope policy. */
   function accept(caller: Caller, input: KeyInput, { scopesNeeded }: { scopesNeeded: boolean }) {
     const userId = ownerFor(caller, input.userId);
+    mayDescribe(caller, Object.keys(input.metadata ?? {}));
     const now = clock();
     const { requestId } = input;
     const rules = { userId, scopesNeeded, policy, now };
@@ -180,12 +176,22 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     return { userId, now, chosen, graceMs, endOf };
   }
 
+  /** Whether a caller may set metadata of a name. */
+  function maySet({ admin }: Caller): (name: string) => boolean {
+    return admin ? () => true : (name) => policy.memberMetadata.matches(name);
+  }
+
+  function mayDescribe(caller: Caller, names: readonly string[]): void {
+    const reserved = names.filter((name) => !maySet(caller)(name));
+    if (reserved.length === 0) return;
+    throw new KeyError("ADMIN_REQUIRED", `Only an admin may set these metadata: ${inWords(reserved)}.`);
+  }
+
   function mayGrant(caller: Caller, scopes: readonly string[]): void {
     const forbidden = caller.admin ? [] : scopes.filter((scope) => !policy.memberScopes.matches(scope));
     if (forbidden.length === 0) return;
     const { shown, others } = listed(forbidden);
-    const list = shown.join(", ") + (others === 0 ? "" : ` and ${others} more`);
-    throw new KeyError("SCOPE_FORBIDDEN", `You may not grant these scopes: ${list}. Ask an admin to.`, {
+    throw new KeyError("SCOPE_FORBIDDEN", `You may not grant these scopes: ${inWords(forbidden)}. Ask an admin to.`, {
       metadata: { scopes: shown.join(","), ...(others > 0 && { scopes_forbidden: String(forbidden.length) }) },
     });
   }
@@ -202,6 +208,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           const { current, forgotten, isRepeat } = withoutOldRequest(stored, at);
           if (isRepeat) return { update: [], answer: "made by another" };
           refuseIfActive(current, at);
+          refuseIfHeld(stored);
           const created = record({ ...chosen, createdAt: at, expiresAt: endOf(at) });
           const update = current.active ? [settled(current.active, at)] : [];
           const answer = { record: created, key };
@@ -231,12 +238,14 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           const { current, forgotten, isRepeat } = withoutOldRequest(stored, at);
           if (isRepeat) return { update: [], answer: "made by another" };
           const { active, retiring } = current;
+          if (active?.suspended !== undefined && isLive(active, at)) throw keySuspended();
+          refuseIfHeld(stored);
           if (chosen.scopes.length === 0 && active === undefined) checked(scopesMissing);
           const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - active.createdAt.getTime();
           const previous = active && superseded(active, graceMs, at);
           const previousKeyRevoked = previous?.state === "revoked";
           const created = record(
-            { ...inherited(chosen, active), createdAt: at, expiresAt: endOf(at, inheritedMs) },
+            { ...inherited(chosen, active, maySet(caller)), createdAt: at, expiresAt: endOf(at, inheritedMs) },
             previous && { previousId: previous.id, previousRevoked: previousKeyRevoked },
           );
           // The retiring key first: the index allows one retiring key a user.
@@ -267,41 +276,10 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
         return changedBy(caller, "Revoke", userId, at, { update, answer }, reason);
       });
     },
-  };
-}
 
-/** `change`, and who made it. `reason`: what the caller said of why. */
-export function changedBy<T>(
-  { userId: actor, admin: actorIsAdmin, origin }: Caller,
-  action: string,
-  userId: string,
-  at: Date,
-  change: Change<T>,
-  reason?: string,
-): Change<T> {
-  const keyIds = [...(change.insert ? [change.insert] : []), ...change.update].map(({ id }) => id);
-  const statedReason = auditedReason(reason);
-  const audit: AuditEntry = {
-    at,
-    action,
-    result: "changed",
-    actor,
-    actorIsAdmin,
-    userId,
-    keyIds,
-    origin,
-    statedReason,
+    suspend: (...asked) => suspend(store, ...asked),
+    resume: (...asked) => resume(store, ...asked),
   };
-  return { ...change, audit };
-}
-
-/** Whose key is meant. An empty `user_id` is nobody's: a bad field, not a matter of rights. */
-function ownerFor(caller: Caller, requested: string | undefined): string {
-  if (requested === undefined) return caller.userId;
-  if (requested !== "" && requested !== caller.userId && !caller.admin) {
-    throw new KeyError("ADMIN_REQUIRED", "Only an admin may manage another user's key.");
-  }
-  return requested;
 }
 
 function refuseIfActive({ active }: CurrentKeys, now: Date): void {
@@ -309,8 +287,9 @@ function refuseIfActive({ active }: CurrentKeys, now: Date): void {
   throw new KeyError("KEY_EXISTS", "An active API key already exists. Revoke it first or use refresh.");
 }
 
-function noKey(): KeyError {
-  return new KeyError("NO_KEY", "There is no active API key.");
+function inWords(texts: readonly string[]): string {
+  const { shown, others } = listed(texts);
+  return shown.join(", ") + (others === 0 ? "" : ` and ${others} more`);
 }
 
 /** The keys of a user as a call with a request id finds them: an old request no longer stands in its way, if that is written. */
@@ -329,7 +308,8 @@ function including(update: KeyRecord[], forgotten: KeyRecord | undefined): KeyRe
 
 /** `record` with what time alone has made of it written down. */
 function settled(record: KeyRecord, now: Date): KeyRecord {
-  return { ...record, ...statusAt(record, now) };
+  const { state, ...status } = statusAt(record, now);
+  return state === "suspended" ? record : { ...record, ...status, state };
 }
 
 /** `record` after a Refresh at `now`. */

@@ -7,6 +7,8 @@ export interface Policy {
   scopes: ScopePatterns;
   /** Scopes that a caller who is not an admin may grant. */
   memberScopes: ScopePatterns;
+  /** Names of metadata that such a caller may set. */
+  memberMetadata: ScopePatterns;
   /** The longest lifetime; undefined: keys may live for ever. */
   maxTtlMs?: number | undefined;
   /** The longest grace period. */
@@ -49,8 +51,11 @@ export function parseScopePatterns(patterns: readonly string[]): ScopePatterns |
   };
 }
 
+/** No scope, and no name. */
+export const NOTHING: ScopePatterns = { matches: () => false };
+
 /** The fault of a text that names or explains something: people and logs read it in one line. */
-function textFaults(text: string, max: number): string[] {
+export function textFaults(text: string, max: number): string[] {
   const faults: string[] = [];
   if (length(text) > max) faults.push(`must have at most ${max} characters, and has ${length(text)}`);
   if (hasControlCharacter(text)) faults.push("must not contain control characters");

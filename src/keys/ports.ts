@@ -1,5 +1,5 @@
 import type { AuditEntry, AuditResult } from "./audit/entry.ts";
-import type { Fingerprint, KeyRecord, StoredState } from "./record.ts";
+import type { Fingerprint, KeyRecord, KeyState } from "./record.ts";
 
 /** A user's keys that are stored as active or retiring; whether they have run out since is the reader's to judge. */
 export interface CurrentKeys {
@@ -12,6 +12,8 @@ export interface KeysAtChange extends CurrentKeys {
   surplus?: readonly KeyRecord[];
   /** The key that was made by the request id in question, in whatever state. */
   requested?: KeyRecord | undefined;
+  /** Ended keys that an admin suspended. */
+  held?: readonly KeyRecord[];
 }
 
 /** The key that a request id made. */
@@ -25,11 +27,13 @@ interface RequestedKey {
 export interface KeyFilter {
   userId?: string | undefined;
   /** At the moment of the search. */
-  state?: StoredState | undefined;
+  state?: KeyState | undefined;
   /** The shown prefix of a key, or its beginning. */
   prefix?: string | undefined;
   /** Some part of the name, in any case. */
   name?: string | undefined;
+  /** Entries of metadata as they are stored; a key must have all. */
+  metadata?: readonly string[] | undefined;
 }
 
 /** Records to write, and the answer once they are written. */

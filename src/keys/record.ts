@@ -39,6 +39,10 @@ export interface KeyRecord {
   revocationReason?: string | undefined;
   lastUsedAt?: Date | undefined;
   /** argon2id, as a PHC string: the credential of record. */
+  /** `name=value`, sorted; see `metadata.ts`. */
+  metadata?: string[] | undefined;
+  /** Set while the key is suspended, and kept when it ends so. */
+  suspended?: Suspension | undefined;
   secretHash: string;
   fingerprint?: Fingerprint | undefined;
   /** No more than one record a user has it for one request id. */
@@ -49,6 +53,16 @@ export interface KeyRecord {
 
 export const STATES = ["active", "retiring", "revoked", "expired"] as const;
 export type StoredState = (typeof STATES)[number];
+/** As callers see them: a suspended key is stored as active or retiring. */
+export const KEY_STATES = [...STATES, "suspended"] as const;
+export type KeyState = (typeof KEY_STATES)[number];
+
+interface Suspension {
+  at: Date;
+  /** Only an admin may resume the key; where it ended, no other key of the user is made before. */
+  byAdmin: boolean;
+  reason?: string | undefined;
+}
 
 interface StoredField {
   /** As MongoDB's $jsonSchema has it. */
@@ -63,6 +77,7 @@ export const MAX_USER_ID = 256;
 export const MAX_NAME = 128;
 export const MAX_REASON = 512;
 export const MAX_SCOPES = 64;
+export const MAX_METADATA_ENTRIES = 16;
 
 const DATE = { bsonType: "date" };
 const DIGEST = { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" };
@@ -84,6 +99,20 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   revokedAt: { schema: DATE, isMutable: true },
   revocationReason: { schema: { bsonType: "string", maxLength: MAX_REASON }, isMutable: true },
   lastUsedAt: { schema: DATE },
+  metadata: {
+    schema: {
+      ...{ bsonType: "array", minItems: 1, maxItems: MAX_METADATA_ENTRIES },
+      items: { bsonType: "string", pattern: "^[0-9a-z-]{1,64}=" },
+    },
+  },
+  suspended: {
+    schema: {
+      bsonType: "object",
+      required: ["at", "byAdmin"],
+      properties: { at: DATE, byAdmin: { bsonType: "bool" }, reason: { bsonType: "string", maxLength: MAX_REASON } },
+    },
+    isMutable: true,
+  },
   secretHash: { schema: { bsonType: "string", pattern: "^\\$argon2id\\$" }, isRequired: true },
   fingerprint: {
     schema: {
@@ -110,17 +139,21 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
 };
 
 type HeldValue<Value> = Value extends Date ? number : Value extends string[] ? readonly string[] : Value;
+type Held = Omit<KeyRecord, "secretHash" | "fingerprint" | "request" | "metadata" | "state">;
 
-/** A record without what proves its secret, as it is held in memory. Times are Unix milliseconds: a Date takes six times the memory. */
+/**
+ * A record without what proves its secret, as it is held in memory. Times are Unix milliseconds: a Date takes six times the memory.
+ * Metadata are one text, a line an entry: no entry holds a line break, and an array of them takes twice the memory.
+ */
 export type HeldRecord = {
-  [Name in Exclude<keyof KeyRecord, "secretHash" | "fingerprint" | "request">]-?:
-    | HeldValue<NonNullable<KeyRecord[Name]>>
-    | (undefined extends KeyRecord[Name] ? undefined : never);
-};
+  [Name in keyof Held]-?: HeldValue<NonNullable<Held[Name]>> | (undefined extends Held[Name] ? undefined : never);
+} & { metadata: string | undefined; state: KeyState };
 
 /** The fields that say whether a key may be used. Times are Dates, or Unix milliseconds. */
 export interface Lifecycle<Time extends Date | number = Date> {
-  state: StoredState;
+  /** As it is stored, or as it was found to be: for what time alone makes of it, these are one. */
+  state: KeyState;
+  suspended?: Suspension | undefined;
   expiresAt?: Time | undefined;
   retiresAt?: Time | undefined;
   revokedAt?: Time | undefined;
@@ -135,22 +168,27 @@ export type Status<Time extends Date | number = Date> = Pick<
 /** The reason of keys that Refresh replaced. Callers can't send it. */
 export const SUPERSEDED = "superseded";
 
-/** The state of `record` at `now`: an explicit revocation outranks expiry, and expiry the end of a grace period. */
+/** The state of `record` at `now`: an explicit revocation outranks expiry, expiry the end of a grace period, and that a suspension. */
 export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, now: Date | number): Status<Time> {
   if (record.state === "revoked") {
     return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
   }
   if (isPast(record.expiresAt, now)) return { state: "expired" };
-  if (record.state === "retiring" && isPast(record.retiresAt, now)) {
+  const { state } = record;
+  if ((state === "retiring" || state === "suspended") && isPast(record.retiresAt, now)) {
     return { state: "revoked", revokedAt: record.retiresAt, revocationReason: SUPERSEDED };
   }
-  return { state: record.state };
+  return { state: record.suspended !== undefined && isCurrent(state) ? "suspended" : state };
 }
 
-/** True while the key may be used. */
+function isCurrent(state: KeyState): boolean {
+  return state === "active" || state === "retiring";
+}
+
+/** True until the key has ended, be it suspended or not. */
 export function isLive(record: KeyRecord, now: Date): boolean {
   const { state } = statusAt(record, now);
-  return state === "active" || state === "retiring";
+  return isCurrent(state) || state === "suspended";
 }
 
 /** `record` as it is once somebody ended it. */

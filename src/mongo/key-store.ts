@@ -10,7 +10,7 @@ import {
 } from "mongodb";
 import { deadlineExceeded, KeyError } from "../keys/errors.ts";
 import type { Change, CurrentKeys, Decide, KeyStore, KeysAtChange } from "../keys/ports.ts";
-import { FIELDS, type KeyRecord } from "../keys/record.ts";
+import { FIELDS, type KeyRecord, type StoredState } from "../keys/record.ts";
 import { USE_EVERY_MS } from "../keys/verify/usage.ts";
 import type { View } from "../keys/verify/view.ts";
 import { type AuditDocument, toAuditDocument } from "./audit-store.ts";
@@ -104,6 +104,13 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
     await thereAre;
     if (active === undefined) await schema.confirmRecords();
     return { active, retiring };
+  }
+
+  /** Of ended keys that an admin suspended, one: it stands for all. */
+  async function readHeld(userId: string, deadlineMs: number): Promise<KeyRecord[]> {
+    const ended = { $nin: ["active", "retiring"] as StoredState[] };
+    const held = await readOne({ userId, "suspended.byAdmin": true, state: ended }, deadlineMs);
+    return held === undefined ? [] : [held];
   }
 
   async function attempt<T>(
@@ -285,6 +292,7 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
     const clauses: Filter<KeyDocument>[] = [
       { userId, state: "active" },
       { userId, state: "retiring" },
+      { userId, "suspended.byAdmin": true },
     ];
     if (requestDigest !== undefined) clauses.push({ userId, "request.id": requestDigest });
     const found = await keys.find({ $or: clauses }, { session, maxTimeMS }).toArray();
@@ -292,7 +300,7 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
     const [active, ...moreActive] = records.filter((record) => record.state === "active");
     const [retiring, ...moreRetiring] = records.filter((record) => record.state === "retiring");
     return {
-      ...{ active, retiring, surplus: [...moreActive, ...moreRetiring] },
+      ...{ active, retiring, surplus: [...moreActive, ...moreRetiring], held: records.filter(isHeld) },
       ...(requestDigest !== undefined && { requested: records.find(({ request }) => request?.id === requestDigest) }),
     };
   }
@@ -329,7 +337,8 @@ export function createKeyStore(parts: KeyStoreParts): KeyStore {
           if (outcome !== "again") {
             // A refusal is an answer about the database: it must rest on a read that a cut-off primary can't give.
             const now = clock();
-            const confirmed = decideOrRefuse(await readCurrent(userId, deadlineMs), now, decide);
+            const [current, held] = await Promise.all([readCurrent(userId, deadlineMs), readHeld(userId, deadlineMs)]);
+            const confirmed = decideOrRefuse({ ...current, held }, now, decide);
             if (confirmed instanceof KeyError) throw confirmed;
           }
           await sleep(Math.min(backOffMs(attempts), Math.max(0, retryUntilMs - performance.now())));
@@ -410,6 +419,10 @@ function indexesFor({ insert, update }: Change<unknown>): UniqueIndex[] {
   if (states.includes("retiring")) rests.push("one_retiring_key_per_user");
   if (insert?.request !== undefined) rests.push("one_key_per_request");
   return rests;
+}
+
+function isHeld({ state, suspended }: KeyRecord): boolean {
+  return suspended?.byAdmin === true && state !== "active" && state !== "retiring";
 }
 
 function decideOrRefuse<T>(

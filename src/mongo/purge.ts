@@ -41,6 +41,8 @@ export function startPurge({ db, purgeAfterMs, clock, onPurged, onFailed }: Purg
 /** A key that could be used after `cutoff` is never removed: what it takes is asked again as each record is. */
 async function purgeSome(keys: Collection<KeyDocument>, cutoff: Date): Promise<number> {
   const endedBefore: Filter<KeyDocument> = {
+    // Else a user whom an admin stopped could make a key again once the records are gone.
+    "suspended.byAdmin": { $ne: true },
     $or: [
       { state: "revoked", revokedAt: { $lte: cutoff } },
       { state: "retiring", retiresAt: { $lte: cutoff } },

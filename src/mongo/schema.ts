@@ -17,7 +17,7 @@ export const AUDIT = "audit";
  * One more at each change of the validation or of an index below: processes of two releases side by side, as in a rolling
  * upgrade, must not take each other's validation for a damage.
  */
-export const SCHEMA_VERSION = 1;
+export const SCHEMA_VERSION = 2;
 
 const RELEASE = /^Latchkey's records, version (\d+)$/;
 
@@ -58,6 +58,8 @@ const INDEXES: NamedIndex[] = [
   { name: "keys_of_user", key: { userId: 1, _id: 1 } },
   // The shown beginning of a key may be a whole prefix as well: without this, a search by it would read every record.
   { name: "keys_of_prefix", key: { prefix: 1, _id: 1 } },
+  { name: "held_by_admins", key: { userId: 1 }, partialFilterExpression: { "suspended.byAdmin": true } },
+  { name: "keys_of_metadata", key: { metadata: 1, _id: 1 }, partialFilterExpression: { metadata: { $exists: true } } },
 ];
 
 const OLD_ENTRIES = "old_entries";

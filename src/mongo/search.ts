@@ -1,29 +1,37 @@
 import type { Filter } from "mongodb";
 import type { KeyFilter } from "../keys/ports.ts";
-import type { StoredState } from "../keys/record.ts";
+import type { KeyState, StoredState } from "../keys/record.ts";
 import { readPastedKey } from "../keys/text.ts";
 import type { KeyDocument } from "./records.ts";
 
 /** Records that `filter` means at `now`, with greater ids than `after`. */
-export function matching({ userId, state, prefix, name }: KeyFilter, after: string | undefined, now: Date) {
+export function matching(
+  { userId, state, prefix, name, metadata = [] }: KeyFilter,
+  after: string | undefined,
+  now: Date,
+) {
   const all: Filter<KeyDocument>[] = [];
   if (userId !== undefined) all.push({ userId });
   if (state !== undefined) all.push(inState(state, now));
   if (prefix !== undefined) all.push(withPrefix(prefix));
   if (name !== undefined) all.push({ name: { $regex: name.replace(/[^\p{L}\p{N}\s]/gu, "\\$&"), $options: "i" } });
+  for (const entry of metadata) all.push({ metadata: entry });
   if (after !== undefined) all.push({ _id: { $gt: after } });
   return all.length === 0 ? {} : { $and: all };
 }
 
 /** As `statusAt` has it. */
-function inState(state: StoredState, now: Date): Filter<KeyDocument> {
+function inState(state: KeyState, now: Date): Filter<KeyDocument> {
   const ahead = (end: "expiresAt" | "retiresAt") => ({ $or: [{ [end]: { $exists: false } }, { [end]: { $gt: now } }] });
+  const running = { suspended: { $exists: false } };
   const isCurrent = { state: { $in: ["active", "retiring"] as StoredState[] } };
   switch (state) {
     case "active":
-      return { state, ...ahead("expiresAt") };
+      return { state, ...running, ...ahead("expiresAt") };
     case "retiring":
-      return { state, $and: [ahead("expiresAt"), ahead("retiresAt")] };
+      return { state, ...running, $and: [ahead("expiresAt"), ahead("retiresAt")] };
+    case "suspended":
+      return { ...isCurrent, suspended: { $exists: true }, $and: [ahead("expiresAt"), ahead("retiresAt")] };
     case "expired":
       return { $or: [{ state }, { ...isCurrent, expiresAt: { $lte: now } }] };
     case "revoked":

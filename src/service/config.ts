@@ -5,6 +5,7 @@ import { join, resolve } from "node:path";
 import { z } from "zod";
 import type { TokenKey } from "../edge/tokens.ts";
 import type { ListenerLimits } from "../fastpath/limits.ts";
+import { NOTHING } from "../keys/policy.ts";
 import { StartupError } from "../observe/startup-error.ts";
 import { CLIENT_VARIABLES, isSecret, VARIABLES } from "./settings.ts";
 import type { TlsFiles } from "./tls-files.ts";
@@ -219,9 +220,11 @@ function toConfig(settings: Settings, environment: Environment) {
     /** Names, one of which a client's certificate must have; empty: any will do. */
     verifyClients: settings.LATCHKEY_VERIFY_CLIENTS ?? [],
     gatewayKeyFrom: settings.LATCHKEY_GATEWAY_KEY_FROM,
+    gatewayMetadata: settings.LATCHKEY_GATEWAY_METADATA,
     gatewayTimeoutMs: settings.LATCHKEY_GATEWAY_TIMEOUT,
     scopes: settings.LATCHKEY_SCOPES,
     memberScopes: settings.LATCHKEY_MEMBER_SCOPES,
+    memberMetadata: settings.LATCHKEY_MEMBER_METADATA ?? NOTHING,
     maxTtlMs: settings.LATCHKEY_MAX_TTL,
     maxGraceMs: settings.LATCHKEY_MAX_GRACE,
     auditRetentionMs: settings.LATCHKEY_AUDIT_RETENTION,

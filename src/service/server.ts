@@ -8,6 +8,7 @@ import { file_health_v1_health } from "#gen/health/v1/health_pb";
 import { AdminService, file_latchkey_v1_admin_service } from "#gen/latchkey/v1/admin_service_pb";
 import { ApiKeyService, file_latchkey_v1_api_key_service } from "#gen/latchkey/v1/api_key_service_pb";
 import { file_latchkey_v1_error_reason } from "#gen/latchkey/v1/error_reason_pb";
+import { createIdentity } from "../edge/answer.ts";
 import { createCallLog } from "../edge/call-log.ts";
 import { MAX_KEPT_ANSWERS } from "../edge/codec/check.ts";
 import { createRequestHandler } from "../edge/connect/adapter.ts";
@@ -127,6 +128,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const policy = {
       scopes: config.scopes,
       memberScopes: config.memberScopes,
+      memberMetadata: config.memberMetadata,
       maxTtlMs: config.maxTtlMs,
       maxGraceMs: config.maxGraceMs,
     };
@@ -212,7 +214,11 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock, draining: draining.signal });
     const { batchVerify } = ApiKeyService.method;
     const gateway = { verify, authenticator, calls, answerMs: config.gatewayTimeoutMs };
-    const keySources = { ...config.gatewayKeyFrom, prefixes: config.keyPrefixes.map((prefix) => `${prefix}_`) };
+    const keySources = {
+      ...config.gatewayKeyFrom,
+      prefixes: config.keyPrefixes.map((prefix) => `${prefix}_`),
+      identity: createIdentity(config.gatewayMetadata),
+    };
     const extAuthz = createExtAuthz(keySources, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
     const held = new HeldBytes(MAX_HELD_BYTES);
     const handler = createRequestHandler({

@@ -3,6 +3,7 @@ import { z } from "zod";
 import type { GatewayKeySources } from "../edge/gateway/presented-key.ts";
 import { readPublicKey } from "../edge/public-key.ts";
 import type { ServiceToken } from "../edge/tokens.ts";
+import { isMetadataName } from "../keys/metadata.ts";
 import { parseScopePatterns, type ScopePatterns } from "../keys/policy.ts";
 import type { Pepper } from "../keys/secret.ts";
 import { KEY_PREFIX_PATTERN } from "../keys/text.ts";
@@ -54,6 +55,11 @@ export const list = z.string().transform((text) =>
     .split(",")
     .map((item) => item.trim())
     .filter(Boolean),
+);
+
+export const metadataNames = list.refine(
+  (names) => names.every(isMetadataName) && new Set(names).size === names.length,
+  "must be names of metadata, each once: 1 to 64 of the characters a-z 0-9 -, not beginning with latchkey",
 );
 
 export const keyPrefix = z

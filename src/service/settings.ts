@@ -12,6 +12,7 @@ import {
   jwtSecret,
   keyPrefix,
   list,
+  metadataNames,
   mongodbUri,
   path,
   publicKey,
@@ -117,12 +118,22 @@ export const VARIABLES = {
     .describe(
       "time in which a gateway is answered that names none (as `grpc-timeout` does), the reason included: less than the gateway waits, which is 500 ms in the shipped files",
     ),
+  LATCHKEY_GATEWAY_METADATA: metadataNames
+    .prefault("")
+    .meta({ shown: "none" })
+    .describe(
+      "names of metadata that gateways are told as `x-latchkey-meta-NAME`, comma-separated; Envoy has all of it in `dynamic_metadata`",
+    ),
   LATCHKEY_SCOPES: scopePatterns
     .prefault("*")
     .describe("scopes that exist: patterns, comma-separated; `*` matches anything, `!pattern` takes away"),
   LATCHKEY_MEMBER_SCOPES: scopePatterns
     .prefault("!admin,!admin:*")
     .describe("scopes that callers other than admins may grant"),
+  LATCHKEY_MEMBER_METADATA: scopePatterns
+    .optional()
+    .meta({ shown: "none" })
+    .describe("names of metadata that callers other than admins may set: patterns, comma-separated"),
   LATCHKEY_MAX_TTL: duration
     .refine((ms) => ms >= 1_000 && ms <= CENTURY_MS, "must be 1s to 36500d")
     .optional()

@@ -9,6 +9,8 @@ import type { World } from "./world.ts";
 export type Request = Ask & { webSocket?: boolean; mark?: string };
 
 const OF_INTEREST = ["www-authenticate", "retry-after", "cache-control", "content-type"];
+/** Passed on by Envoy alone, unless a file names them; set there whatever the key has. */
+const METADATA = /^x-latchkey-meta-note-[123]$/i;
 /** What looks like an identity or a credential, or like word between Latchkey and its gateway. */
 const TELLING = /latchkey|authorization|api.?key|x-envoy-auth/i;
 
@@ -63,7 +65,7 @@ function toldBy(headers: [string, string][], keys: World["keys"]): Told {
     [keys.largest.split("_")[1], "key of largest"],
   ]);
   return headers
-    .filter(([name]) => TELLING.test(name))
+    .filter(([name]) => TELLING.test(name) && !METADATA.test(name))
     .map(([name, value]): [string, string] => [
       name.toLowerCase(),
       name.toLowerCase() === "x-latchkey-key-id" ? (idOf.get(value) ?? value) : value,

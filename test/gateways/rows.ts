@@ -11,8 +11,9 @@ export interface Keys {
   /** Of bob, who may `read` and `write`; it has no name. */
   bob: string;
   revoked: string;
+  suspended: string;
   expired: string;
-  /** With the longest user id and name that there may be, in letters that take the most bytes, and the most and longest scopes. */
+  /** With the longest user id, name and metadata that there may be, in letters that take the most bytes, and the most and longest scopes. */
   largest: string;
 }
 
@@ -48,6 +49,8 @@ export const LARGEST = {
   user: "\u{1f511}".repeat(256),
   name: "\u{1f5dd}".repeat(128),
   scopes: Array.from({ length: 64 }, (_, at) => `${String(at).padStart(3, "0")}${"x".repeat(125)}`),
+  // Two KiB, of which each byte takes three in a header.
+  metadata: { "note-1": "\u2603".repeat(256), "note-2": "\u2603".repeat(256), "note-3": "\u2603".repeat(164) },
 };
 
 const CHALLENGE = 'Bearer realm="latchkey"';
@@ -103,6 +106,7 @@ const MALFORMED = refuses(
 );
 const NOT_FOUND = refuses(401, "NOT_FOUND", "The API key is not known.", challenges(INVALID_TOKEN));
 export const REVOKED = refuses(401, "REVOKED", "The API key was revoked.", challenges(INVALID_TOKEN));
+const SUSPENDED = refuses(403, "SUSPENDED", "The API key is suspended.", challenges(CHALLENGE));
 const EXPIRED = refuses(401, "EXPIRED", "The API key has expired.", challenges(INVALID_TOKEN));
 const NEEDS_WRITE = refuses(
   ...([403, "INSUFFICIENT_SCOPE", "The API key lacks a scope that is needed here."] as const),
@@ -244,6 +248,7 @@ export const ROWS: Row[] = [
     }),
     expected: NOT_FOUND,
   },
+  { name: "suspended key", ask: ({ suspended }) => ({ headers: [bearer(suspended)] }), expected: SUSPENDED },
   { name: "revoked one second ago", ask: ({ revoked }) => ({ headers: [apiKey(revoked)] }), expected: REVOKED },
   { name: "expired key", ask: ({ expired }) => ({ headers: [bearer(expired)] }), expected: EXPIRED },
   {
@@ -424,7 +429,7 @@ export const ROWS: Row[] = [
     expected: MALFORMED,
   },
   {
-    name: "the largest key there is: user, name and scopes",
+    name: "the largest key there is: user, name, scopes and metadata",
     ask: ({ largest }) => ({ headers: [bearer(largest)] }),
     expected: passes("largest"),
   },

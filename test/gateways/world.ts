@@ -55,6 +55,7 @@ async function startWorld(databaseName: string): Promise<World> {
     LATCHKEY_OPS_LISTEN: "127.0.0.1:0",
     // As the gateways' timeouts here are: for a machine that is busy with more than this.
     LATCHKEY_GATEWAY_TIMEOUT: "10s",
+    LATCHKEY_GATEWAY_METADATA: Object.keys(LARGEST.metadata).join(","),
   };
   const latchkey = await served({ ...common, MONGODB_URI: direct.href });
   const [second, strict] = await Promise.all([
@@ -68,11 +69,12 @@ async function startWorld(databaseName: string): Promise<World> {
   ]);
   const wire = await startTcpProxy({ to: portOf(latchkey) });
 
-  const clientOf = async (user: string) =>
-    createLatchkeyClient({ baseUrl: second.url, token: await userToken(user), timeoutMs: 30_000 });
+  const clientOf = async (user: string, admin = false) =>
+    createLatchkeyClient({ baseUrl: second.url, token: await userToken(user, { admin }), timeoutMs: 30_000 });
   /** Asked for until it is made, on a machine that is busy with more than this: a request id makes one key of all tries. */
   const newKey = async (user: string, fields: object = {}): Promise<string> => {
-    const client = await clientOf(user);
+    // Metadata are for admins.
+    const client = await clientOf(user, true);
     const asked = { scopes: ["read"], requestId: randomUUID(), ...fields };
     for (;;) {
       const made = await client.create(asked).catch((error: ConnectError) => {
@@ -84,8 +86,11 @@ async function startWorld(databaseName: string): Promise<World> {
 
   const alice = await newKey(ALICE, { name: NAME });
   const bob = await newKey(BOB, { scopes: ["read", "write"] });
-  const largest = await newKey(LARGEST.user, { name: LARGEST.name, scopes: LARGEST.scopes });
+  const { user: largestUser, ...largestKey } = LARGEST;
+  const largest = await newKey(largestUser, largestKey);
   const revoked = await newKey("carol");
+  const suspended = await newKey("stopped");
+  await (await clientOf("stopped")).suspend({});
   const expired = await newKey("dave", { lifetime: { case: "ttl", value: { seconds: 1n } } });
   // Held good before it was revoked: nothing remembers that.
   const verify = createLatchkeyClient({ baseUrl: latchkey.url, timeoutMs: 30_000 });
@@ -93,12 +98,13 @@ async function startWorld(databaseName: string): Promise<World> {
   while ((await outcomeOf(revoked)) !== Outcome.VALID) await sleep(20);
   await (await clientOf("carol")).revoke({});
   const revokedAtMs = Date.now();
+  while ((await outcomeOf(suspended)) !== Outcome.SUSPENDED) await sleep(20);
   while ((await outcomeOf(expired)) !== Outcome.EXPIRED) await sleep(50);
   for (const key of [alice, bob, largest]) while ((await outcomeOf(key)) !== Outcome.VALID) await sleep(20);
 
   return {
     ...{
-      keys: { alice, bob, largest, revoked, expired },
+      keys: { alice, bob, largest, revoked, suspended, expired },
       revokedAtMs,
       upstream,
       latchkey,

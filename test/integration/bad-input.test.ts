@@ -76,7 +76,7 @@ describe("fields", () => {
     };
     const body = toBinary(CreateRequestSchema, {
       $typeName: "latchkey.v1.CreateRequest",
-      scopes: ["read"],
+      ...{ scopes: ["read"], metadata: {} },
       lifetime: expiresAt,
     });
     expect(await post("Create", body, { "content-type": "application/proto" })).toMatchObject(invalidIn("expires_at"));

@@ -305,7 +305,7 @@ test("Create looks for an active key before it hashes: a refusal costs no argon2
         throw new Error("not to be reached");
       },
     } as unknown as SecretKeeper,
-    policy: { scopes: patterns, memberScopes: patterns, maxGraceMs: 0 },
+    policy: { scopes: patterns, memberScopes: patterns, memberMetadata: patterns, maxGraceMs: 0 },
     prefix: "lk",
     clock: () => now,
     randomBytes: (size) => new Uint8Array(size),

@@ -24,6 +24,10 @@ export function createFakeStore({ records, trail, asked, nowMs, laterMs }: FakeS
     active: of(userId, ({ state }) => state === "active"),
     retiring: of(userId, ({ state }) => state === "retiring"),
   });
+  const held = (userId: string) =>
+    [...records.values()].filter(
+      (record) => record.userId === userId && record.suspended?.byAdmin && /revoked|expired/.test(record.state),
+    );
   const put = (record: KeyRecord) => {
     records.set(record.id, Object.freeze(record));
     const rivals = [...records.values()].filter(({ id, userId }) => userId === record.userId && id !== record.id);
@@ -46,7 +50,7 @@ export function createFakeStore({ records, trail, asked, nowMs, laterMs }: FakeS
     change: async <T>(userId: string, _deadlineMs: number, decide: Decide<T>, digest?: string) => {
       await asked("change");
       const requested = digest === undefined ? undefined : of(userId, ({ request }) => request?.id === digest);
-      const stored = Object.freeze({ ...current(userId), requested });
+      const stored = Object.freeze({ ...current(userId), requested, held: held(userId) });
       decide(stored, new Date(nowMs()));
       const { update, insert, answer, audit }: Change<T> = decide(stored, new Date(nowMs() + laterMs));
       const before = [...records];

@@ -73,6 +73,22 @@ export function keyStoreSuite(storeOf: () => KeyStore): void {
     expect(await store.findRequested(randomUUID(), request.id, inMs(10_000))).toBeUndefined();
   });
 
+  test("a change sees the ended keys of its user that an admin suspended, and a refusal for them stands", async () => {
+    const suspended = { at: new Date(), byAdmin: true };
+    const held = await add({ state: "revoked", suspended });
+    await add({ state: "revoked", suspended: { ...suspended, byAdmin: false } });
+    await add({ suspended });
+    const seen = await store.change(user, inMs(10_000), ({ held = [] }) => ({ update: [], answer: held }));
+    expect(seen).toEqual([held]);
+    const refused = store.change(user, inMs(10_000), ({ held = [] }) => {
+      if (held.length > 0) throw new KeyError("KEY_SUSPENDED", "held");
+      return { update: [], answer: undefined };
+    });
+    await expect(refused).rejects.toMatchObject({ reason: "KEY_SUSPENDED" });
+    user = randomUUID();
+    expect(await store.change(user, inMs(10_000), ({ held = [] }) => ({ update: [], answer: held }))).toEqual([]);
+  });
+
   test("a refusal that the change decides on is passed on, and nothing is kept", async () => {
     const first = await add();
     const refusal = new KeyError("KEY_EXISTS", "there is one");

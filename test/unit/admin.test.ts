@@ -1,8 +1,8 @@
 import { beforeEach, expect, test } from "@jest/globals";
 import { createKeyAdmin, type KeyAdmin } from "../../src/keys/admin.ts";
 import type { AuditEntry } from "../../src/keys/audit/entry.ts";
+import type { Caller } from "../../src/keys/caller.ts";
 import { KeyError } from "../../src/keys/errors.ts";
-import type { Caller } from "../../src/keys/manage.ts";
 import type { AuditFilter, AuditStore, KeyStore, StoredAuditEntry } from "../../src/keys/ports.ts";
 import type { KeyRecord } from "../../src/keys/record.ts";
 import type { SecretKeeper } from "../../src/keys/secret.ts";

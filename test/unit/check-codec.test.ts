@@ -2,12 +2,16 @@ import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/p
 import { expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { CheckRequestSchema } from "#gen/envoy/service/auth/v3/external_auth_pb";
+import { createIdentity } from "../../src/edge/answer.ts";
 import { createCheckReader, createCheckWriter } from "../../src/edge/codec/check.ts";
 import { scopesIn } from "../../src/edge/gateway/decide.ts";
 import { noteHeader, noteQuery, nothingPresented } from "../../src/edge/gateway/presented-key.ts";
 import type { Entry } from "../../src/keys/verify/view.ts";
 
-const SOURCES = { bearer: true, headers: ["x-api-key", "api-key"], queries: ["key"], prefixes: ["lk_"] };
+const SOURCES = {
+  ...{ bearer: true, headers: ["x-api-key", "api-key"], queries: ["key"], prefixes: ["lk_"] },
+  identity: createIdentity(["plan"]),
+};
 const reader = createCheckReader(SOURCES);
 
 /** As the walk takes text: one character a byte. */
@@ -141,7 +145,14 @@ function entryOf(id: string): Entry {
   const absent = { name: undefined, expiresAt: undefined, retiresAt: undefined, revokedAt: undefined };
   return {
     ...{ ...absent, id, userId: "alice", prefix: "lk", scopes: ["read"], state: "active", createdAt: 0, rev: 1 },
-    ...{ lastUsedAt: undefined, revocationReason: undefined, changesAtMs: undefined, usedS: 0 },
+    ...{
+      lastUsedAt: undefined,
+      revocationReason: undefined,
+      metadata: undefined,
+      suspended: undefined,
+      changesAtMs: undefined,
+      usedS: 0,
+    },
     ...{ digests: undefined, provenDigest: undefined },
     ...{ encoded: undefined, encodedJson: undefined, encodedState: undefined },
   };

@@ -340,6 +340,8 @@ const BAD: Record<string, string[]> = {
   LATCHKEY_GATEWAY_TIMEOUT: ["0", "9x"],
   LATCHKEY_SCOPES: ["A B"],
   LATCHKEY_MEMBER_SCOPES: ["A B"],
+  LATCHKEY_MEMBER_METADATA: ["A B", "Plan"],
+  LATCHKEY_GATEWAY_METADATA: ["Plan", "plan,plan", "latchkey-x", "a_b"],
   LATCHKEY_MAX_TTL: ["7", "0s"],
   LATCHKEY_MAX_GRACE: ["7 d"],
   LATCHKEY_AUDIT_RETENTION: ["1w"],

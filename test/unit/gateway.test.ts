@@ -1,17 +1,21 @@
 import { Writable } from "node:stream";
 import { describe, expect, test } from "@jest/globals";
-import { identityHeaders } from "../../src/edge/answer.ts";
+import { createIdentity, identityHeaders } from "../../src/edge/answer.ts";
 import { createCallLog } from "../../src/edge/call-log.ts";
 import { createDecide, type Denial } from "../../src/edge/gateway/decide.ts";
 import { headersToRemove, noteHeader, noteQuery, nothingPresented } from "../../src/edge/gateway/presented-key.ts";
 import type { Authenticator } from "../../src/edge/tokens.ts";
 import { type ErrorReason, KeyError } from "../../src/keys/errors.ts";
 import type { VerifyKey } from "../../src/keys/verify/verify.ts";
+import type { Entry } from "../../src/keys/verify/view.ts";
 import { createLogger } from "../../src/observe/logger.ts";
 import { createMetrics } from "../../src/observe/metrics.ts";
 import { recordOf } from "../support/records.ts";
 
-const SOURCES = { bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] };
+const SOURCES = {
+  ...{ bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] },
+  identity: createIdentity(["plan", "note"]),
+};
 
 interface Line {
   level: string;
@@ -129,7 +133,7 @@ describe("what can't be answered", () => {
 });
 
 const identityOf = (fields: object) =>
-  identityHeaders({ ...recordOf("0123456789abcdef"), ...fields } as unknown as Parameters<typeof identityHeaders>[0]);
+  identityHeaders(SOURCES.identity, { ...recordOf("0123456789abcdef"), ...fields } as unknown as Entry);
 
 test("identity headers hold visible ASCII alone, are never empty, and can be read back", () => {
   const userId = "zoë %,\u0000\n😀\ud800";
@@ -139,6 +143,26 @@ test("identity headers hold visible ASCII alone, are never empty, and can be rea
   expect(decodeURIComponent(headers["x-latchkey-name"]!)).toBe("Köln, 100%");
   expect(headers["x-latchkey-user"]).not.toMatch(/[, ]/);
   expect(headers["x-latchkey-scopes"]).toBe("read billing:write");
+});
+
+test("each entry of metadata that gateways are told has its header, whether the key has it or not, and no other", () => {
+  const headers = identityOf({ metadata: "note=a b, ü\nplan=x=y\nsecret=z" });
+  expect([headers["x-latchkey-meta-plan"], headers["x-latchkey-meta-note"]]).toEqual(["x=y", "a%20b%2C%20%C3%BC"]);
+  expect(identityOf({ metadata: "note=" })).toMatchObject({ "x-latchkey-meta-plan": "-", "x-latchkey-meta-note": "-" });
+  expect(identityOf({ metadata: "plan=-" })["x-latchkey-meta-plan"]).toBe("%2D");
+  expect(Object.keys(headers)).not.toContain("x-latchkey-meta-secret");
+  const presented = nothingPresented();
+  for (const name of ["X-Latchkey-Meta-Plan", "x-latchkey-meta_plan", "x-latchkey-meta-secret"])
+    noteHeader(presented, SOURCES, name, "forged");
+  const removed = headersToRemove(presented, SOURCES);
+  expect(removed).toEqual(
+    expect.arrayContaining(["x_latchkey_meta_plan", "x-latchkey-meta_plan", "x-latchkey-meta-secret"]),
+  );
+  expect(removed).not.toContain("x-latchkey-meta-plan");
+});
+
+test("a user whose id is - is told from nobody", () => {
+  expect(identityOf({ userId: "-" })["x-latchkey-user"]).toBe("%2D");
 });
 
 test("no name is -, and a name that is - is not", () => {

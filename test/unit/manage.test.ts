@@ -1,9 +1,10 @@
 import { createHash } from "node:crypto";
 import { beforeEach, expect, test } from "@jest/globals";
 import type { AuditEntry } from "../../src/keys/audit/entry.ts";
+import type { Caller } from "../../src/keys/caller.ts";
 import { KeyError } from "../../src/keys/errors.ts";
 import type { KeyInput } from "../../src/keys/input.ts";
-import { type Caller, createKeyManager, type KeyManager } from "../../src/keys/manage.ts";
+import { createKeyManager, type KeyManager } from "../../src/keys/manage.ts";
 import { type Lifetime, type Policy, parseScopePatterns } from "../../src/keys/policy.ts";
 import type { KeyStore } from "../../src/keys/ports.ts";
 import type { KeyRecord } from "../../src/keys/record.ts";
@@ -31,6 +32,7 @@ const ring: RequestKey[] = [
 const policy: Policy = {
   scopes: parseScopePatterns(["!nowhere"])!,
   memberScopes: parseScopePatterns(["!admin", "!admin:*"])!,
+  memberMetadata: parseScopePatterns(["label-*"])!,
   maxGraceMs: HOUR_MS,
 };
 
@@ -136,7 +138,7 @@ test("Create makes the key that was asked for, writes down who did so, and keeps
   expect(rest).toEqual({});
   expect(record).toStrictEqual({
     ...{ id, userId: "alice", prefix: "acme", name: "laptop", scopes: ["read", "write"], state: "active", rev: 1 },
-    ...{ secretHash: "$argon2id$", fingerprint: { pepper: "p", mac: sha256(id + secret) } },
+    ...{ secretHash: "$argon2id$", fingerprint: { pepper: "p", mac: sha256(id + secret) }, metadata: undefined },
     ...{ createdAt: at(LATER_MS), expiresAt: undefined },
   });
   expect(records.get(id)).toEqual(record);
@@ -553,4 +555,136 @@ test("a key whose end passes while it is hashed is refused, not born expired", a
     expect(refused).toMatchObject({ reason: "INVALID_ARGUMENT", fields: ["expires_at"] });
     expect(records.size).toBe(0);
   }
+});
+
+test("Refresh passes metadata on, and replaces all of them by what an admin gives", async () => {
+  stored("a", { metadata: ["plan=pro", "tenant=7"] });
+  expect((await refresh()).record.metadata).toEqual(["plan=pro", "tenant=7"]);
+  const { record } = await refresh({ userId: "alice", metadata: { plan: "free" } }, root);
+  expect(record.metadata).toEqual(["plan=free"]);
+});
+
+test("a member sets the metadata that members may set, and no others; what admins set stays", async () => {
+  expect(await refusalOf(create({ metadata: { plan: "enterprise", "label-a": "x" } }))).toMatchObject({
+    ...{ reason: "ADMIN_REQUIRED", message: "Only an admin may set these metadata: plan." },
+  });
+  expect(hashes).toBe(0);
+  expect((await create({ metadata: { "label-a": "x" } })).record.metadata).toEqual(["label-a=x"]);
+  records.clear();
+  stored("a", { metadata: ["label-a=old", "label-b=old", "plan=pro"] });
+  const { record } = await refresh({ metadata: { "label-a": "new" } });
+  expect(record.metadata).toEqual(["label-a=new", "plan=pro"]);
+});
+
+test("ADMIN_REQUIRED for metadata comes before what is wrong with other fields; an admin hears of all at once", async () => {
+  const wrong = { metadata: { Plan: "x", ok: "a\n" }, scopes: ["A"] };
+  expect(await refusalOf(create(wrong))).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  expect((await refusalOf(create({ ...wrong, userId: "alice" }, root))).fields).toEqual([
+    ...["scopes[0]", "metadata.Plan", "metadata.ok"],
+  ]);
+});
+
+test("metadata that are too much together with those that stay are refused, and nothing is written", async () => {
+  const before = Array.from({ length: 16 }, (_, index) => `n${index + 10}=`);
+  stored("a", { metadata: before });
+  expect(await refusalOf(refresh({ metadata: { "label-a": "x" } }))).toMatchObject({ fields: ["metadata"] });
+  expect(states()).toEqual({ a: "active" });
+});
+
+test.each(Object.entries(calls))("%s repeated with other metadata is REQUEST_ID_REUSED", async (_name, call) => {
+  const metadata = { "label-a": "x" };
+  await call({ scopes: ["read"], requestId: ID, metadata });
+  expect(await call({ scopes: ["read"], requestId: ID, metadata })).toMatchObject({ isRepeat: true });
+  for (const other of [{}, { "label-a": "y" }, { "label-b": "x" }])
+    expect(await refusalOf(call({ scopes: ["read"], requestId: ID, metadata: other }))).toMatchObject({
+      reason: "REQUEST_ID_REUSED",
+    });
+});
+
+const suspend = (caller = alice, reason = "", userId?: string) => keys.suspend(caller, userId, reason, DEADLINE_MS);
+const resume = (caller = alice, userId?: string) => keys.resume(caller, userId, DEADLINE_MS);
+const KEY_SUSPENDED = { reason: "KEY_SUSPENDED" };
+
+test("Suspend stops the active and the retiring key, and Resume makes both good again; each is written down", async () => {
+  stored("a");
+  stored("r", { state: "retiring", retiresAt: at(HOUR_MS) });
+  const { active, retiring, changed } = await suspend(alice, "lost the laptop");
+  const suspended = { at: at(LATER_MS), byAdmin: false, reason: "lost the laptop" };
+  expect([active?.suspended, retiring?.suspended, changed]).toEqual([suspended, suspended, true]);
+  expect(states()).toEqual({ a: "active", r: "retiring" });
+  expect((await keys.get(alice, undefined, DEADLINE_MS)).suspended).toEqual(suspended);
+  expect(await resume()).toMatchObject({ active: { id: "a" }, retiring: { id: "r" }, changed: true });
+  expect([...records.values()].map(({ suspended }) => suspended)).toEqual([undefined, undefined]);
+  expect(trail.map(({ action, keyIds, statedReason }) => [action, keyIds, statedReason])).toEqual([
+    ["Suspend", ["a", "r"], "lost the laptop"],
+    ["Resume", ["a", "r"], undefined],
+  ]);
+});
+
+test("a key that is suspended stays so as it was; one that is not is none to resume: neither is a change", async () => {
+  stored("a");
+  expect(await resume()).toMatchObject({ active: { id: "a" }, changed: false });
+  await suspend(alice, "first");
+  nowMs += MINUTE_MS;
+  expect(await suspend(alice, "second")).toMatchObject({ active: { suspended: { reason: "first" } }, changed: false });
+  expect(trail).toHaveLength(1);
+});
+
+test("with no key that could be used there is nothing to suspend, and nothing to resume", async () => {
+  for (const call of [suspend, resume]) expect(await refusalOf(call())).toMatchObject(NO_KEY);
+  stored("a", { expiresAt: at(-1) });
+  stored("b", { state: "revoked" });
+  for (const call of [suspend, resume]) expect(await refusalOf(call())).toMatchObject(NO_KEY);
+});
+
+test("a suspended key is not refreshed and no second one is made; it may be revoked, and its end comes", async () => {
+  stored("a", { expiresAt: at(HOUR_MS) });
+  await suspend();
+  expect(await refusalOf(refresh())).toMatchObject(KEY_SUSPENDED);
+  expect(await refusalOf(create())).toMatchObject(KEY_EXISTS);
+  nowMs += 2 * HOUR_MS;
+  expect(await refusalOf(resume())).toMatchObject(NO_KEY);
+  expect((await create()).record.suspended).toBeUndefined();
+  await suspend();
+  await keys.revoke(alice, undefined, "", DEADLINE_MS);
+  expect((await refresh({ scopes: ["read"] })).record.suspended).toBeUndefined();
+});
+
+test("the admin's suspension is the admin's to end, and keeps the owner from another key until then", async () => {
+  stored("a");
+  await suspend(alice, "mine");
+  expect(await suspend(root, "abuse", "alice")).toMatchObject({
+    active: { suspended: { byAdmin: true, reason: "abuse" } },
+  });
+  expect(await suspend(alice, "mine again")).toMatchObject({
+    active: { suspended: { byAdmin: true } },
+    changed: false,
+  });
+  expect(await refusalOf(resume())).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  await keys.revoke(alice, undefined, "", DEADLINE_MS);
+  for (const call of [create(), refresh({ scopes: ["read"] })])
+    expect(await refusalOf(call)).toMatchObject(KEY_SUSPENDED);
+  expect(await refusalOf(resume())).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  // Revoked once more, by no other way.
+  expect(await refusalOf(keys.revoke(alice, undefined, "", DEADLINE_MS))).toMatchObject(NO_KEY);
+  expect(await resume(root, "alice")).toEqual({ active: undefined, retiring: undefined, changed: true });
+  expect((await create()).record.state).toBe("active");
+});
+
+test("an end that comes by itself lifts no admin's suspension either", async () => {
+  stored("a", { expiresAt: at(HOUR_MS) });
+  await suspend(root, "", "alice");
+  nowMs += 2 * HOUR_MS;
+  expect(await refusalOf(create())).toMatchObject(KEY_SUSPENDED);
+  expect(await refusalOf(resume())).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  expect(await resume(root, "alice")).toMatchObject({ active: undefined, changed: true });
+  expect((await create()).record.state).toBe("active");
+});
+
+test("Suspend and Resume are for the owner and for admins, and check their fields", async () => {
+  stored("a");
+  expect(await refusalOf(suspend(bob, "", "alice"))).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  expect(await refusalOf(resume(bob, "alice"))).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  expect(await refusalOf(suspend(root, "superseded", ""))).toMatchObject({ fields: ["user_id", "reason"] });
+  expect(records.get("a")!.suspended).toBeUndefined();
 });

@@ -17,7 +17,7 @@ import {
 } from "../../src/keys/policy.ts";
 
 const everything = parseScopePatterns(["*"])!;
-const policy = { scopes: everything, memberScopes: everything, maxGraceMs: 604_800_000 };
+const policy = { scopes: everything, memberScopes: everything, memberMetadata: everything, maxGraceMs: 604_800_000 };
 const NOW = new Date("2026-01-01T00:00:00.000Z");
 
 /** What a check returned, and the fields it complained of. */

@@ -1,5 +1,5 @@
 import { expect, test } from "@jest/globals";
-import { displayPrefix, isLive, type Lifecycle, revoked, statusAt } from "../../src/keys/record.ts";
+import { displayPrefix, isLive, type Lifecycle, revoked, type StoredState, statusAt } from "../../src/keys/record.ts";
 import { recordOf } from "../support/records.ts";
 
 const END_MS = 1_000;
@@ -8,6 +8,8 @@ const LATER_MS = 2_000;
 const active = { state: "active" };
 const retiring = { state: "retiring" };
 const expired = { state: "expired" };
+const stopped = { state: "suspended" };
+const suspended = { at: new Date(EARLIER_MS), byAdmin: false };
 const superseded = { state: "revoked", revokedAt: END_MS, revocationReason: "superseded" };
 const leaked = { state: "revoked", revokedAt: EARLIER_MS, revocationReason: "leaked" };
 
@@ -22,6 +24,12 @@ const LIVES: [stored: Lifecycle<number>, before: object, from: object][] = [
   [{ state: "retiring", retiresAt: LATER_MS, expiresAt: END_MS }, retiring, expired],
   [{ state: "retiring", retiresAt: END_MS, expiresAt: END_MS }, retiring, expired],
   [{ state: "retiring", retiresAt: END_MS, expiresAt: LATER_MS }, retiring, superseded],
+  [{ state: "active", suspended }, stopped, stopped],
+  [{ state: "active", suspended, expiresAt: END_MS }, stopped, expired],
+  [{ state: "active", suspended, retiresAt: END_MS }, stopped, stopped],
+  [{ state: "retiring", suspended, retiresAt: END_MS, expiresAt: LATER_MS }, stopped, superseded],
+  [{ state: "expired", suspended }, expired, expired],
+  [{ ...leaked, state: "revoked", suspended }, leaked, leaked],
   [{ state: "expired" }, expired, expired],
   [{ state: "expired", expiresAt: LATER_MS }, expired, expired],
   [{ state: "expired", retiresAt: END_MS }, expired, expired],
@@ -36,12 +44,25 @@ test("a key ends at the very millisecond it was told to, a revocation outranks e
   }
 });
 
-test("a key may be used while it is active or retiring by the clock, whatever is stored", () => {
-  for (const [{ state, expiresAt, retiresAt }, ...statuses] of LIVES) {
+test("a key that was found suspended ends when its time comes, as one that is read as it is stored", () => {
+  const found = { state: "suspended" as const, suspended, retiresAt: END_MS };
+  expect([statusAt(found, END_MS - 1), statusAt(found, END_MS)]).toEqual([stopped, superseded]);
+});
+
+test("a key has not ended while it is active, retiring or suspended by the clock, whatever is stored", () => {
+  for (const [{ state, expiresAt, retiresAt, suspended }, ...statuses] of LIVES) {
     const dateOf = (ms: number | undefined) => (ms === undefined ? undefined : new Date(ms));
-    const record = recordOf("k", 1, { state, expiresAt: dateOf(expiresAt), retiresAt: dateOf(retiresAt) });
+    const record = recordOf("k", 1, {
+      state: state as StoredState,
+      suspended,
+      expiresAt: dateOf(expiresAt),
+      retiresAt: dateOf(retiresAt),
+    });
     const live = [END_MS - 1, END_MS].map((ms) => isLive(record, new Date(ms)));
-    expect([record, live]).toEqual([record, statuses.map((status) => status === active || status === retiring)]);
+    expect([record, live]).toEqual([
+      record,
+      statuses.map((status) => [active, retiring, stopped].includes(status as typeof active)),
+    ]);
   }
 });
 

@@ -20,6 +20,7 @@ import {
   verificationJson,
 } from "../../src/edge/codec/verify.ts";
 import { CODES, type ErrorReason, KeyError } from "../../src/keys/errors.ts";
+import { toMetadata } from "../../src/keys/metadata.ts";
 import { type KeyRecord, STATES } from "../../src/keys/record.ts";
 import type { Outcome, Verification } from "../../src/keys/verify/verify.ts";
 import { createView } from "../../src/keys/verify/view.ts";
@@ -32,6 +33,8 @@ const maybe = <T>(value: fc.Arbitrary<T>) => fc.option(value, { nil: undefined }
 const date = instant.map((ms) => new Date(ms));
 const scope = fc.stringMatching(/^[a-z0-9][a-z0-9._:/-]{0,60}$/);
 
+const value = fc.string({ maxLength: 64 }).filter((text) => !/\p{Cc}/u.test(text));
+
 const record: fc.Arbitrary<KeyRecord> = fc
   .record({
     id: fc.stringMatching(/^[0-9A-Za-z]{16}$/),
@@ -40,7 +43,13 @@ const record: fc.Arbitrary<KeyRecord> = fc
     prefix: fc.stringMatching(/^[a-z]{1,32}$/),
     scopes: fc.array(scope, { minLength: 1, maxLength: 64 }),
     state: fc.constantFrom(...STATES),
+    suspended: maybe(
+      fc.record({ at: date, byAdmin: fc.boolean(), reason: maybe(fc.string({ minLength: 1, maxLength: 512 })) }),
+    ),
     ...{ createdAt: date, expiresAt: maybe(date), retiresAt: maybe(date), revokedAt: maybe(date) },
+    metadata: maybe(
+      fc.dictionary(fc.stringMatching(/^[a-z0-9]{1,64}$/), value, { minKeys: 1, maxKeys: 16 }).map(toMetadata),
+    ),
     ...{ lastUsedAt: maybe(date), revocationReason: maybe(fc.string({ maxLength: 512 })) },
   })
   .map(({ id, ...fields }) => recordOf(id, 1, fields));

@@ -17,6 +17,7 @@ local TOKEN = nil
 local SCOPES = { { "^/+admin", "write" } }
 -- Where a key may stand: as LATCHKEY_GATEWAY_KEY_FROM has it. (Of a header that was sent twice, httpd makes one with a comma.)
 local CREDENTIALS = { "authorization", "x-api-key" }
+-- And `x-latchkey-meta-NAME` for each name in LATCHKEY_GATEWAY_METADATA that the application wants.
 local IDENTITY = { "x-latchkey-user", "x-latchkey-key-id", "x-latchkey-scopes", "x-latchkey-name" }
 local TO_CLIENT = { "www-authenticate", "retry-after", "cache-control" }
 -- In every denial of Latchkey's: what has it not, nor is a 200, is not its word.

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file latchkey/v1/api_key_service.proto.
  */
 export const file_latchkey_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxIoMDCgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJIvIBCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgGIAEoCUIDgAEBSAOIAQFCCgoIbGlmZXRpbWVCBwoFX25hbWVCCgoIX3VzZXJfaWRCDQoLX3JlcXVlc3RfaWQiiwEKDkNyZWF0ZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSEAoDa2V5GAIgASgJQgOAAQESEQoJaXNfcmVwZWF0GAMgASgIEi4KDGtleV93aXRoaGVsZBgEIAEoDjIYLmxhdGNoa2V5LnYxLktleVdpdGhoZWxkIi4KCkdldFJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIjMKC0dldFJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkipAIKDlJlZnJlc2hSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIvCgxncmFjZV9wZXJpb2QYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoHdXNlcl9pZBgGIAEoCUgCiAEBEhwKCnJlcXVlc3RfaWQYByABKAlCA4ABAUgDiAEBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkItEBCg9SZWZyZXNoUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIQCgNrZXkYAiABKAlCA4ABARIcChRwcmV2aW91c19rZXlfcmV2b2tlZBgDIAEoCBIlCghwcmV2aW91cxgEIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIRCglpc19yZXBlYXQYBSABKAgSLgoMa2V5X3dpdGhoZWxkGAYgASgOMhgubGF0Y2hrZXkudjEuS2V5V2l0aGhlbGQiQQoNUmV2b2tlUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIo4BCg5SZXZva2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhoKEnJldm9rZWRfa2V5X3ByZWZpeBgCIAEoCRIkCgdhcGlfa2V5GAMgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EikKDGFsc29fcmV2b2tlZBgEIAMoCzITLmxhdGNoa2V5LnYxLkFwaUtleSJpCg1WZXJpZnlSZXF1ZXN0EhAKA2tleRgBIAEoCUIDgAEBEhcKD3JlcXVpcmVkX3Njb3BlcxgCIAMoCRItCgtjb25zaXN0ZW5jeRgDIAEoDjIYLmxhdGNoa2V5LnYxLkNvbnNpc3RlbmN5IqABCg5WZXJpZnlSZXNwb25zZRIlCgdvdXRjb21lGAEgASgOMhQubGF0Y2hrZXkudjEuT3V0Y29tZRIkCgdhcGlfa2V5GAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhYKDm1pc3Npbmdfc2NvcGVzGAMgAygJEikKBWFzX29mGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJYChJCYXRjaFZlcmlmeVJlcXVlc3QSLAoIcmVxdWVzdHMYASADKAsyGi5sYXRjaGtleS52MS5WZXJpZnlSZXF1ZXN0EhQKDG9taXRfcmVjb3JkcxgCIAEoCCJBChNCYXRjaFZlcmlmeVJlc3BvbnNlEioKB3Jlc3VsdHMYASADKAsyGS5sYXRjaGtleS52MS5WZXJpZnlSZXN1bHQidAoMVmVyaWZ5UmVzdWx0Ei8KCHJlc3BvbnNlGAEgASgLMhsubGF0Y2hrZXkudjEuVmVyaWZ5UmVzcG9uc2VIABIpCgVlcnJvchgCIAEoCzIYLmxhdGNoa2V5LnYxLlZlcmlmeUVycm9ySABCCAoGcmVzdWx0IngKC1ZlcmlmeUVycm9yEigKBnJlYXNvbhgBIAEoDjIYLmxhdGNoa2V5LnYxLkVycm9yUmVhc29uEg8KB21lc3NhZ2UYAiABKAkSLgoLcmV0cnlfYWZ0ZXIYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iQgoTVmVyaWZ5U3RyZWFtUmVxdWVzdBIrCgdyZXF1ZXN0GAEgASgLMhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdCJBChRWZXJpZnlTdHJlYW1SZXNwb25zZRIpCgZyZXN1bHQYASABKAsyGS5sYXRjaGtleS52MS5WZXJpZnlSZXN1bHQiJAoMV2F0Y2hSZXF1ZXN0EhQKDHJlc3VtZV90b2tlbhgBIAEoCSK4AQoNV2F0Y2hSZXNwb25zZRIoCgZjaGFuZ2UYASABKAsyFi5sYXRjaGtleS52MS5LZXlDaGFuZ2VIABIwCgloZWFydGJlYXQYAiABKAsyGy5sYXRjaGtleS52MS5XYXRjaEhlYXJ0YmVhdEgAEiwKB3Jlc3RhcnQYAyABKAsyGS5sYXRjaGtleS52MS5XYXRjaFJlc3RhcnRIABIUCgxyZXN1bWVfdG9rZW4YBCABKAlCBwoFZXZlbnQiRQoJS2V5Q2hhbmdlEg4KBmtleV9pZBgBIAEoCRIoCgRraW5kGAIgASgOMhoubGF0Y2hrZXkudjEuS2V5Q2hhbmdlS2luZCI7Cg5XYXRjaEhlYXJ0YmVhdBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOQoMV2F0Y2hSZXN0YXJ0EikKBWFzX29mGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCpqCgVTdGF0ZRIVChFTVEFURV9VTlNQRUNJRklFRBAAEhAKDFNUQVRFX0FDVElWRRABEhIKDlNUQVRFX1JFVElSSU5HEAISEQoNU1RBVEVfUkVWT0tFRBADEhEKDVNUQVRFX0VYUElSRUQQBCpmCgtLZXlXaXRoaGVsZBIcChhLRVlfV0lUSEhFTERfVU5TUEVDSUZJRUQQABIWChJLRVlfV0lUSEhFTERfRU5ERUQQARIhCh1LRVlfV0lUSEhFTERfUkVRVUVTVF9LRVlfR09ORRACKlsKC0NvbnNpc3RlbmN5EhsKF0NPTlNJU1RFTkNZX1VOU1BFQ0lGSUVEEAASFwoTQ09OU0lTVEVOQ1lfQk9VTkRFRBABEhYKEkNPTlNJU1RFTkNZX1NUUk9ORxACKq0BCgdPdXRjb21lEhcKE09VVENPTUVfVU5TUEVDSUZJRUQQABIRCg1PVVRDT01FX1ZBTElEEAESFQoRT1VUQ09NRV9NQUxGT1JNRUQQAhIVChFPVVRDT01FX05PVF9GT1VORBADEhMKD09VVENPTUVfUkVWT0tFRBAEEhMKD09VVENPTUVfRVhQSVJFRBAFEh4KGk9VVENPTUVfSU5TVUZGSUNJRU5UX1NDT1BFEAYq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMsoECg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkEKBlZlcmlmeRIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QaGy5sYXRjaGtleS52MS5WZXJpZnlSZXNwb25zZRJQCgtCYXRjaFZlcmlmeRIfLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVxdWVzdBogLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVzcG9uc2USVwoMVmVyaWZ5U3RyZWFtEiAubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVxdWVzdBohLmxhdGNoa2V5LnYxLlZlcmlmeVN0cmVhbVJlc3BvbnNlKAEwARJACgVXYXRjaBIZLmxhdGNoa2V5LnYxLldhdGNoUmVxdWVzdBoaLmxhdGNoa2V5LnYxLldhdGNoUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
+  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxItIECgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJEjMKCG1ldGFkYXRhGA0gAygLMiEubGF0Y2hrZXkudjEuQXBpS2V5Lk1ldGFkYXRhRW50cnkSMAoMc3VzcGVuZGVkX2F0GA4gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIZChFzdXNwZW5zaW9uX3JlYXNvbhgPIAEoCRIaChJzdXNwZW5kZWRfYnlfYWRtaW4YECABKAgaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIt8CCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgGIAEoCUIDgAEBSAOIAQESOgoIbWV0YWRhdGEYByADKAsyKC5sYXRjaGtleS52MS5DcmVhdGVSZXF1ZXN0Lk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkIosBCg5DcmVhdGVSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhAKA2tleRgCIAEoCUIDgAEBEhEKCWlzX3JlcGVhdBgDIAEoCBIuCgxrZXlfd2l0aGhlbGQYBCABKA4yGC5sYXRjaGtleS52MS5LZXlXaXRoaGVsZCIuCgpHZXRSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBAUIKCghfdXNlcl9pZCIzCgtHZXRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IpIDCg5SZWZyZXNoUmVxdWVzdBIRCgRuYW1lGAEgASgJSAGIAQESDgoGc2NvcGVzGAIgAygJEjAKCmV4cGlyZXNfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wSAASKAoDdHRsGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAASLwoMZ3JhY2VfcGVyaW9kGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhQKB3VzZXJfaWQYBiABKAlIAogBARIcCgpyZXF1ZXN0X2lkGAcgASgJQgOAAQFIA4gBARI7CghtZXRhZGF0YRgIIAMoCzIpLmxhdGNoa2V5LnYxLlJlZnJlc2hSZXF1ZXN0Lk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkItEBCg9SZWZyZXNoUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIQCgNrZXkYAiABKAlCA4ABARIcChRwcmV2aW91c19rZXlfcmV2b2tlZBgDIAEoCBIlCghwcmV2aW91cxgEIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIRCglpc19yZXBlYXQYBSABKAgSLgoMa2V5X3dpdGhoZWxkGAYgASgOMhgubGF0Y2hrZXkudjEuS2V5V2l0aGhlbGQiQQoNUmV2b2tlUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIo4BCg5SZXZva2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhoKEnJldm9rZWRfa2V5X3ByZWZpeBgCIAEoCRIkCgdhcGlfa2V5GAMgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EikKDGFsc29fcmV2b2tlZBgEIAMoCzITLmxhdGNoa2V5LnYxLkFwaUtleSJCCg5TdXNwZW5kUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIl4KD1N1c3BlbmRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EiUKCHJldGlyaW5nGAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IjEKDVJlc3VtZVJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIl0KDlJlc3VtZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSJQoIcmV0aXJpbmcYAiABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkiaQoNVmVyaWZ5UmVxdWVzdBIQCgNrZXkYASABKAlCA4ABARIXCg9yZXF1aXJlZF9zY29wZXMYAiADKAkSLQoLY29uc2lzdGVuY3kYAyABKA4yGC5sYXRjaGtleS52MS5Db25zaXN0ZW5jeSKgAQoOVmVyaWZ5UmVzcG9uc2USJQoHb3V0Y29tZRgBIAEoDjIULmxhdGNoa2V5LnYxLk91dGNvbWUSJAoHYXBpX2tleRgCIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIWCg5taXNzaW5nX3Njb3BlcxgDIAMoCRIpCgVhc19vZhgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoSQmF0Y2hWZXJpZnlSZXF1ZXN0EiwKCHJlcXVlc3RzGAEgAygLMhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBIUCgxvbWl0X3JlY29yZHMYAiABKAgiQQoTQmF0Y2hWZXJpZnlSZXNwb25zZRIqCgdyZXN1bHRzGAEgAygLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0InQKDFZlcmlmeVJlc3VsdBIvCghyZXNwb25zZRgBIAEoCzIbLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlSAASKQoFZXJyb3IYAiABKAsyGC5sYXRjaGtleS52MS5WZXJpZnlFcnJvckgAQggKBnJlc3VsdCJ4CgtWZXJpZnlFcnJvchIoCgZyZWFzb24YASABKA4yGC5sYXRjaGtleS52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEi4KC3JldHJ5X2FmdGVyGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkIKE1ZlcmlmeVN0cmVhbVJlcXVlc3QSKwoHcmVxdWVzdBgBIAEoCzIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QiQQoUVmVyaWZ5U3RyZWFtUmVzcG9uc2USKQoGcmVzdWx0GAEgASgLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0IiQKDFdhdGNoUmVxdWVzdBIUCgxyZXN1bWVfdG9rZW4YASABKAkiuAEKDVdhdGNoUmVzcG9uc2USKAoGY2hhbmdlGAEgASgLMhYubGF0Y2hrZXkudjEuS2V5Q2hhbmdlSAASMAoJaGVhcnRiZWF0GAIgASgLMhsubGF0Y2hrZXkudjEuV2F0Y2hIZWFydGJlYXRIABIsCgdyZXN0YXJ0GAMgASgLMhkubGF0Y2hrZXkudjEuV2F0Y2hSZXN0YXJ0SAASFAoMcmVzdW1lX3Rva2VuGAQgASgJQgcKBWV2ZW50IkUKCUtleUNoYW5nZRIOCgZrZXlfaWQYASABKAkSKAoEa2luZBgCIAEoDjIaLmxhdGNoa2V5LnYxLktleUNoYW5nZUtpbmQiOwoOV2F0Y2hIZWFydGJlYXQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjkKDFdhdGNoUmVzdGFydBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqfwoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9BQ1RJVkUQARISCg5TVEFURV9SRVRJUklORxACEhEKDVNUQVRFX1JFVk9LRUQQAxIRCg1TVEFURV9FWFBJUkVEEAQSEwoPU1RBVEVfU1VTUEVOREVEEAUqZgoLS2V5V2l0aGhlbGQSHAoYS0VZX1dJVEhIRUxEX1VOU1BFQ0lGSUVEEAASFgoSS0VZX1dJVEhIRUxEX0VOREVEEAESIQodS0VZX1dJVEhIRUxEX1JFUVVFU1RfS0VZX0dPTkUQAipbCgtDb25zaXN0ZW5jeRIbChdDT05TSVNURU5DWV9VTlNQRUNJRklFRBAAEhcKE0NPTlNJU1RFTkNZX0JPVU5ERUQQARIWChJDT05TSVNURU5DWV9TVFJPTkcQAirEAQoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASEQoNT1VUQ09NRV9WQUxJRBABEhUKEU9VVENPTUVfTUFMRk9STUVEEAISFQoRT1VUQ09NRV9OT1RfRk9VTkQQAxITCg9PVVRDT01FX1JFVk9LRUQQBBITCg9PVVRDT01FX0VYUElSRUQQBRIeChpPVVRDT01FX0lOU1VGRklDSUVOVF9TQ09QRRAGEhUKEU9VVENPTUVfU1VTUEVOREVEEAcq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMtMFCg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkQKB1N1c3BlbmQSGy5sYXRjaGtleS52MS5TdXNwZW5kUmVxdWVzdBocLmxhdGNoa2V5LnYxLlN1c3BlbmRSZXNwb25zZRJBCgZSZXN1bWUSGi5sYXRjaGtleS52MS5SZXN1bWVSZXF1ZXN0GhsubGF0Y2hrZXkudjEuUmVzdW1lUmVzcG9uc2USQQoGVmVyaWZ5EhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBobLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlElAKC0JhdGNoVmVyaWZ5Eh8ubGF0Y2hrZXkudjEuQmF0Y2hWZXJpZnlSZXF1ZXN0GiAubGF0Y2hrZXkudjEuQmF0Y2hWZXJpZnlSZXNwb25zZRJXCgxWZXJpZnlTdHJlYW0SIC5sYXRjaGtleS52MS5WZXJpZnlTdHJlYW1SZXF1ZXN0GiEubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVzcG9uc2UoATABEkAKBVdhdGNoEhkubGF0Y2hrZXkudjEuV2F0Y2hSZXF1ZXN0GhoubGF0Y2hrZXkudjEuV2F0Y2hSZXNwb25zZTABYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
 
 /**
  * What is known of a key. Never its secret.
@@ -104,6 +104,34 @@ export type ApiKey = Message<"latchkey.v1.ApiKey"> & {
    * @generated from field: string revocation_reason = 12;
    */
   revocationReason: string;
+
+  /**
+   * What admins keep about the key, such as a plan or a tenant; empty for most. See CreateRequest.
+   *
+   * @generated from field: map<string, string> metadata = 13;
+   */
+  metadata: { [key: string]: string };
+
+  /**
+   * Set while the key is suspended, and when it ended so: since when.
+   *
+   * @generated from field: google.protobuf.Timestamp suspended_at = 14;
+   */
+  suspendedAt?: Timestamp | undefined;
+
+  /**
+   * The reason given to Suspend.
+   *
+   * @generated from field: string suspension_reason = 15;
+   */
+  suspensionReason: string;
+
+  /**
+   * True: only an admin may resume it.
+   *
+   * @generated from field: bool suspended_by_admin = 16;
+   */
+  suspendedByAdmin: boolean;
 };
 
 /**
@@ -177,6 +205,16 @@ export type CreateRequest = Message<"latchkey.v1.CreateRequest"> & {
    * @generated from field: optional string request_id = 6;
    */
   requestId?: string | undefined;
+
+  /**
+   * What whoever verifies the key is to know of it, such as a plan or a tenant. At most 16 entries, of 2 KiB in UTF-8 together. A
+   * name has 1 to 64 of the characters `a-z0-9-`, begins and ends with a letter or digit, and does not begin with `latchkey`;
+   * a value has at most 256 characters and no control characters. Only an admin may set an entry, but for names that are configured as the
+   * members' own: ADMIN_REQUIRED.
+   *
+   * @generated from field: map<string, string> metadata = 7;
+   */
+  metadata: { [key: string]: string };
 };
 
 /**
@@ -331,6 +369,14 @@ export type RefreshRequest = Message<"latchkey.v1.RefreshRequest"> & {
    * @generated from field: optional string request_id = 7;
    */
   requestId?: string | undefined;
+
+  /**
+   * As in CreateRequest. Empty: inherited from the current key. Else it takes the place of all that was there; of one who is not an admin,
+   * of the entries that members may set, and the others stay.
+   *
+   * @generated from field: map<string, string> metadata = 8;
+   */
+  metadata: { [key: string]: string };
 };
 
 /**
@@ -467,6 +513,111 @@ export const RevokeResponseSchema: GenMessage<RevokeResponse> = /*@__PURE__*/
   messageDesc(file_latchkey_v1_api_key_service, 8);
 
 /**
+ * The request of Suspend.
+ *
+ * @generated from message latchkey.v1.SuspendRequest
+ */
+export type SuspendRequest = Message<"latchkey.v1.SuspendRequest"> & {
+  /**
+   * The owner. Unset: the caller. Only an admin may name another user.
+   *
+   * @generated from field: optional string user_id = 1;
+   */
+  userId?: string | undefined;
+
+  /**
+   * Why, for the record: at most 512 characters, no control characters.
+   *
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message latchkey.v1.SuspendRequest.
+ * Use `create(SuspendRequestSchema)` to create a new message.
+ */
+export const SuspendRequestSchema: GenMessage<SuspendRequest> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 9);
+
+/**
+ * The answer to Suspend.
+ *
+ * @generated from message latchkey.v1.SuspendResponse
+ */
+export type SuspendResponse = Message<"latchkey.v1.SuspendResponse"> & {
+  /**
+   * The active key. Absent when only a retiring key is left.
+   *
+   * @generated from field: latchkey.v1.ApiKey api_key = 1;
+   */
+  apiKey?: ApiKey | undefined;
+
+  /**
+   * The key in its grace period, suspended with it. Absent when there is none.
+   *
+   * @generated from field: latchkey.v1.ApiKey retiring = 2;
+   */
+  retiring?: ApiKey | undefined;
+};
+
+/**
+ * Describes the message latchkey.v1.SuspendResponse.
+ * Use `create(SuspendResponseSchema)` to create a new message.
+ */
+export const SuspendResponseSchema: GenMessage<SuspendResponse> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 10);
+
+/**
+ * The request of Resume.
+ *
+ * @generated from message latchkey.v1.ResumeRequest
+ */
+export type ResumeRequest = Message<"latchkey.v1.ResumeRequest"> & {
+  /**
+   * The owner. Unset: the caller. Only an admin may name another user.
+   *
+   * @generated from field: optional string user_id = 1;
+   */
+  userId?: string | undefined;
+};
+
+/**
+ * Describes the message latchkey.v1.ResumeRequest.
+ * Use `create(ResumeRequestSchema)` to create a new message.
+ */
+export const ResumeRequestSchema: GenMessage<ResumeRequest> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 11);
+
+/**
+ * The answer to Resume.
+ *
+ * @generated from message latchkey.v1.ResumeResponse
+ */
+export type ResumeResponse = Message<"latchkey.v1.ResumeResponse"> & {
+  /**
+   * The active key. Absent when it has ended: then Create and Refresh are allowed again.
+   *
+   * @generated from field: latchkey.v1.ApiKey api_key = 1;
+   */
+  apiKey?: ApiKey | undefined;
+
+  /**
+   * The key in its grace period. Absent when there is none.
+   *
+   * @generated from field: latchkey.v1.ApiKey retiring = 2;
+   */
+  retiring?: ApiKey | undefined;
+};
+
+/**
+ * Describes the message latchkey.v1.ResumeResponse.
+ * Use `create(ResumeResponseSchema)` to create a new message.
+ */
+export const ResumeResponseSchema: GenMessage<ResumeResponse> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 12);
+
+/**
  * The request of Verify.
  *
  * @generated from message latchkey.v1.VerifyRequest
@@ -499,7 +650,7 @@ export type VerifyRequest = Message<"latchkey.v1.VerifyRequest"> & {
  * Use `create(VerifyRequestSchema)` to create a new message.
  */
 export const VerifyRequestSchema: GenMessage<VerifyRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 9);
+  messageDesc(file_latchkey_v1_api_key_service, 13);
 
 /**
  * The answer to Verify.
@@ -539,7 +690,7 @@ export type VerifyResponse = Message<"latchkey.v1.VerifyResponse"> & {
  * Use `create(VerifyResponseSchema)` to create a new message.
  */
 export const VerifyResponseSchema: GenMessage<VerifyResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 10);
+  messageDesc(file_latchkey_v1_api_key_service, 14);
 
 /**
  * The request of BatchVerify.
@@ -567,7 +718,7 @@ export type BatchVerifyRequest = Message<"latchkey.v1.BatchVerifyRequest"> & {
  * Use `create(BatchVerifyRequestSchema)` to create a new message.
  */
 export const BatchVerifyRequestSchema: GenMessage<BatchVerifyRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 11);
+  messageDesc(file_latchkey_v1_api_key_service, 15);
 
 /**
  * The answer to BatchVerify.
@@ -588,7 +739,7 @@ export type BatchVerifyResponse = Message<"latchkey.v1.BatchVerifyResponse"> & {
  * Use `create(BatchVerifyResponseSchema)` to create a new message.
  */
 export const BatchVerifyResponseSchema: GenMessage<BatchVerifyResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 12);
+  messageDesc(file_latchkey_v1_api_key_service, 16);
 
 /**
  * What came of one of many requests.
@@ -625,7 +776,7 @@ export type VerifyResult = Message<"latchkey.v1.VerifyResult"> & {
  * Use `create(VerifyResultSchema)` to create a new message.
  */
 export const VerifyResultSchema: GenMessage<VerifyResult> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 13);
+  messageDesc(file_latchkey_v1_api_key_service, 17);
 
 /**
  * Why one of many requests has no answer: what Verify alone would have failed with, or ANSWER_TOO_LARGE.
@@ -658,7 +809,7 @@ export type VerifyError = Message<"latchkey.v1.VerifyError"> & {
  * Use `create(VerifyErrorSchema)` to create a new message.
  */
 export const VerifyErrorSchema: GenMessage<VerifyError> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 14);
+  messageDesc(file_latchkey_v1_api_key_service, 18);
 
 /**
  * One request in a stream.
@@ -677,7 +828,7 @@ export type VerifyStreamRequest = Message<"latchkey.v1.VerifyStreamRequest"> & {
  * Use `create(VerifyStreamRequestSchema)` to create a new message.
  */
 export const VerifyStreamRequestSchema: GenMessage<VerifyStreamRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 15);
+  messageDesc(file_latchkey_v1_api_key_service, 19);
 
 /**
  * One result in a stream.
@@ -696,7 +847,7 @@ export type VerifyStreamResponse = Message<"latchkey.v1.VerifyStreamResponse"> &
  * Use `create(VerifyStreamResponseSchema)` to create a new message.
  */
 export const VerifyStreamResponseSchema: GenMessage<VerifyStreamResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 16);
+  messageDesc(file_latchkey_v1_api_key_service, 20);
 
 /**
  * The request of Watch.
@@ -718,7 +869,7 @@ export type WatchRequest = Message<"latchkey.v1.WatchRequest"> & {
  * Use `create(WatchRequestSchema)` to create a new message.
  */
 export const WatchRequestSchema: GenMessage<WatchRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 17);
+  messageDesc(file_latchkey_v1_api_key_service, 21);
 
 /**
  * One message of Watch. Without a token the first is a heartbeat; with one that is too old or unknown, a restart.
@@ -771,7 +922,7 @@ export type WatchResponse = Message<"latchkey.v1.WatchResponse"> & {
  * Use `create(WatchResponseSchema)` to create a new message.
  */
 export const WatchResponseSchema: GenMessage<WatchResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 18);
+  messageDesc(file_latchkey_v1_api_key_service, 22);
 
 /**
  * A change of a key.
@@ -799,7 +950,7 @@ export type KeyChange = Message<"latchkey.v1.KeyChange"> & {
  * Use `create(KeyChangeSchema)` to create a new message.
  */
 export const KeyChangeSchema: GenMessage<KeyChange> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 19);
+  messageDesc(file_latchkey_v1_api_key_service, 23);
 
 /**
  * How far the stream has come.
@@ -820,7 +971,7 @@ export type WatchHeartbeat = Message<"latchkey.v1.WatchHeartbeat"> & {
  * Use `create(WatchHeartbeatSchema)` to create a new message.
  */
 export const WatchHeartbeatSchema: GenMessage<WatchHeartbeat> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 20);
+  messageDesc(file_latchkey_v1_api_key_service, 24);
 
 /**
  * The stream begins anew.
@@ -841,7 +992,7 @@ export type WatchRestart = Message<"latchkey.v1.WatchRestart"> & {
  * Use `create(WatchRestartSchema)` to create a new message.
  */
 export const WatchRestartSchema: GenMessage<WatchRestart> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 21);
+  messageDesc(file_latchkey_v1_api_key_service, 25);
 
 /**
  * The state of a key.
@@ -881,6 +1032,13 @@ export enum State {
    * @generated from enum value: STATE_EXPIRED = 4;
    */
   EXPIRED = 4,
+
+  /**
+   * Stopped by Suspend, active or retiring as it may be beside that. STATE_REVOKED and STATE_EXPIRED outrank it.
+   *
+   * @generated from enum value: STATE_SUSPENDED = 5;
+   */
+  SUSPENDED = 5,
 }
 
 /**
@@ -1009,6 +1167,13 @@ export enum Outcome {
    * @generated from enum value: OUTCOME_INSUFFICIENT_SCOPE = 6;
    */
   INSUFFICIENT_SCOPE = 6,
+
+  /**
+   * The secret is right; the key is suspended.
+   *
+   * @generated from enum value: OUTCOME_SUSPENDED = 7;
+   */
+  SUSPENDED = 7,
 }
 
 /**
@@ -1138,6 +1303,31 @@ export const ApiKeyService: GenService<{
     methodKind: "unary";
     input: typeof RevokeRequestSchema;
     output: typeof RevokeResponseSchema;
+  },
+  /**
+   * Stops the user's active key and the retiring one for a time, in one transaction: Verify answers OUTCOME_SUSPENDED until Resume. A
+   * suspended key still is the user's one active key, and its end still comes; Refresh of it is KEY_SUSPENDED, Revoke works. By its
+   * owner or an admin; NO_KEY when there is neither key. A key that is suspended already stays so; one that its owner suspended and an admin
+   * suspends again is the admin's to resume.
+   *
+   * @generated from rpc latchkey.v1.ApiKeyService.Suspend
+   */
+  suspend: {
+    methodKind: "unary";
+    input: typeof SuspendRequestSchema;
+    output: typeof SuspendResponseSchema;
+  },
+  /**
+   * Ends a suspension. ADMIN_REQUIRED where an admin suspended the key and the caller is none. Where the key that an admin suspended has ended
+   * since, Create and Refresh are KEY_SUSPENDED until an admin resumes. A key that is not suspended stays as it is, and the call succeeds; NO_KEY when there is
+   * nothing to resume.
+   *
+   * @generated from rpc latchkey.v1.ApiKeyService.Resume
+   */
+  resume: {
+    methodKind: "unary";
+    input: typeof ResumeRequestSchema;
+    output: typeof ResumeResponseSchema;
   },
   /**
    * Says whether a presented key is good. A bad key is an answer (the RPC succeeds, `outcome` tells); an RPC error

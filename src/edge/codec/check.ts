@@ -1,5 +1,5 @@
 import type { Entry } from "../../keys/verify/view.ts";
-import { IDENTITY, identityHeaders } from "../answer.ts";
+import { type Identity, identityHeaders } from "../answer.ts";
 import { type Denial, scopesIn } from "../gateway/decide.ts";
 import {
   headersToRemove,
@@ -235,6 +235,7 @@ interface CheckWriter {
 
 /** `maxKept`: answers that are kept, and with them the entries they are of. */
 export function createCheckWriter(sources: KeySources, maxKept: number): CheckWriter {
+  const { identity } = sources;
   let young = new Map<Entry, Kept>();
   let old = young;
   const denials = new WeakMap<Denial, Buffer>();
@@ -246,7 +247,11 @@ export function createCheckWriter(sources: KeySources, maxKept: number): CheckWr
     allowed(entry, presented) {
       const { forged, queryNames, bearer } = presented;
       if (forged !== undefined || queryNames !== undefined) {
-        return encodedAllowance(entry, encodedRemovals(headersToRemove(presented, sources), queryNames ?? []));
+        return encodedAllowance(
+          identity,
+          entry,
+          encodedRemovals(headersToRemove(presented, sources), queryNames ?? []),
+        );
       }
       let kept = young.get(entry);
       if (kept === undefined) {
@@ -259,7 +264,7 @@ export function createCheckWriter(sources: KeySources, maxKept: number): CheckWr
         young.set(entry, kept);
       }
       const variant = Number(bearer);
-      kept[variant] ??= encodedAllowance(entry, usualRemovals[variant]!);
+      kept[variant] ??= encodedAllowance(identity, entry, usualRemovals[variant]!);
       return kept[variant];
     },
     denied(denial) {
@@ -274,11 +279,11 @@ export function createCheckWriter(sources: KeySources, maxKept: number): CheckWr
 // By hand, since the generic codec takes as long for it as for several calls. One character a byte.
 const OK_STATUS = "\x0a\x00";
 
-function encodedAllowance(entry: Entry, removals: string): Buffer {
-  const headers = identityHeaders(entry);
+function encodedAllowance(identity: Identity, entry: Entry, removals: string): Buffer {
+  const headers = identityHeaders(identity, entry);
   let ok = "";
   for (const name in headers) ok += delimited(2, setting(name, headers[name]!));
-  const message = OK_STATUS + delimited(3, ok + removals) + delimited(4, metadata(entry));
+  const message = OK_STATUS + delimited(3, ok + removals) + delimited(4, metadata(identity, entry));
   return Buffer.from(message, "latin1");
 }
 
@@ -288,15 +293,29 @@ function setting(name: string, value: string): string {
 }
 
 /** A Struct of what the key says, as it is stored. */
-function metadata(entry: Entry): string {
+function metadata({ fields }: Identity, entry: Entry): string {
   const text = (value: string) => delimited(3, utf8(value));
   const list = (values: readonly string[]) => delimited(6, values.map((value) => delimited(1, text(value))).join(""));
-  return IDENTITY.map(({ metadata, value }) => {
-    const of = value(entry);
-    if (of === undefined) return "";
-    const content = typeof of === "string" ? text(of) : list(of);
-    return delimited(1, delimited(1, metadata) + delimited(2, content));
-  }).join("");
+  const field = (name: string, value: string) => delimited(1, delimited(1, name) + delimited(2, value));
+  const struct = (map: Readonly<Record<string, string>>) =>
+    delimited(
+      5,
+      Object.entries(map)
+        .map(([name, value]) => field(name, text(value)))
+        .join(""),
+    );
+  return fields
+    .map(({ metadata, value }) => {
+      const of = metadata === undefined ? undefined : value(entry);
+      if (metadata === undefined || of === undefined) return "";
+      if (typeof of === "string") return field(metadata, text(of));
+      return field(metadata, isList(of) ? list(of) : struct(of));
+    })
+    .join("");
+}
+
+function isList(value: object): value is readonly string[] {
+  return Array.isArray(value);
 }
 
 function utf8(text: string): string {

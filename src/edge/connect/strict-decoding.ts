@@ -9,6 +9,7 @@ import type { HeldBytes } from "../../fastpath/held-bytes.ts";
 import { envelopeLength } from "../../fastpath/wire-format.ts";
 import { type FieldViolation, invalid, KeyError } from "../../keys/errors.ts";
 import { tooMany } from "../errors.ts";
+import { repeatedName } from "./repeated-names.ts";
 
 /** Set on a request whose message can't be decoded: the interceptors refuse it before the handler runs. */
 export const undecodable: ContextKey<KeyError | undefined> = createContextKey<KeyError | undefined>(undefined);
@@ -163,9 +164,16 @@ function decodingFault(input: DescMessage, { bytes, json }: Message): KeyError |
   }
 }
 
+function repeatedFault(path: string): FieldViolation {
+  return { field: /^[\w.-]{1,128}$/.test(path) ? path : "", description: "stands twice in its object" };
+}
+
 /** Names the members that can't be decoded, each tried by itself, and never a value: it could be a key. */
 function jsonFaults(input: DescMessage, text: string): FieldViolation[] {
   const members = membersOf(text);
+  if (members === undefined) return [];
+  const repeated = repeatedName(text);
+  if (repeated !== undefined) return [repeatedFault(repeated)];
   const fieldOf = (name: string) => input.fields.find((field) => field.jsonName === name || field.name === name);
   const faults = Object.entries(members).flatMap(([name, value]) => {
     try {
@@ -188,12 +196,13 @@ function jsonFaults(input: DescMessage, text: string): FieldViolation[] {
   );
 }
 
-function membersOf(text: string): Record<string, JsonValue> {
+/** undefined: it is no JSON object. */
+function membersOf(text: string): Record<string, JsonValue> | undefined {
   try {
     const value = JSON.parse(text) as JsonValue;
-    return typeof value === "object" && value !== null && !Array.isArray(value) ? value : {};
+    return typeof value === "object" && value !== null && !Array.isArray(value) ? value : undefined;
   } catch {
-    return {};
+    return undefined;
   }
 }
 

@@ -6,14 +6,15 @@ import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { Ended, KeyAdmin } from "../../keys/admin.ts";
 import type { AuditResult as AuditResultName } from "../../keys/audit/entry.ts";
 import { invalid } from "../../keys/errors.ts";
+import { toMetadata } from "../../keys/metadata.ts";
 import type { StoredAuditEntry } from "../../keys/ports.ts";
-import type { KeyRecord, StoredState } from "../../keys/record.ts";
+import type { KeyRecord, KeyState } from "../../keys/record.ts";
 import { STATE_NUMBERS, toApiKey } from "../answer.ts";
 import { callerOf, deadlineOf, note } from "../call.ts";
 
 /** undefined: State.UNSPECIFIED. */
-const stateNamed = (state: State): StoredState | undefined =>
-  (Object.keys(STATE_NUMBERS) as StoredState[]).find((name) => STATE_NUMBERS[name] === state);
+const stateNamed = (state: State): KeyState | undefined =>
+  (Object.keys(STATE_NUMBERS) as KeyState[]).find((name) => STATE_NUMBERS[name] === state);
 
 const RESULTS: Record<AuditResultName, AuditResult> = {
   changed: AuditResult.CHANGED,
@@ -29,9 +30,12 @@ export function createAdminService(admin: KeyAdmin, clock: () => Date): ServiceI
   };
 
   return {
-    async listKeys({ userId, state, prefix, name, pageSize, pageToken }, context) {
+    async listKeys({ userId, state, prefix, name, metadata, pageSize, pageToken }, context) {
       if (State[state] === undefined) throw invalid([{ field: "state", description: `${state} is not a state` }]);
-      const filter = { userId, state: stateNamed(state), prefix: prefix || undefined, name: name || undefined };
+      const filter = {
+        ...{ userId, state: stateNamed(state), prefix: prefix || undefined, name: name || undefined },
+        ...(Object.keys(metadata).length > 0 && { metadata: toMetadata(metadata) }),
+      };
       const { items, nextToken } = await admin.list(filter, { size: pageSize, token: pageToken }, deadlineOf(context));
       return { apiKeys: items.map(describe), nextPageToken: nextToken ?? "" };
     },

@@ -1,4 +1,4 @@
-import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
+import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
 import {
   type ApiKey,
   type ApiKeyService,
@@ -9,6 +9,7 @@ import { checked, invalid, KeyError } from "../../keys/errors.ts";
 import type { KeyManager } from "../../keys/manage.ts";
 import type { Lifetime } from "../../keys/policy.ts";
 import { displayPrefix, type KeyRecord } from "../../keys/record.ts";
+import type { Changed } from "../../keys/suspension.ts";
 import type { VerifyKey } from "../../keys/verify/verify.ts";
 import { toApiKey, toMadeKey, toVerifyResponse, toVerifyResult } from "../answer.ts";
 import { callerOf, deadlineOf, MAX_CALL_MS, note, timeoutOf, toVerifyInput } from "../call.ts";
@@ -37,6 +38,12 @@ export function createApiKeyService({
   draining,
 }: ApiKeyServiceParts): Omit<ServiceImpl<typeof ApiKeyService>, "watch"> {
   const describe = (record: KeyRecord): ApiKey => toApiKey(record, clock().getTime());
+
+  const altered = (context: HandlerContext, { active, retiring, changed }: Changed) => {
+    const keyId = (active ?? retiring)?.id;
+    note(context, { changed, ...(keyId !== undefined && { keyId }) });
+    return { ...(active && { apiKey: describe(active) }), ...(retiring && { retiring: describe(retiring) }) };
+  };
 
   return {
     async create(request, context) {
@@ -78,6 +85,14 @@ export function createApiKeyService({
         ...(active && { apiKey: describe(active) }),
         alsoRevoked: [...(retiring ? [retiring] : []), ...surplus].map(describe),
       };
+    },
+
+    async suspend({ userId, reason }, context) {
+      return altered(context, await keys.suspend(callerOf(context), userId, reason, deadlineOf(context)));
+    },
+
+    async resume({ userId }, context) {
+      return altered(context, await keys.resume(callerOf(context), userId, deadlineOf(context)));
     },
 
     async verify(request, context) {

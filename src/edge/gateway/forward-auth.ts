@@ -87,7 +87,7 @@ function toAnswer(decision: Decision, presented: Presented, sources: KeySources)
   }
   const headers = {
     "cache-control": "no-store",
-    ...identityHeaders(decision.entry),
+    ...identityHeaders(sources.identity, decision.entry),
     "x-envoy-auth-headers-to-remove": headersToRemove(presented, sources).join(","),
   };
   return { status: 200, headers, body: "" };

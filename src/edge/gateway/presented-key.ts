@@ -1,4 +1,4 @@
-import { IDENTITY_HEADERS } from "../answer.ts";
+import type { Identity } from "../answer.ts";
 
 // API keys that a request to a gateway carries, and headers that pass for ours.
 
@@ -19,6 +19,8 @@ export interface GatewayKeySources {
 export interface KeySources extends GatewayKeySources {
   /** Each with the `_` that follows it. */
   readonly prefixes: readonly string[];
+  /** Fields of the key for the upstream. */
+  readonly identity: Identity;
 }
 
 /**
@@ -73,7 +75,7 @@ export function noteHeader(presented: Presented, sources: KeySources, name: stri
     const index = sources.headers.indexOf(lower);
     if (index >= 0) noteKeyHeader(presented, sources, index, value);
   }
-  if (isForgery(lower)) {
+  if (isForgery(lower, sources.identity)) {
     presented.forged ??= [];
     presented.forged.push(lower);
   }
@@ -163,11 +165,9 @@ function isBlank(code: number): boolean {
 }
 
 /** Whether an upstream could take this header, which is not one that is overwritten, for one of ours. */
-function isForgery(lower: string): boolean {
+function isForgery(lower: string, { headers }: Identity): boolean {
   if (lower.charCodeAt(0) !== 0x78 || lower.length <= OUR_PREFIX.length) return false;
-  return (
-    lower.slice(0, OUR_PREFIX.length).replace(/[^a-z0-9]/g, "-") === OUR_PREFIX && !IDENTITY_HEADERS.includes(lower)
-  );
+  return lower.slice(0, OUR_PREFIX.length).replace(/[^a-z0-9]/g, "-") === OUR_PREFIX && !headers.includes(lower);
 }
 
 /** The query of `target`, a path or URL. */
@@ -208,13 +208,11 @@ function decode(text: string): string {
   }
 }
 
-const ALIASES = IDENTITY_HEADERS.map((name) => name.replaceAll("-", "_"));
-
 /**
  * Headers that must not reach the upstream: the credential, wherever it may be, and what passes for an identity header.
  * `authorization` only where it holds a credential of ours.
  */
 export function headersToRemove(presented: Presented, sources: KeySources): readonly string[] {
   const bearer = presented.bearer ? ["authorization"] : [];
-  return [...new Set([...bearer, ...sources.headers, ...ALIASES, ...(presented.forged ?? [])])];
+  return [...new Set([...bearer, ...sources.headers, ...sources.identity.aliases, ...(presented.forged ?? [])])];
 }

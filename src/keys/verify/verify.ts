@@ -8,7 +8,7 @@ import { ID_FROM_END, ID_LENGTH, type ParsedKey, parseKey } from "../text.ts";
 import type { Found, KeyLookup } from "./lookup.ts";
 import { type Entry, stateAt } from "./view.ts";
 
-export type Outcome = "valid" | "malformed" | "not_found" | "revoked" | "expired" | "insufficient_scope";
+export type Outcome = "valid" | "malformed" | "not_found" | "revoked" | "expired" | "suspended" | "insufficient_scope";
 
 export interface Verification {
   outcome: Outcome;
@@ -67,7 +67,7 @@ export function createKeyVerifier(parts: KeyVerifierParts): VerifyKey {
   const judge = (entry: Entry, requiredScopes: readonly string[], asOfMs: number): Verification => {
     const nowMs = wallMs();
     const state = stateAt(entry, nowMs);
-    if (state === "revoked" || state === "expired")
+    if (state === "revoked" || state === "expired" || state === "suspended")
       return { outcome: state, entry, missingScopes: NONE, asOfMs, nowMs };
     for (const scope of requiredScopes) {
       if (entry.scopes.includes(scope)) continue;

@@ -3,8 +3,8 @@ import {
   type Fingerprint,
   type HeldRecord,
   type KeyRecord,
+  type KeyState,
   type Lifecycle,
-  type StoredState,
   statusAt,
 } from "../record.ts";
 
@@ -21,7 +21,7 @@ export interface Entry extends Readonly<HeldRecord> {
   /** The edge's encodings of the record in `encodedState`, one character a byte and as JSON. */
   encoded: string | undefined;
   encodedJson: string | undefined;
-  encodedState: StoredState | undefined;
+  encodedState: KeyState | undefined;
 }
 
 /**
@@ -133,7 +133,7 @@ export function createView({ maxKeys }: { maxKeys: number }): View {
 /** Spelled out, so that all entries have one shape, and share what most of them have in common. */
 function toEntry(record: KeyRecord, share: Share): Entry {
   const { id, userId, name, revocationReason, rev, secretHash, fingerprint } = record;
-  const state = SHARED_STATES[record.state];
+  const state = SHARED_STATES[stateWithoutTime(record)];
   const expiresAt = record.expiresAt?.getTime();
   const retiresAt = record.retiresAt?.getTime();
   const lastUsedAt = record.lastUsedAt?.getTime();
@@ -150,6 +150,8 @@ function toEntry(record: KeyRecord, share: Share): Entry {
     revokedAt: record.revokedAt?.getTime(),
     lastUsedAt,
     revocationReason,
+    metadata: record.metadata?.join("\n"),
+    suspended: record.suspended,
     rev,
     changesAtMs: changesAtMs({ state, expiresAt, retiresAt }),
     digests: { secretHash, fingerprint },
@@ -162,21 +164,26 @@ function toEntry(record: KeyRecord, share: Share): Entry {
 }
 
 /** One copy of each word: what was decoded has its own. */
-const SHARED_STATES: Record<StoredState, StoredState> = {
+const SHARED_STATES: Record<KeyState, KeyState> = {
   active: "active",
   retiring: "retiring",
   revoked: "revoked",
   expired: "expired",
+  suspended: "suspended",
 };
 
+function stateWithoutTime({ state, suspended }: KeyRecord): KeyState {
+  return suspended !== undefined && (state === "active" || state === "retiring") ? "suspended" : state;
+}
+
 /** The state at `nowMs`. */
-export function stateAt(entry: Entry, nowMs: number): StoredState {
+export function stateAt(entry: Entry, nowMs: number): KeyState {
   const { changesAtMs } = entry;
   return changesAtMs === undefined || nowMs < changesAtMs ? entry.state : statusAt<number>(entry, nowMs).state;
 }
 
 function changesAtMs({ state, expiresAt, retiresAt }: Lifecycle<number>): number | undefined {
-  if (state !== "active" && state !== "retiring") return undefined;
+  if (state === "revoked" || state === "expired") return undefined;
   return expiresAt === undefined || retiresAt === undefined ? (expiresAt ?? retiresAt) : Math.min(expiresAt, retiresAt);
 }
 

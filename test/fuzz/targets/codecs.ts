@@ -8,6 +8,7 @@ import {
   VerifyRequestSchema,
   VerifyStreamRequestSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
+import { createIdentity } from "../../../src/edge/answer.ts";
 import { createCheckReader } from "../../../src/edge/codec/check.ts";
 import {
   decodeBatch,
@@ -136,7 +137,10 @@ const json: FuzzTarget = {
   },
 };
 
-const SOURCES = { bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] };
+const SOURCES = {
+  ...{ bearer: true, headers: ["x-api-key"], queries: ["key"], prefixes: ["lk_"] },
+  identity: createIdentity(["plan"]),
+};
 const reader = createCheckReader(SOURCES);
 const checkOf = (http: object, scopes = "read") =>
   Buffer.from(

@@ -45,8 +45,8 @@ class LatchkeyFilter implements GlobalFilter, Ordered {
       Pattern.compile("//|(^|/)\\.{1,2}(/|$)|%2f|%5c|%2e", Pattern.CASE_INSENSITIVE);
   private static final List<String> KEPT_HOPS = List.of("close", "keep-alive", "upgrade");
   private static final Pattern BEARER = Pattern.compile("^\\s*bearer(\\s.*)?$", Pattern.CASE_INSENSITIVE);
-  /** What Latchkey says of a key takes up to 13 KiB of headers. */
-  private static final int MAX_HEADER_BYTES = 16 * 1024;
+  /** What Latchkey says of a key takes up to 20 KiB of headers. */
+  private static final int MAX_HEADER_BYTES = 32 * 1024;
 
   private final List<WebClient> latchkeys;
   private final Duration timeout;

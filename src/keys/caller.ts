@@ -1,0 +1,55 @@
+import { type AuditEntry, auditedReason, type Origin } from "./audit/entry.ts";
+import { KeyError } from "./errors.ts";
+import type { Change, KeysAtChange } from "./ports.ts";
+import { isLive, type KeyRecord } from "./record.ts";
+
+/** The caller, as the user token says. */
+export interface Caller {
+  userId: string;
+  admin: boolean;
+  /** Where the call came from, for the audit trail. */
+  origin?: Origin | undefined;
+}
+
+/** Whose key is meant. An empty `user_id` is nobody's: a bad field, not a matter of rights. */
+export function ownerFor(caller: Caller, requested: string | undefined): string {
+  if (requested === undefined) return caller.userId;
+  if (requested !== "" && requested !== caller.userId && !caller.admin) {
+    throw new KeyError("ADMIN_REQUIRED", "Only an admin may manage another user's key.");
+  }
+  return requested;
+}
+
+/** `change`, and who made it. `reason`: what the caller said of why. */
+export function changedBy<T>(
+  { userId: actor, admin: actorIsAdmin, origin }: Caller,
+  action: string,
+  userId: string,
+  at: Date,
+  change: Change<T>,
+  reason?: string,
+): Change<T> {
+  const keyIds = [...(change.insert ? [change.insert] : []), ...change.update].map(({ id }) => id);
+  const statedReason = auditedReason(reason);
+  const audit: AuditEntry = {
+    at,
+    action,
+    result: "changed",
+    actor,
+    actorIsAdmin,
+    userId,
+    keyIds,
+    origin,
+    statedReason,
+  };
+  return { ...change, audit };
+}
+
+/** The keys of a user that have not ended, the active one first. */
+export function liveOf({ active, retiring, surplus = [] }: KeysAtChange, now: Date): KeyRecord[] {
+  return [active, retiring, ...surplus].filter((record) => record !== undefined && isLive(record, now)) as KeyRecord[];
+}
+
+export function noKey(): KeyError {
+  return new KeyError("NO_KEY", "There is no active API key.");
+}
