@@ -13,6 +13,7 @@ import {
   RevokeResponseSchema,
   State,
   SuspendResponseSchema,
+  UpdateResponseSchema,
   VerifyResponseSchema,
 } from "../client/index.ts";
 import { StartupError } from "../observe/startup-error.ts";
@@ -62,6 +63,36 @@ export async function revoke(options: UserOptions & { reason?: string }): Promis
   const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
   const ended = [answer.apiKey, ...answer.alsoRevoked].flatMap((apiKey) => apiKey?.prefix ?? []);
   show(RevokeResponseSchema, answer, options, printable([answer.message, ...ended].join(" ")));
+}
+
+/** Of options that begin with `no-`: false; unset where neither was said. */
+interface UpdateOptions extends UserOptions, Pick<KeyOptions, "scope" | "metadata" | "requestId"> {
+  name?: string | boolean;
+  ttl?: number | boolean;
+  removeMetadata?: string[];
+  etag?: string;
+}
+
+export async function update(options: UpdateOptions): Promise<void> {
+  const { name, ttl, scope, metadata = {}, removeMetadata = [], etag, requestId } = options;
+  const entries = [...Object.keys(metadata), ...removeMetadata].map((entry) => `metadata.${entry}`);
+  const isSaid = (value: unknown) => value !== undefined && value !== true;
+  const paths = [
+    ...(isSaid(name) ? ["name"] : []),
+    ...(isSaid(ttl) ? ["ttl"] : []),
+    ...(scope === undefined ? [] : ["scopes"]),
+    ...entries,
+  ];
+  if (paths.length === 0) throw new StartupError("Say what to change: latchkey update --help lists it.");
+  const { client, owner } = await sessionFor(options);
+  const answer = await client.update({
+    ...{ ...owner, updateMask: { paths }, scopes: scope ?? [], metadata },
+    ...(typeof name === "string" && { name }),
+    ...(typeof ttl === "number" && { lifetime: { case: "ttl" as const, value: span(ttl) } }),
+    ...(etag !== undefined && { etag }),
+    ...(requestId !== undefined && { requestId }),
+  });
+  show(UpdateResponseSchema, answer, options, describeKey(answer.apiKey!));
 }
 
 export async function suspend(options: UserOptions & { reason?: string }): Promise<void> {

@@ -78,6 +78,18 @@ keyCommand("revoke", "revoke the key, and one in its grace period")
   .option(...REASON)
   .action(async (options) => (await keys()).revoke(options));
 
+keyCommand("update", "change the key; its secret goes on. What is not said stays")
+  .option("--scope <scope...>", "what it may do from now on")
+  .option("--name <name>", "a label for people")
+  .option("--no-name", "take the label away")
+  .option("--ttl <duration>", "how long it lives, from now on", duration)
+  .option("--no-ttl", "take its end away")
+  .option(...METADATA)
+  .option("--remove-metadata <name...>", "entries of its metadata to take away, for admins")
+  .option("--etag <etag>", "only if it has not changed since `get --json` showed this")
+  .option("--request-id <id>", REQUEST_ID)
+  .action(async (options) => (await keys()).update(options));
+
 keyCommand("suspend", "stop the key for a time, and one in its grace period; resume makes it good again")
   .option(...REASON)
   .action(async (options) => (await keys()).suspend(options));

@@ -63,7 +63,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
         const live = [active, retiring, ...surplus].find((record) => record?.id === id && isLive(record, at));
         if (live === undefined) return { update: [], answer: undefined };
         const answer = revoked(live, reason, at);
-        return changedBy(caller, action, userId, at, { update: [answer], answer }, reason);
+        return changedBy(caller, action, userId, at, { update: [answer], answer }, { reason });
       },
     );
     return ended === undefined
@@ -119,7 +119,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
           .filter((record) => record !== undefined && isLive(record, at))
           .map((record) => revoked(record!, reason, at));
         if (update.length === 0) return { update, answer: update };
-        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update }, reason);
+        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update }, { reason });
       });
     },
 
@@ -133,7 +133,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
         }
         return { limit: checkPageSize(size, violations), before: readPageToken(token, { audit: filter }, violations) };
       });
-      return pageOf(await audit.list(filter, before, limit + 1, deadlineMs), limit, { audit: filter });
+      return pageOf(await audit.list(filter, before, limit + 1, deadlineMs), limit, { audit: filter }, textBytes);
     },
   };
 }

@@ -12,10 +12,11 @@ import {
 } from "./policy.ts";
 import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "./ports.ts";
 import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./record.ts";
-import { type Asked, askedBy, isRemembered, type RequestSecrets } from "./request-id.ts";
+import { type Asked, askedBy, isRemembered, type RequestSecrets, reused } from "./request-id.ts";
 import type { SecretKeeper } from "./secret.ts";
 import { type Changed, keySuspended, refuseIfHeld, resume, suspend } from "./suspension.ts";
 import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./text.ts";
+import { type Updated, type UpdateInput, update } from "./update.ts";
 
 /** Why an answer that repeats an earlier one is without the key. */
 export type Withheld = "ended" | "request_key_gone";
@@ -46,6 +47,7 @@ export interface KeyManager {
   get(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<KeyRecord>;
   refresh(caller: Caller, input: KeyInput, deadlineMs: number): Promise<Refreshed>;
   revoke(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Revoked>;
+  update(caller: Caller, input: UpdateInput, deadlineMs: number): Promise<Updated>;
   suspend(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Changed>;
   resume(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<Changed>;
 }
@@ -103,10 +105,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     if (found === undefined || !isRemembered(found.record, now)) return undefined;
     const { record, previous } = found;
     const { request } = record;
-    if (request!.arguments !== asked.arguments) {
-      const message = "This request_id was used within 24 hours for a call that asked for something else.";
-      throw new KeyError("REQUEST_ID_REUSED", message, { metadata: { key_id: record.id } });
-    }
+    if (request!.arguments !== asked.arguments) throw reused(record.id);
     const answer = { record, previous, previousKeyRevoked: request!.previousRevoked ?? false, isRepeat: true };
     if (!isLive(record, now)) return { ...answer, withheld: "ended" };
     const secret = requests!.derive(asked, record.id, request!.ringId);
@@ -273,10 +272,11 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
         const answer: Revoked = { active: end(current.active), retiring: end(current.retiring), surplus: ended };
         const update = [answer.active, answer.retiring, ...ended].filter((record) => record !== undefined);
         if (update.length === 0) throw noKey();
-        return changedBy(caller, "Revoke", userId, at, { update, answer }, reason);
+        return changedBy(caller, "Revoke", userId, at, { update, answer }, { reason });
       });
     },
 
+    update: (...asked) => update({ store, policy, clock, mayGrant, mayDescribe, maySet }, ...asked),
     suspend: (...asked) => suspend(store, ...asked),
     resume: (...asked) => resume(store, ...asked),
   };

@@ -43,6 +43,8 @@ export interface KeyRecord {
   metadata?: string[] | undefined;
   /** Set while the key is suspended, and kept when it ends so. */
   suspended?: Suspension | undefined;
+  /** Updates that may be repeated, the oldest first. */
+  updates?: RememberedUpdate[] | undefined;
   secretHash: string;
   fingerprint?: Fingerprint | undefined;
   /** No more than one record a user has it for one request id. */
@@ -57,6 +59,20 @@ export type StoredState = (typeof STATES)[number];
 export const KEY_STATES = [...STATES, "suspended"] as const;
 export type KeyState = (typeof KEY_STATES)[number];
 
+interface RememberedUpdate {
+  /** SHA-256 of the request id and of what was asked for, base64url. */
+  id: string;
+  arguments: string;
+  at: Date;
+}
+
+/** A field that Update changed, as people read it; empty: there is none. */
+export interface FieldChange {
+  field: string;
+  old: string;
+  new: string;
+}
+
 interface Suspension {
   at: Date;
   /** Only an admin may resume the key; where it ended, no other key of the user is made before. */
@@ -70,6 +86,8 @@ interface StoredField {
   isRequired?: true;
   /** A change of a key may alter it; times of use and fingerprints have writes of their own. */
   isMutable?: true;
+  /** Callers don't see it, or not as a change of the key. */
+  isInternal?: true;
 }
 
 /** Characters as people count them: code points. */
@@ -86,24 +104,26 @@ const DIGEST = { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" };
 export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   id: { schema: { bsonType: "string", pattern: KEY_ID_PATTERN }, isRequired: true },
   userId: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_USER_ID }, isRequired: true },
-  name: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_NAME } },
+  name: { schema: { bsonType: "string", minLength: 1, maxLength: MAX_NAME }, isMutable: true },
   prefix: { schema: { bsonType: "string", minLength: 1, maxLength: 32 }, isRequired: true },
   scopes: {
     schema: { bsonType: "array", minItems: 1, maxItems: MAX_SCOPES, items: { bsonType: "string" } },
     isRequired: true,
+    isMutable: true,
   },
   state: { schema: { enum: STATES }, isRequired: true, isMutable: true },
   createdAt: { schema: DATE, isRequired: true },
-  expiresAt: { schema: DATE },
+  expiresAt: { schema: DATE, isMutable: true },
   retiresAt: { schema: DATE, isMutable: true },
   revokedAt: { schema: DATE, isMutable: true },
   revocationReason: { schema: { bsonType: "string", maxLength: MAX_REASON }, isMutable: true },
-  lastUsedAt: { schema: DATE },
+  lastUsedAt: { schema: DATE, isInternal: true },
   metadata: {
     schema: {
       ...{ bsonType: "array", minItems: 1, maxItems: MAX_METADATA_ENTRIES },
       items: { bsonType: "string", pattern: "^[0-9a-z-]{1,64}=" },
     },
+    isMutable: true,
   },
   suspended: {
     schema: {
@@ -113,13 +133,26 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
     },
     isMutable: true,
   },
-  secretHash: { schema: { bsonType: "string", pattern: "^\\$argon2id\\$" }, isRequired: true },
+  secretHash: { schema: { bsonType: "string", pattern: "^\\$argon2id\\$" }, isRequired: true, isInternal: true },
   fingerprint: {
     schema: {
       bsonType: "object",
       required: ["pepper", "mac"],
       properties: { pepper: { bsonType: "string" }, mac: { bsonType: "binData" } },
     },
+    isInternal: true,
+  },
+  updates: {
+    schema: {
+      bsonType: "array",
+      items: {
+        bsonType: "object",
+        required: ["id", "arguments", "at"],
+        properties: { id: DIGEST, arguments: DIGEST, at: DATE },
+      },
+    },
+    isMutable: true,
+    isInternal: true,
   },
   request: {
     schema: {
@@ -134,12 +167,13 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
       },
     },
     isMutable: true,
+    isInternal: true,
   },
-  rev: { schema: { bsonType: ["int", "long", "double"], minimum: 1 }, isRequired: true },
+  rev: { schema: { bsonType: ["int", "long", "double"], minimum: 1 }, isRequired: true, isInternal: true },
 };
 
 type HeldValue<Value> = Value extends Date ? number : Value extends string[] ? readonly string[] : Value;
-type Held = Omit<KeyRecord, "secretHash" | "fingerprint" | "request" | "metadata" | "state">;
+type Held = Omit<KeyRecord, "secretHash" | "fingerprint" | "request" | "updates" | "metadata" | "state">;
 
 /**
  * A record without what proves its secret, as it is held in memory. Times are Unix milliseconds: a Date takes six times the memory.

@@ -1,4 +1,5 @@
 import { createHash, hkdfSync } from "node:crypto";
+import { KeyError } from "./errors.ts";
 import { askedFor, type KeyInput } from "./input.ts";
 import type { KeyRecord } from "./record.ts";
 import { randomBase62, SECRET_LENGTH } from "./text.ts";
@@ -65,6 +66,12 @@ export function isRemembered({ createdAt }: Pick<KeyRecord, "createdAt">, now: D
   return now.getTime() - createdAt.getTime() < REQUEST_REMEMBERED_MS;
 }
 
-function sha256(text: string): string {
+/** The id was used for another call. */
+export function reused(keyId: string): KeyError {
+  const message = "This request_id was used within 24 hours for a call that asked for something else.";
+  return new KeyError("REQUEST_ID_REUSED", message, { metadata: { key_id: keyId } });
+}
+
+export function sha256(text: string): string {
   return createHash("sha256").update(text).digest("base64url");
 }

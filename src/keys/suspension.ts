@@ -94,5 +94,7 @@ function alter(
   const now = (before: KeyRecord | undefined) =>
     before && isLive(before, at) ? (records.find(({ id }) => id === before.id) ?? before) : undefined;
   const answer = { active: now(active), retiring: now(retiring), changed: update.length > 0 };
-  return update.length === 0 ? { update, answer } : changedBy(caller, action, userId, at, { update, answer }, reason);
+  return update.length === 0
+    ? { update, answer }
+    : changedBy(caller, action, userId, at, { update, answer }, { reason });
 }

@@ -11,6 +11,7 @@ import type { KeyRecord } from "../../src/keys/record.ts";
 import { createRequestSecrets, REQUEST_REMEMBERED_MS, type RequestKey } from "../../src/keys/request-id.ts";
 import type { SecretKeeper } from "../../src/keys/secret.ts";
 import { parseKey } from "../../src/keys/text.ts";
+import { etagOf } from "../../src/keys/update.ts";
 import { createFakeStore } from "../support/fake-store.ts";
 import { deferred, recordOf } from "../support/records.ts";
 
@@ -687,4 +688,165 @@ test("Suspend and Resume are for the owner and for admins, and check their field
   expect(await refusalOf(resume(bob, "alice"))).toMatchObject({ reason: "ADMIN_REQUIRED" });
   expect(await refusalOf(suspend(root, "superseded", ""))).toMatchObject({ fields: ["user_id", "reason"] });
   expect(records.get("a")!.suspended).toBeUndefined();
+});
+
+type UpdateInput = Parameters<KeyManager["update"]>[1];
+const update = (input: Partial<UpdateInput>, caller = alice, manager = keys) =>
+  manager.update(caller, { paths: [], scopes: [], metadata: {}, ...input }, DEADLINE_MS);
+const etag = () => etagOf(records.get("a")!);
+
+test("Update changes what the mask names, and nothing else; what is named and not said is taken away", async () => {
+  stored("a", { name: "old", scopes: ["read", "write"], metadata: ["label-a=1", "plan=pro"], expiresAt: at(HOUR_MS) });
+  const paths = ["scopes", "metadata.label-a"];
+  const given = { name: "ignored", scopes: ["read", "read"], metadata: { "label-a": "2", "label-b": "ignored" } };
+  const { record, changed } = await update({ paths, ...given });
+  expect([changed, records.get("a")]).toEqual([true, { ...record, rev: record.rev + 1 }]);
+  expect(record).toMatchObject({
+    name: "old",
+    scopes: ["read"],
+    metadata: ["label-a=2", "plan=pro"],
+    expiresAt: at(HOUR_MS),
+  });
+  await update({ paths: ["name", "expires_at", "metadata.label-a"] });
+  const { name, expiresAt, metadata, secretHash } = records.get("a")!;
+  expect([name, expiresAt, metadata, secretHash]).toEqual([undefined, undefined, ["plan=pro"], record.secretHash]);
+  expect(hashes).toBe(0);
+});
+
+test("an Update is written down field by field, before and after, without what was pasted into it", async () => {
+  const pasted = `acme_${"x".repeat(16)}_${"y".repeat(49)}`;
+  stored("a", { name: "old", metadata: ["label-a="] });
+  const paths = ["name", "scopes", "metadata", "ttl"];
+  await update({ paths, name: pasted, scopes: ["read", "list"], metadata: { "label-b": "x" }, lifetime: ttl(60) });
+  expect(trail.map(({ action, keyIds, changes }) => ({ action, keyIds, changes }))).toEqual([
+    {
+      ...{ action: "Update", keyIds: ["a"] },
+      changes: [
+        { field: "name", old: "old", new: "[secret]" },
+        { field: "scopes", old: "read", new: "list read" },
+        { field: "metadata.label-a", old: "", new: "" },
+        { field: "expires_at", old: "", new: at(LATER_MS + 60_000).toISOString() },
+        { field: "metadata.label-b", old: "", new: "x" },
+      ],
+    },
+  ]);
+});
+
+test("an Update that changes nothing writes nothing", async () => {
+  stored("a", { name: "laptop" });
+  expect(await update({ paths: ["name"], name: " laptop " })).toMatchObject({ changed: false, record: { rev: 5 } });
+  expect([trail, records.get("a")!.rev]).toEqual([[], 5]);
+});
+
+test.each([
+  ["nothing", [], {}, "update_mask"],
+  ["an unknown field", ["nam"], {}, "update_mask"],
+  ["a wildcard", ["*"], {}, "update_mask"],
+  ["a part of what has none", ["name.first"], {}, "update_mask"],
+  ["what is not to be changed", ["user_id"], {}, "update_mask"],
+  ["an entry that can't be", ["metadata.Plan"], {}, "update_mask"],
+  ["a field twice", ["name", "name"], { name: "x" }, "update_mask"],
+  ["an entry and all of them", ["metadata", "metadata.label-a"], {}, "update_mask"],
+  ["two ends", ["ttl", "expires_at"], {}, "update_mask"],
+  ["an end in other words than it is said in", ["expires_at"], { lifetime: ttl(60) }, "update_mask"],
+  ["scopes, and says none", ["scopes"], {}, "scopes"],
+  ["a blank name", ["name"], { name: " " }, "name"],
+  ["an end in the past", ["expires_at"], { lifetime: until(-1_000) }, "expires_at"],
+  ["a value of two lines", ["metadata.label-a"], { metadata: { "label-a": "a\nb" } }, "metadata.label-a"],
+  ["a request_id that is none", ["name"], { name: "x", requestId: "short" }, "request_id"],
+])("a mask that names %s is INVALID_ARGUMENT, and nothing is written", async (_what, paths, fields, field) => {
+  stored("a");
+  const refusal = await refusalOf(update({ paths, ...fields }, root));
+  expect(refusal).toMatchObject({ reason: "INVALID_ARGUMENT" });
+  expect(refusal.fields).toContain(field);
+  expect(trail).toEqual([]);
+});
+
+test("an unknown path names itself", async () => {
+  expect((await refusalOf(update({ paths: ["colour"] }))).message).toContain(
+    '"colour" is not a field that can be changed',
+  );
+});
+
+test("the rights of Create hold for Update, in its order", async () => {
+  stored("a", { metadata: ["label-a=1", "plan=pro"] });
+  const wrong = { paths: ["metadata.plan", "name", "scopes"], name: "", scopes: ["admin"] };
+  expect(await refusalOf(update({ ...wrong, userId: "alice" }, bob))).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  expect(await refusalOf(update(wrong))).toMatchObject({ reason: "ADMIN_REQUIRED" });
+  expect(await refusalOf(update({ ...wrong, paths: ["name", "scopes"] }))).toMatchObject({ fields: ["name"] });
+  expect(await refusalOf(update({ ...wrong, paths: ["scopes"] }))).toMatchObject({ reason: "SCOPE_FORBIDDEN" });
+  // Of a member, all of it means the members' own.
+  const { record } = await update({ paths: ["metadata"] });
+  expect(record.metadata).toEqual(["plan=pro"]);
+  expect((await update({ paths: ["metadata"], userId: "alice" }, root)).record.metadata).toBeUndefined();
+});
+
+test("no Update carries a secret beyond the longest lifetime, counted from its making", async () => {
+  stored("a", { expiresAt: at(0.5 * HOUR_MS) });
+  const capped = managerOf({ maxTtlMs: HOUR_MS });
+  const latest = HOUR_MS - MINUTE_MS;
+  const extended = (ms: number) => update({ paths: ["expires_at"], lifetime: until(ms) }, alice, capped);
+  expect(await refusalOf(extended(latest + 1))).toMatchObject({ fields: ["expires_at"] });
+  expect((await extended(latest)).record.expiresAt).toEqual(at(latest));
+  expect((await update({ paths: ["ttl"] }, alice, capped)).record.expiresAt).toEqual(at(latest));
+  expect(await refusalOf(update({ paths: ["ttl"], lifetime: ttl(3_600) }, alice, capped))).toMatchObject({
+    fields: ["expires_at"],
+  });
+});
+
+test("there must be an active key that is not suspended", async () => {
+  const rename = () => update({ paths: ["name"], name: "x" });
+  expect(await refusalOf(rename())).toMatchObject(NO_KEY);
+  stored("r", { state: "retiring", retiresAt: at(HOUR_MS) });
+  expect(await refusalOf(rename())).toMatchObject(NO_KEY);
+  stored("a", { expiresAt: at(1) });
+  expect(await refusalOf(rename())).toMatchObject(NO_KEY);
+  stored("a");
+  await suspend();
+  expect(await refusalOf(rename())).toMatchObject(KEY_SUSPENDED);
+});
+
+test("an etag is good until the key changes in what Get shows, and for this key alone", async () => {
+  stored("a");
+  const first = etag();
+  records.set("a", { ...records.get("a")!, lastUsedAt: at(1), rev: 9, fingerprint: undefined });
+  expect(etag()).toBe(first);
+  expect(await update({ paths: ["name"], name: "one", etag: first })).toMatchObject({ changed: true });
+  expect(etag()).not.toBe(first);
+  const stale = await refusalOf(update({ paths: ["name"], name: "two", etag: first }));
+  expect(stale).toMatchObject({ reason: "ETAG_MISMATCH", retryAfterMs: undefined });
+  for (const change of [
+    { scopes: ["x"] },
+    { metadata: ["a=1"] },
+    { expiresAt: at(1) },
+    { suspended: { at: at(0), byAdmin: false } },
+  ])
+    expect(etagOf({ ...records.get("a")!, ...change })).not.toBe(etag());
+  expect(await refusalOf(update({ paths: ["name"], name: "two", etag: etagOf(recordOf("b", 5)) }))).toMatchObject({
+    reason: "ETAG_MISMATCH",
+  });
+});
+
+test("an Update with a request_id may be repeated, needs no request keys, and is no other call's", async () => {
+  stored("a");
+  const manager = managerOf({ requestKeys: [] });
+  const asked = { paths: ["name"], name: "one", requestId: ID };
+  expect(await update(asked, alice, manager)).toMatchObject({ changed: true, isRepeat: false });
+  await update({ paths: ["name"], name: "two" });
+  const repeat = await update({ ...asked, etag: undefined }, alice, manager);
+  expect(repeat).toMatchObject({ changed: false, isRepeat: true, record: { name: "two" } });
+  expect(await refusalOf(update({ ...asked, name: "three" }))).toMatchObject({ reason: "REQUEST_ID_REUSED" });
+  expect(JSON.stringify([...records.values()])).not.toContain(ID);
+  nowMs += REQUEST_REMEMBERED_MS + 1_000;
+  expect(await update({ ...asked, name: "three" })).toMatchObject({ changed: true, isRepeat: false });
+  expect(await refusalOf(update({ ...asked, name: "four" }))).toMatchObject({ reason: "REQUEST_ID_REUSED" });
+});
+
+test("a key remembers its last eight Updates", async () => {
+  stored("a");
+  const id = (index: number) => `${index}`.padStart(22, "u");
+  for (let index = 0; index < 9; index += 1) await update({ paths: ["name"], name: `n${index}`, requestId: id(index) });
+  expect(records.get("a")!.updates).toHaveLength(8);
+  expect(await update({ paths: ["name"], name: "n8", requestId: id(8) })).toMatchObject({ isRepeat: true });
+  expect(await update({ paths: ["name"], name: "n0", requestId: id(0) })).toMatchObject({ isRepeat: false });
 });

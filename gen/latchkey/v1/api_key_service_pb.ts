@@ -4,8 +4,8 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { ErrorReason } from "./error_reason_pb.js";
 import { file_latchkey_v1_error_reason } from "./error_reason_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file latchkey/v1/api_key_service.proto.
  */
 export const file_latchkey_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxItIECgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJEjMKCG1ldGFkYXRhGA0gAygLMiEubGF0Y2hrZXkudjEuQXBpS2V5Lk1ldGFkYXRhRW50cnkSMAoMc3VzcGVuZGVkX2F0GA4gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIZChFzdXNwZW5zaW9uX3JlYXNvbhgPIAEoCRIaChJzdXNwZW5kZWRfYnlfYWRtaW4YECABKAgaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIt8CCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgGIAEoCUIDgAEBSAOIAQESOgoIbWV0YWRhdGEYByADKAsyKC5sYXRjaGtleS52MS5DcmVhdGVSZXF1ZXN0Lk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkIosBCg5DcmVhdGVSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhAKA2tleRgCIAEoCUIDgAEBEhEKCWlzX3JlcGVhdBgDIAEoCBIuCgxrZXlfd2l0aGhlbGQYBCABKA4yGC5sYXRjaGtleS52MS5LZXlXaXRoaGVsZCIuCgpHZXRSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBAUIKCghfdXNlcl9pZCIzCgtHZXRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IpIDCg5SZWZyZXNoUmVxdWVzdBIRCgRuYW1lGAEgASgJSAGIAQESDgoGc2NvcGVzGAIgAygJEjAKCmV4cGlyZXNfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wSAASKAoDdHRsGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAASLwoMZ3JhY2VfcGVyaW9kGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhQKB3VzZXJfaWQYBiABKAlIAogBARIcCgpyZXF1ZXN0X2lkGAcgASgJQgOAAQFIA4gBARI7CghtZXRhZGF0YRgIIAMoCzIpLmxhdGNoa2V5LnYxLlJlZnJlc2hSZXF1ZXN0Lk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkItEBCg9SZWZyZXNoUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIQCgNrZXkYAiABKAlCA4ABARIcChRwcmV2aW91c19rZXlfcmV2b2tlZBgDIAEoCBIlCghwcmV2aW91cxgEIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIRCglpc19yZXBlYXQYBSABKAgSLgoMa2V5X3dpdGhoZWxkGAYgASgOMhgubGF0Y2hrZXkudjEuS2V5V2l0aGhlbGQiQQoNUmV2b2tlUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIo4BCg5SZXZva2VSZXNwb25zZRIPCgdtZXNzYWdlGAEgASgJEhoKEnJldm9rZWRfa2V5X3ByZWZpeBgCIAEoCRIkCgdhcGlfa2V5GAMgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EikKDGFsc29fcmV2b2tlZBgEIAMoCzITLmxhdGNoa2V5LnYxLkFwaUtleSJCCg5TdXNwZW5kUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIl4KD1N1c3BlbmRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EiUKCHJldGlyaW5nGAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IjEKDVJlc3VtZVJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIl0KDlJlc3VtZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSJQoIcmV0aXJpbmcYAiABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkiaQoNVmVyaWZ5UmVxdWVzdBIQCgNrZXkYASABKAlCA4ABARIXCg9yZXF1aXJlZF9zY29wZXMYAiADKAkSLQoLY29uc2lzdGVuY3kYAyABKA4yGC5sYXRjaGtleS52MS5Db25zaXN0ZW5jeSKgAQoOVmVyaWZ5UmVzcG9uc2USJQoHb3V0Y29tZRgBIAEoDjIULmxhdGNoa2V5LnYxLk91dGNvbWUSJAoHYXBpX2tleRgCIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIWCg5taXNzaW5nX3Njb3BlcxgDIAMoCRIpCgVhc19vZhgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoSQmF0Y2hWZXJpZnlSZXF1ZXN0EiwKCHJlcXVlc3RzGAEgAygLMhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBIUCgxvbWl0X3JlY29yZHMYAiABKAgiQQoTQmF0Y2hWZXJpZnlSZXNwb25zZRIqCgdyZXN1bHRzGAEgAygLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0InQKDFZlcmlmeVJlc3VsdBIvCghyZXNwb25zZRgBIAEoCzIbLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlSAASKQoFZXJyb3IYAiABKAsyGC5sYXRjaGtleS52MS5WZXJpZnlFcnJvckgAQggKBnJlc3VsdCJ4CgtWZXJpZnlFcnJvchIoCgZyZWFzb24YASABKA4yGC5sYXRjaGtleS52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEi4KC3JldHJ5X2FmdGVyGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkIKE1ZlcmlmeVN0cmVhbVJlcXVlc3QSKwoHcmVxdWVzdBgBIAEoCzIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QiQQoUVmVyaWZ5U3RyZWFtUmVzcG9uc2USKQoGcmVzdWx0GAEgASgLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0IiQKDFdhdGNoUmVxdWVzdBIUCgxyZXN1bWVfdG9rZW4YASABKAkiuAEKDVdhdGNoUmVzcG9uc2USKAoGY2hhbmdlGAEgASgLMhYubGF0Y2hrZXkudjEuS2V5Q2hhbmdlSAASMAoJaGVhcnRiZWF0GAIgASgLMhsubGF0Y2hrZXkudjEuV2F0Y2hIZWFydGJlYXRIABIsCgdyZXN0YXJ0GAMgASgLMhkubGF0Y2hrZXkudjEuV2F0Y2hSZXN0YXJ0SAASFAoMcmVzdW1lX3Rva2VuGAQgASgJQgcKBWV2ZW50IkUKCUtleUNoYW5nZRIOCgZrZXlfaWQYASABKAkSKAoEa2luZBgCIAEoDjIaLmxhdGNoa2V5LnYxLktleUNoYW5nZUtpbmQiOwoOV2F0Y2hIZWFydGJlYXQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjkKDFdhdGNoUmVzdGFydBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqfwoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9BQ1RJVkUQARISCg5TVEFURV9SRVRJUklORxACEhEKDVNUQVRFX1JFVk9LRUQQAxIRCg1TVEFURV9FWFBJUkVEEAQSEwoPU1RBVEVfU1VTUEVOREVEEAUqZgoLS2V5V2l0aGhlbGQSHAoYS0VZX1dJVEhIRUxEX1VOU1BFQ0lGSUVEEAASFgoSS0VZX1dJVEhIRUxEX0VOREVEEAESIQodS0VZX1dJVEhIRUxEX1JFUVVFU1RfS0VZX0dPTkUQAipbCgtDb25zaXN0ZW5jeRIbChdDT05TSVNURU5DWV9VTlNQRUNJRklFRBAAEhcKE0NPTlNJU1RFTkNZX0JPVU5ERUQQARIWChJDT05TSVNURU5DWV9TVFJPTkcQAirEAQoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASEQoNT1VUQ09NRV9WQUxJRBABEhUKEU9VVENPTUVfTUFMRk9STUVEEAISFQoRT1VUQ09NRV9OT1RfRk9VTkQQAxITCg9PVVRDT01FX1JFVk9LRUQQBBITCg9PVVRDT01FX0VYUElSRUQQBRIeChpPVVRDT01FX0lOU1VGRklDSUVOVF9TQ09QRRAGEhUKEU9VVENPTUVfU1VTUEVOREVEEAcq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMtMFCg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkQKB1N1c3BlbmQSGy5sYXRjaGtleS52MS5TdXNwZW5kUmVxdWVzdBocLmxhdGNoa2V5LnYxLlN1c3BlbmRSZXNwb25zZRJBCgZSZXN1bWUSGi5sYXRjaGtleS52MS5SZXN1bWVSZXF1ZXN0GhsubGF0Y2hrZXkudjEuUmVzdW1lUmVzcG9uc2USQQoGVmVyaWZ5EhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBobLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlElAKC0JhdGNoVmVyaWZ5Eh8ubGF0Y2hrZXkudjEuQmF0Y2hWZXJpZnlSZXF1ZXN0GiAubGF0Y2hrZXkudjEuQmF0Y2hWZXJpZnlSZXNwb25zZRJXCgxWZXJpZnlTdHJlYW0SIC5sYXRjaGtleS52MS5WZXJpZnlTdHJlYW1SZXF1ZXN0GiEubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVzcG9uc2UoATABEkAKBVdhdGNoEhkubGF0Y2hrZXkudjEuV2F0Y2hSZXF1ZXN0GhoubGF0Y2hrZXkudjEuV2F0Y2hSZXNwb25zZTABYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
+  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxItIECgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJEjMKCG1ldGFkYXRhGA0gAygLMiEubGF0Y2hrZXkudjEuQXBpS2V5Lk1ldGFkYXRhRW50cnkSMAoMc3VzcGVuZGVkX2F0GA4gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIZChFzdXNwZW5zaW9uX3JlYXNvbhgPIAEoCRIaChJzdXNwZW5kZWRfYnlfYWRtaW4YECABKAgaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIt8CCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgGIAEoCUIDgAEBSAOIAQESOgoIbWV0YWRhdGEYByADKAsyKC5sYXRjaGtleS52MS5DcmVhdGVSZXF1ZXN0Lk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkIosBCg5DcmVhdGVSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhAKA2tleRgCIAEoCUIDgAEBEhEKCWlzX3JlcGVhdBgDIAEoCBIuCgxrZXlfd2l0aGhlbGQYBCABKA4yGC5sYXRjaGtleS52MS5LZXlXaXRoaGVsZCIuCgpHZXRSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBAUIKCghfdXNlcl9pZCJBCgtHZXRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EgwKBGV0YWcYAiABKAkikgMKDlJlZnJlc2hSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIvCgxncmFjZV9wZXJpb2QYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoHdXNlcl9pZBgGIAEoCUgCiAEBEhwKCnJlcXVlc3RfaWQYByABKAlCA4ABAUgDiAEBEjsKCG1ldGFkYXRhGAggAygLMikubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCCgoIbGlmZXRpbWVCBwoFX25hbWVCCgoIX3VzZXJfaWRCDQoLX3JlcXVlc3RfaWQi0QEKD1JlZnJlc2hSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhAKA2tleRgCIAEoCUIDgAEBEhwKFHByZXZpb3VzX2tleV9yZXZva2VkGAMgASgIEiUKCHByZXZpb3VzGAQgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhEKCWlzX3JlcGVhdBgFIAEoCBIuCgxrZXlfd2l0aGhlbGQYBiABKA4yGC5sYXRjaGtleS52MS5LZXlXaXRoaGVsZCJBCg1SZXZva2VSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBARIOCgZyZWFzb24YAiABKAlCCgoIX3VzZXJfaWQijgEKDlJldm9rZVJlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSGgoScmV2b2tlZF9rZXlfcHJlZml4GAIgASgJEiQKB2FwaV9rZXkYAyABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSKQoMYWxzb19yZXZva2VkGAQgAygLMhMubGF0Y2hrZXkudjEuQXBpS2V5IqwDCg1VcGRhdGVSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAYgBARIvCgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2sSEQoEbmFtZRgDIAEoCUgCiAEBEg4KBnNjb3BlcxgEIAMoCRI6CghtZXRhZGF0YRgFIAMoCzIoLmxhdGNoa2V5LnYxLlVwZGF0ZVJlcXVlc3QuTWV0YWRhdGFFbnRyeRIwCgpleHBpcmVzX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEgAEigKA3R0bBgHIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAEhEKBGV0YWcYCCABKAlIA4gBARIcCgpyZXF1ZXN0X2lkGAkgASgJQgOAAQFIBIgBARovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCCgoIbGlmZXRpbWVCCgoIX3VzZXJfaWRCBwoFX25hbWVCBwoFX2V0YWdCDQoLX3JlcXVlc3RfaWQiVwoOVXBkYXRlUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIMCgRldGFnGAIgASgJEhEKCWlzX3JlcGVhdBgDIAEoCCJCCg5TdXNwZW5kUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIl4KD1N1c3BlbmRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EiUKCHJldGlyaW5nGAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IjEKDVJlc3VtZVJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIl0KDlJlc3VtZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSJQoIcmV0aXJpbmcYAiABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkiaQoNVmVyaWZ5UmVxdWVzdBIQCgNrZXkYASABKAlCA4ABARIXCg9yZXF1aXJlZF9zY29wZXMYAiADKAkSLQoLY29uc2lzdGVuY3kYAyABKA4yGC5sYXRjaGtleS52MS5Db25zaXN0ZW5jeSKgAQoOVmVyaWZ5UmVzcG9uc2USJQoHb3V0Y29tZRgBIAEoDjIULmxhdGNoa2V5LnYxLk91dGNvbWUSJAoHYXBpX2tleRgCIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIWCg5taXNzaW5nX3Njb3BlcxgDIAMoCRIpCgVhc19vZhgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoSQmF0Y2hWZXJpZnlSZXF1ZXN0EiwKCHJlcXVlc3RzGAEgAygLMhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBIUCgxvbWl0X3JlY29yZHMYAiABKAgiQQoTQmF0Y2hWZXJpZnlSZXNwb25zZRIqCgdyZXN1bHRzGAEgAygLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0InQKDFZlcmlmeVJlc3VsdBIvCghyZXNwb25zZRgBIAEoCzIbLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlSAASKQoFZXJyb3IYAiABKAsyGC5sYXRjaGtleS52MS5WZXJpZnlFcnJvckgAQggKBnJlc3VsdCJ4CgtWZXJpZnlFcnJvchIoCgZyZWFzb24YASABKA4yGC5sYXRjaGtleS52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEi4KC3JldHJ5X2FmdGVyGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkIKE1ZlcmlmeVN0cmVhbVJlcXVlc3QSKwoHcmVxdWVzdBgBIAEoCzIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QiQQoUVmVyaWZ5U3RyZWFtUmVzcG9uc2USKQoGcmVzdWx0GAEgASgLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0IiQKDFdhdGNoUmVxdWVzdBIUCgxyZXN1bWVfdG9rZW4YASABKAkiuAEKDVdhdGNoUmVzcG9uc2USKAoGY2hhbmdlGAEgASgLMhYubGF0Y2hrZXkudjEuS2V5Q2hhbmdlSAASMAoJaGVhcnRiZWF0GAIgASgLMhsubGF0Y2hrZXkudjEuV2F0Y2hIZWFydGJlYXRIABIsCgdyZXN0YXJ0GAMgASgLMhkubGF0Y2hrZXkudjEuV2F0Y2hSZXN0YXJ0SAASFAoMcmVzdW1lX3Rva2VuGAQgASgJQgcKBWV2ZW50IkUKCUtleUNoYW5nZRIOCgZrZXlfaWQYASABKAkSKAoEa2luZBgCIAEoDjIaLmxhdGNoa2V5LnYxLktleUNoYW5nZUtpbmQiOwoOV2F0Y2hIZWFydGJlYXQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjkKDFdhdGNoUmVzdGFydBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqfwoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9BQ1RJVkUQARISCg5TVEFURV9SRVRJUklORxACEhEKDVNUQVRFX1JFVk9LRUQQAxIRCg1TVEFURV9FWFBJUkVEEAQSEwoPU1RBVEVfU1VTUEVOREVEEAUqZgoLS2V5V2l0aGhlbGQSHAoYS0VZX1dJVEhIRUxEX1VOU1BFQ0lGSUVEEAASFgoSS0VZX1dJVEhIRUxEX0VOREVEEAESIQodS0VZX1dJVEhIRUxEX1JFUVVFU1RfS0VZX0dPTkUQAipbCgtDb25zaXN0ZW5jeRIbChdDT05TSVNURU5DWV9VTlNQRUNJRklFRBAAEhcKE0NPTlNJU1RFTkNZX0JPVU5ERUQQARIWChJDT05TSVNURU5DWV9TVFJPTkcQAirEAQoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASEQoNT1VUQ09NRV9WQUxJRBABEhUKEU9VVENPTUVfTUFMRk9STUVEEAISFQoRT1VUQ09NRV9OT1RfRk9VTkQQAxITCg9PVVRDT01FX1JFVk9LRUQQBBITCg9PVVRDT01FX0VYUElSRUQQBRIeChpPVVRDT01FX0lOU1VGRklDSUVOVF9TQ09QRRAGEhUKEU9VVENPTUVfU1VTUEVOREVEEAcq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMpYGCg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkEKBlVwZGF0ZRIaLmxhdGNoa2V5LnYxLlVwZGF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5VcGRhdGVSZXNwb25zZRJECgdTdXNwZW5kEhsubGF0Y2hrZXkudjEuU3VzcGVuZFJlcXVlc3QaHC5sYXRjaGtleS52MS5TdXNwZW5kUmVzcG9uc2USQQoGUmVzdW1lEhoubGF0Y2hrZXkudjEuUmVzdW1lUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJlc3VtZVJlc3BvbnNlEkEKBlZlcmlmeRIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QaGy5sYXRjaGtleS52MS5WZXJpZnlSZXNwb25zZRJQCgtCYXRjaFZlcmlmeRIfLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVxdWVzdBogLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVzcG9uc2USVwoMVmVyaWZ5U3RyZWFtEiAubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVxdWVzdBohLmxhdGNoa2V5LnYxLlZlcmlmeVN0cmVhbVJlc3BvbnNlKAEwARJACgVXYXRjaBIZLmxhdGNoa2V5LnYxLldhdGNoUmVxdWVzdBoaLmxhdGNoa2V5LnYxLldhdGNoUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
 
 /**
  * What is known of a key. Never its secret.
@@ -295,6 +295,13 @@ export type GetResponse = Message<"latchkey.v1.GetResponse"> & {
    * @generated from field: latchkey.v1.ApiKey api_key = 1;
    */
   apiKey?: ApiKey | undefined;
+
+  /**
+   * Opaque: another at each change of what is shown here, but for `last_used_at`. For Update.
+   *
+   * @generated from field: string etag = 2;
+   */
+  etag: string;
 };
 
 /**
@@ -513,6 +520,127 @@ export const RevokeResponseSchema: GenMessage<RevokeResponse> = /*@__PURE__*/
   messageDesc(file_latchkey_v1_api_key_service, 8);
 
 /**
+ * The request of Update.
+ *
+ * @generated from message latchkey.v1.UpdateRequest
+ */
+export type UpdateRequest = Message<"latchkey.v1.UpdateRequest"> & {
+  /**
+   * The owner. Unset: the caller. Only an admin may name another user.
+   *
+   * @generated from field: optional string user_id = 1;
+   */
+  userId?: string | undefined;
+
+  /**
+   * What is changed: `name`, `scopes`, `metadata`, `metadata.NAME`, and one of `expires_at` and `ttl`. Never empty; no path twice.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 2;
+   */
+  updateMask?: FieldMask | undefined;
+
+  /**
+   * As in CreateRequest. Unset: the key has no name from then on.
+   *
+   * @generated from field: optional string name = 3;
+   */
+  name?: string | undefined;
+
+  /**
+   * As in CreateRequest. Never empty where the mask names it.
+   *
+   * @generated from field: repeated string scopes = 4;
+   */
+  scopes: string[];
+
+  /**
+   * As in CreateRequest. With the path `metadata` it takes the place of all entries (of one who is not an admin, of those that members
+   * may set); with `metadata.NAME`, that entry alone is set, or taken away where it is not here.
+   *
+   * @generated from field: map<string, string> metadata = 5;
+   */
+  metadata: { [key: string]: string };
+
+  /**
+   * When the key ends. Neither: never, or at the configured maximum if there is one. The maximum counts from the making of the
+   * key: a later end is INVALID_ARGUMENT.
+   *
+   * @generated from oneof latchkey.v1.UpdateRequest.lifetime
+   */
+  lifetime: {
+    /**
+     * At least 1 s from now, and not after the year 9999.
+     *
+     * @generated from field: google.protobuf.Timestamp expires_at = 6;
+     */
+    value: Timestamp;
+    case: "expiresAt";
+  } | {
+    /**
+     * From now on, at least 1 s.
+     *
+     * @generated from field: google.protobuf.Duration ttl = 7;
+     */
+    value: Duration;
+    case: "ttl";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * Of GetResponse or UpdateResponse. Unset: whatever the key is like.
+   *
+   * @generated from field: optional string etag = 8;
+   */
+  etag?: string | undefined;
+
+  /**
+   * As in CreateRequest, for the last eight Updates of a key; needs no request keys. A repeat is answered with the key as it then is.
+   *
+   * @generated from field: optional string request_id = 9;
+   */
+  requestId?: string | undefined;
+};
+
+/**
+ * Describes the message latchkey.v1.UpdateRequest.
+ * Use `create(UpdateRequestSchema)` to create a new message.
+ */
+export const UpdateRequestSchema: GenMessage<UpdateRequest> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 9);
+
+/**
+ * The answer to Update.
+ *
+ * @generated from message latchkey.v1.UpdateResponse
+ */
+export type UpdateResponse = Message<"latchkey.v1.UpdateResponse"> & {
+  /**
+   * @generated from field: latchkey.v1.ApiKey api_key = 1;
+   */
+  apiKey?: ApiKey | undefined;
+
+  /**
+   * As in GetResponse.
+   *
+   * @generated from field: string etag = 2;
+   */
+  etag: string;
+
+  /**
+   * True when an earlier call with this `request_id` had made the change.
+   *
+   * @generated from field: bool is_repeat = 3;
+   */
+  isRepeat: boolean;
+};
+
+/**
+ * Describes the message latchkey.v1.UpdateResponse.
+ * Use `create(UpdateResponseSchema)` to create a new message.
+ */
+export const UpdateResponseSchema: GenMessage<UpdateResponse> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 10);
+
+/**
  * The request of Suspend.
  *
  * @generated from message latchkey.v1.SuspendRequest
@@ -538,7 +666,7 @@ export type SuspendRequest = Message<"latchkey.v1.SuspendRequest"> & {
  * Use `create(SuspendRequestSchema)` to create a new message.
  */
 export const SuspendRequestSchema: GenMessage<SuspendRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 9);
+  messageDesc(file_latchkey_v1_api_key_service, 11);
 
 /**
  * The answer to Suspend.
@@ -566,7 +694,7 @@ export type SuspendResponse = Message<"latchkey.v1.SuspendResponse"> & {
  * Use `create(SuspendResponseSchema)` to create a new message.
  */
 export const SuspendResponseSchema: GenMessage<SuspendResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 10);
+  messageDesc(file_latchkey_v1_api_key_service, 12);
 
 /**
  * The request of Resume.
@@ -587,7 +715,7 @@ export type ResumeRequest = Message<"latchkey.v1.ResumeRequest"> & {
  * Use `create(ResumeRequestSchema)` to create a new message.
  */
 export const ResumeRequestSchema: GenMessage<ResumeRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 11);
+  messageDesc(file_latchkey_v1_api_key_service, 13);
 
 /**
  * The answer to Resume.
@@ -615,7 +743,7 @@ export type ResumeResponse = Message<"latchkey.v1.ResumeResponse"> & {
  * Use `create(ResumeResponseSchema)` to create a new message.
  */
 export const ResumeResponseSchema: GenMessage<ResumeResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 12);
+  messageDesc(file_latchkey_v1_api_key_service, 14);
 
 /**
  * The request of Verify.
@@ -650,7 +778,7 @@ export type VerifyRequest = Message<"latchkey.v1.VerifyRequest"> & {
  * Use `create(VerifyRequestSchema)` to create a new message.
  */
 export const VerifyRequestSchema: GenMessage<VerifyRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 13);
+  messageDesc(file_latchkey_v1_api_key_service, 15);
 
 /**
  * The answer to Verify.
@@ -690,7 +818,7 @@ export type VerifyResponse = Message<"latchkey.v1.VerifyResponse"> & {
  * Use `create(VerifyResponseSchema)` to create a new message.
  */
 export const VerifyResponseSchema: GenMessage<VerifyResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 14);
+  messageDesc(file_latchkey_v1_api_key_service, 16);
 
 /**
  * The request of BatchVerify.
@@ -718,7 +846,7 @@ export type BatchVerifyRequest = Message<"latchkey.v1.BatchVerifyRequest"> & {
  * Use `create(BatchVerifyRequestSchema)` to create a new message.
  */
 export const BatchVerifyRequestSchema: GenMessage<BatchVerifyRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 15);
+  messageDesc(file_latchkey_v1_api_key_service, 17);
 
 /**
  * The answer to BatchVerify.
@@ -739,7 +867,7 @@ export type BatchVerifyResponse = Message<"latchkey.v1.BatchVerifyResponse"> & {
  * Use `create(BatchVerifyResponseSchema)` to create a new message.
  */
 export const BatchVerifyResponseSchema: GenMessage<BatchVerifyResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 16);
+  messageDesc(file_latchkey_v1_api_key_service, 18);
 
 /**
  * What came of one of many requests.
@@ -776,7 +904,7 @@ export type VerifyResult = Message<"latchkey.v1.VerifyResult"> & {
  * Use `create(VerifyResultSchema)` to create a new message.
  */
 export const VerifyResultSchema: GenMessage<VerifyResult> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 17);
+  messageDesc(file_latchkey_v1_api_key_service, 19);
 
 /**
  * Why one of many requests has no answer: what Verify alone would have failed with, or ANSWER_TOO_LARGE.
@@ -809,7 +937,7 @@ export type VerifyError = Message<"latchkey.v1.VerifyError"> & {
  * Use `create(VerifyErrorSchema)` to create a new message.
  */
 export const VerifyErrorSchema: GenMessage<VerifyError> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 18);
+  messageDesc(file_latchkey_v1_api_key_service, 20);
 
 /**
  * One request in a stream.
@@ -828,7 +956,7 @@ export type VerifyStreamRequest = Message<"latchkey.v1.VerifyStreamRequest"> & {
  * Use `create(VerifyStreamRequestSchema)` to create a new message.
  */
 export const VerifyStreamRequestSchema: GenMessage<VerifyStreamRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 19);
+  messageDesc(file_latchkey_v1_api_key_service, 21);
 
 /**
  * One result in a stream.
@@ -847,7 +975,7 @@ export type VerifyStreamResponse = Message<"latchkey.v1.VerifyStreamResponse"> &
  * Use `create(VerifyStreamResponseSchema)` to create a new message.
  */
 export const VerifyStreamResponseSchema: GenMessage<VerifyStreamResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 20);
+  messageDesc(file_latchkey_v1_api_key_service, 22);
 
 /**
  * The request of Watch.
@@ -869,7 +997,7 @@ export type WatchRequest = Message<"latchkey.v1.WatchRequest"> & {
  * Use `create(WatchRequestSchema)` to create a new message.
  */
 export const WatchRequestSchema: GenMessage<WatchRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 21);
+  messageDesc(file_latchkey_v1_api_key_service, 23);
 
 /**
  * One message of Watch. Without a token the first is a heartbeat; with one that is too old or unknown, a restart.
@@ -922,7 +1050,7 @@ export type WatchResponse = Message<"latchkey.v1.WatchResponse"> & {
  * Use `create(WatchResponseSchema)` to create a new message.
  */
 export const WatchResponseSchema: GenMessage<WatchResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 22);
+  messageDesc(file_latchkey_v1_api_key_service, 24);
 
 /**
  * A change of a key.
@@ -950,7 +1078,7 @@ export type KeyChange = Message<"latchkey.v1.KeyChange"> & {
  * Use `create(KeyChangeSchema)` to create a new message.
  */
 export const KeyChangeSchema: GenMessage<KeyChange> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 23);
+  messageDesc(file_latchkey_v1_api_key_service, 25);
 
 /**
  * How far the stream has come.
@@ -971,7 +1099,7 @@ export type WatchHeartbeat = Message<"latchkey.v1.WatchHeartbeat"> & {
  * Use `create(WatchHeartbeatSchema)` to create a new message.
  */
 export const WatchHeartbeatSchema: GenMessage<WatchHeartbeat> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 24);
+  messageDesc(file_latchkey_v1_api_key_service, 26);
 
 /**
  * The stream begins anew.
@@ -992,7 +1120,7 @@ export type WatchRestart = Message<"latchkey.v1.WatchRestart"> & {
  * Use `create(WatchRestartSchema)` to create a new message.
  */
 export const WatchRestartSchema: GenMessage<WatchRestart> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 25);
+  messageDesc(file_latchkey_v1_api_key_service, 27);
 
 /**
  * The state of a key.
@@ -1303,6 +1431,19 @@ export const ApiKeyService: GenService<{
     methodKind: "unary";
     input: typeof RevokeRequestSchema;
     output: typeof RevokeResponseSchema;
+  },
+  /**
+   * Changes the user's active key; its secret goes on. The fields that `update_mask` names become what the request holds, and one that the
+   * request leaves out is taken away; all others stay. The rules of Create hold, in the same order. NO_KEY when there is no active
+   * key, or it has expired; KEY_SUSPENDED when it is suspended; ETAG_MISMATCH when it is not as it was. Every answer of Verify follows, within
+   * the bounds of a revocation, and Watch tells KEY_CHANGE_KIND_UPDATED.
+   *
+   * @generated from rpc latchkey.v1.ApiKeyService.Update
+   */
+  update: {
+    methodKind: "unary";
+    input: typeof UpdateRequestSchema;
+    output: typeof UpdateResponseSchema;
   },
   /**
    * Stops the user's active key and the retiring one for a time, in one transaction: Verify answers OUTCOME_SUSPENDED until Resume. A

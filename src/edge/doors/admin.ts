@@ -80,12 +80,26 @@ function dateOf(time: Timestamp | undefined): Date | undefined {
 }
 
 function toMessage(entry: StoredAuditEntry) {
-  const { id, at, action, result, reason, actor, actorIsAdmin, userId, keyIds, origin, leftOut, statedReason } = entry;
+  const {
+    id,
+    at,
+    action,
+    result,
+    reason,
+    actor,
+    actorIsAdmin,
+    userId,
+    keyIds,
+    origin,
+    leftOut,
+    statedReason,
+    changes,
+  } = entry;
   return {
     ...{ id, time: timestampFromDate(at), action, result: RESULTS[result] },
     reason: reason === undefined ? ErrorReason.UNSPECIFIED : ErrorReason[reason],
     ...{ actorId: actor ?? "", actorIsAdmin: actorIsAdmin ?? false, userId: userId ?? "", keyIds },
     ...{ peerAddress: origin?.peer ?? "", userAgent: origin?.userAgent ?? "", requestId: origin?.requestId ?? "" },
-    ...{ leftOut: BigInt(leftOut ?? 0), statedReason: statedReason ?? "" },
+    ...{ leftOut: BigInt(leftOut ?? 0), statedReason: statedReason ?? "", changes: changes ?? [] },
   };
 }

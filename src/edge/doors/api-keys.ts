@@ -10,6 +10,7 @@ import type { KeyManager } from "../../keys/manage.ts";
 import type { Lifetime } from "../../keys/policy.ts";
 import { displayPrefix, type KeyRecord } from "../../keys/record.ts";
 import type { Changed } from "../../keys/suspension.ts";
+import { etagOf } from "../../keys/update.ts";
 import type { VerifyKey } from "../../keys/verify/verify.ts";
 import { toApiKey, toMadeKey, toVerifyResponse, toVerifyResult } from "../answer.ts";
 import { callerOf, deadlineOf, MAX_CALL_MS, note, timeoutOf, toVerifyInput } from "../call.ts";
@@ -56,7 +57,15 @@ export function createApiKeyService({
     async get(request, context) {
       const record = await keys.get(callerOf(context), request.userId, deadlineOf(context));
       note(context, { keyId: record.id });
-      return { apiKey: describe(record) };
+      return { apiKey: describe(record), etag: etagOf(record) };
+    },
+
+    async update(request, context) {
+      const { updateMask, lifetime, ...fields } = request;
+      const input = { ...fields, paths: updateMask?.paths ?? [], lifetime: lifetimeOf(lifetime) };
+      const { record, changed, isRepeat } = await keys.update(callerOf(context), input, deadlineOf(context));
+      note(context, { keyId: record.id, changed });
+      return { apiKey: describe(record), etag: etagOf(record), isRepeat };
     },
 
     async refresh(request, context) {

@@ -1,6 +1,6 @@
 import type { ErrorReason } from "../errors.ts";
 import { isUserId } from "../policy.ts";
-import { MAX_REASON } from "../record.ts";
+import { type FieldChange, MAX_REASON } from "../record.ts";
 import { isKeyId, parseAnyKey, redacted } from "../text.ts";
 
 /** Where a call came from, as far as it is known without trusting the caller; what it says of itself is cut and cleaned. */
@@ -32,6 +32,8 @@ export interface AuditEntry {
   origin?: Origin | undefined;
   /** Why, in the caller's own words. */
   statedReason?: string | undefined;
+  /** Of an Update. */
+  changes?: FieldChange[] | undefined;
   /** Not one entry, but this many that were not written one by one. */
   leftOut?: number | undefined;
 }
@@ -48,6 +50,11 @@ export function cleanUserAgent(text: string): string {
 export function auditedUserId(claimed: unknown): string | undefined {
   if (typeof claimed !== "string" || !isUserId(claimed)) return undefined;
   return redacted(claimed);
+}
+
+/** Without what people paste into anything. */
+export function auditedChange({ field, old, new: next }: FieldChange): FieldChange {
+  return { field, old: redacted(old), new: redacted(next) };
 }
 
 /** `stated` where a call that revokes was given a reason: cut and cleaned, as it need not have been accepted. */
