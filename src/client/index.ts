@@ -8,6 +8,7 @@ import { ApiKeyService } from "#gen/latchkey/v1/api_key_service_pb";
 export * from "#gen/latchkey/v1/admin_service_pb";
 export * from "#gen/latchkey/v1/api_key_service_pb";
 export { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
+export { KeyRefused, requireKey } from "./require-key.ts";
 export { type WatchKeysOptions, watchKeys } from "./watch-keys.ts";
 
 export interface LatchkeyClientOptions {

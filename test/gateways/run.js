@@ -45,7 +45,9 @@ function releases(wanted) {
 /** Runs jest; `write` is given what was seen when all is well. */
 function tested(files, write, env = {}) {
   const folder = mkdtempSync(join(tmpdir(), "latchkey-gateways-"));
-  const { status } = spawnSync("npx", ["jest", ...files], {
+  // The table that is to be written is not what it is to be yet.
+  const besides = write ? ["--testPathIgnorePatterns", "test/gateways/table.test.ts"] : [];
+  const { status } = spawnSync("npx", ["jest", ...files, ...besides], {
     stdio: "inherit",
     env: {
       ...{ ...process.env, ...env, NODE_OPTIONS: "--experimental-vm-modules" },
