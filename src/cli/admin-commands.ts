@@ -17,7 +17,7 @@ import {
 } from "../client/index.ts";
 import type { KeyState } from "../keys/record.ts";
 import { StartupError } from "../observe/startup-error.ts";
-import { describeKey, printable, show, table, timeOf, wordOf } from "./output.ts";
+import { describeKey, type EndingOptions, endingOf, printable, show, table, timeOf, wordOf } from "./output.ts";
 import { type CallOptions, developmentToken, endpointOf, readKey } from "./session.ts";
 
 interface PageOptions extends CallOptions {
@@ -33,9 +33,8 @@ interface ListOptions extends PageOptions {
   metadata?: Record<string, string>;
 }
 
-interface RevokeOptions extends CallOptions {
+interface RevokeOptions extends CallOptions, EndingOptions {
   user?: string;
-  reason?: string;
 }
 
 interface AuditOptions extends PageOptions {
@@ -72,22 +71,21 @@ export async function get(keyId: string, options: CallOptions): Promise<void> {
 }
 
 export async function revoke(keyId: string | undefined, options: RevokeOptions): Promise<void> {
-  const { user, reason = "" } = options;
+  const { user } = options;
   if ((keyId === undefined) === (user === undefined))
     throw new StartupError("Say which: latchkey admin revoke KEY-ID, or latchkey admin revoke --user alice");
   const client = await clientOf(options);
   if (keyId !== undefined) {
-    const answer = await client.revokeKey({ keyId, reason });
+    const answer = await client.revokeKey({ keyId, ...endingOf(options) });
     return show(RevokeKeyResponseSchema, answer, options, endOf(answer));
   }
-  const answer = await client.revokeUser({ userId: user!, reason });
+  const answer = await client.revokeUser({ userId: user!, ...endingOf(options) });
   const ended = answer.apiKeys.map((apiKey) => endOf({ apiKey, revoked: true }));
   show(RevokeUserResponseSchema, answer, options, ended.join("\n") || "The user has no key to revoke.");
 }
 
 export async function revokePresented(options: RevokeOptions): Promise<void> {
-  const { reason = "" } = options;
-  const answer = await (await clientOf(options)).revokeByPresentedKey({ key: await readKey(), reason });
+  const answer = await (await clientOf(options)).revokeByPresentedKey({ key: await readKey(), ...endingOf(options) });
   show(RevokeByPresentedKeyResponseSchema, answer, options, endOf(answer));
 }
 

@@ -1,6 +1,7 @@
 import type { Client } from "@connectrpc/connect";
 import {
   type ApiKeyService,
+  ApiKeyServiceRevokeByPresentedKeyResponseSchema,
   type CreateResponse,
   CreateResponseSchema,
   createLatchkeyClient,
@@ -17,7 +18,7 @@ import {
   VerifyResponseSchema,
 } from "../client/index.ts";
 import { StartupError } from "../observe/startup-error.ts";
-import { describeKey, printable, show, wordOf } from "./output.ts";
+import { describeKey, type EndingOptions, endingOf, printable, show, wordOf } from "./output.ts";
 import { type CallOptions, developmentToken, endpointOf, readKey } from "./session.ts";
 
 /** The exit code of `verify` for a key that is not good; all of them stand in the help. */
@@ -58,11 +59,24 @@ export async function refresh(options: KeyOptions): Promise<void> {
   failIfWithheld(answer);
 }
 
-export async function revoke(options: UserOptions & { reason?: string }): Promise<void> {
+interface RevokeOptions extends UserOptions, EndingOptions {
+  presented?: boolean;
+}
+
+export async function revoke(options: RevokeOptions): Promise<void> {
+  if (options.presented) return revokePresented(options);
   const { client, owner } = await sessionFor(options);
-  const answer = await client.revoke({ ...owner, reason: options.reason ?? "" });
+  const answer = await client.revoke({ ...owner, ...endingOf(options) });
   const ended = [answer.apiKey, ...answer.alsoRevoked].flatMap((apiKey) => apiKey?.prefix ?? []);
   show(RevokeResponseSchema, answer, options, printable([answer.message, ...ended].join(" ")));
+}
+
+async function revokePresented(options: RevokeOptions): Promise<void> {
+  const { baseUrl, tls } = endpointOf(options);
+  const answer = await createLatchkeyClient({ baseUrl, tls }).revokeByPresentedKey({
+    ...{ key: await readKey(), ...endingOf(options) },
+  });
+  show(ApiKeyServiceRevokeByPresentedKeyResponseSchema, answer, options, describeKey(answer.apiKey!));
 }
 
 /** Of options that begin with `no-`: false; unset where neither was said. */

@@ -2,7 +2,7 @@
 import "./node-version.ts";
 import { readFileSync } from "node:fs";
 import { Command, Option } from "commander";
-import { KEY_STATES } from "../keys/record.ts";
+import { CAUSES, KEY_STATES, SUPERSEDED } from "../keys/record.ts";
 import { duration, metadata, moment, wholeNumber } from "./arguments.ts";
 
 // Each command is loaded when it runs: help, the version and wrong usage need commander alone.
@@ -75,7 +75,9 @@ keyCommand("refresh", "replace the key by a new one; it is printed once")
   .action(async (options) => (await keys()).refresh(options));
 
 keyCommand("revoke", "revoke the key, and one in its grace period")
+  .option("--presented", "instead: the key that is read from standard input, which needs no other proof")
   .option(...REASON)
+  .addOption(cause())
   .action(async (options) => (await keys()).revoke(options));
 
 keyCommand("update", "change the key; its secret goes on. What is not said stays")
@@ -120,6 +122,7 @@ adminCommand("get <key-id>", "show a key, in whatever state").action(async (keyI
 adminCommand("revoke [key-id]", "revoke one key by its id, or with --user all that a user has")
   .option("--user <id>", "whose keys")
   .option(...REASON)
+  .addOption(cause())
   .action(async (keyId, options) => (await admins()).revoke(keyId, options));
 
 adminCommand(
@@ -127,6 +130,7 @@ adminCommand(
   "revoke a key that was found somewhere; it is read from standard input, so that it stands in no process list",
 )
   .option(...REASON)
+  .addOption(cause())
   .action(async (options) => (await admins()).revokePresented(options));
 
 pages("audit", "read who did what, newest first; each option narrows the search")
@@ -157,6 +161,11 @@ program
   )
   .option("--forget-request-key <id>", "instead: the same for an entry of LATCHKEY_REQUEST_KEYS")
   .action(async (options) => (await import("./peppers.ts")).peppers(options));
+
+function cause(): Option {
+  const causes = CAUSES.filter((name) => name !== SUPERSEDED);
+  return new Option("--cause <cause>", "the same for machines").choices(causes);
+}
 
 function keyCommand(name: string, description: string): Command {
   return program

@@ -1,6 +1,7 @@
 import { type DescMessage, type MessageShape, toJsonString } from "@bufbuild/protobuf";
 import { type Timestamp, timestampDate } from "@bufbuild/protobuf/wkt";
-import { type ApiKey, State } from "#gen/latchkey/v1/api_key_service_pb";
+import { type ApiKey, RevocationCause, State } from "#gen/latchkey/v1/api_key_service_pb";
+import type { RevocationCause as KeyCause } from "../keys/record.ts";
 
 /** The answer as JSON where that is asked for, else `text`. */
 export function show<Desc extends DescMessage>(
@@ -44,6 +45,7 @@ export function describeKey(apiKey: ApiKey): string {
     ["retires", timeOf(retiresAt)],
     ["revoked", timeOf(revokedAt)],
     ["reason", apiKey.revocationReason || undefined],
+    ["cause", apiKey.revocationCause === 0 ? undefined : wordOf(RevocationCause, apiKey.revocationCause)],
     ["suspended", timeOf(apiKey.suspendedAt)],
     ["because", apiKey.suspensionReason || undefined],
     ["last used", timeOf(lastUsedAt) ?? "not yet"],
@@ -52,6 +54,17 @@ export function describeKey(apiKey: ApiKey): string {
     .filter(([, value]) => value !== undefined)
     .map(([label, value]) => `${label.padEnd(9)}  ${printable(value!)}`)
     .join("\n");
+}
+
+export interface EndingOptions {
+  reason?: string;
+  cause?: Exclude<KeyCause, "superseded">;
+}
+
+/** The fields of a call that revokes. */
+export function endingOf({ reason = "", cause }: EndingOptions): { reason: string; cause: RevocationCause } {
+  const number = cause === undefined ? 0 : RevocationCause[cause.toUpperCase() as Uppercase<typeof cause>];
+  return { reason, cause: number };
 }
 
 /** undefined: none. */

@@ -3,6 +3,7 @@ import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   type ApiKey,
   ApiKeySchema,
+  RevocationCause as Cause,
   KeyWithheld,
   Outcome as OutcomeNumber,
   State,
@@ -13,10 +14,19 @@ import {
   type VerifyResultSchema,
 } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
-import { KeyError } from "../keys/errors.ts";
+import { invalid, KeyError } from "../keys/errors.ts";
 import type { Withheld } from "../keys/manage.ts";
 import { fromMetadata } from "../keys/metadata.ts";
-import { displayPrefix, type HeldRecord, type KeyRecord, type KeyState, statusAt } from "../keys/record.ts";
+import {
+  CAUSES,
+  displayPrefix,
+  type Ending,
+  type HeldRecord,
+  type KeyRecord,
+  type KeyState,
+  type RevocationCause,
+  statusAt,
+} from "../keys/record.ts";
 import type { Outcome, Verification } from "../keys/verify/verify.ts";
 import type { Entry } from "../keys/verify/view.ts";
 
@@ -141,6 +151,31 @@ export const STATE_NUMBERS: Readonly<Record<KeyState, State>> = {
   suspended: State.SUSPENDED,
 };
 
+const CAUSE_NUMBERS: Readonly<Record<RevocationCause, Cause>> = {
+  leaked: Cause.LEAKED,
+  superseded: Cause.SUPERSEDED,
+  owner_left: Cause.OWNER_LEFT,
+  no_longer_used: Cause.NO_LONGER_USED,
+  policy: Cause.POLICY,
+  administrative: Cause.ADMINISTRATIVE,
+};
+
+export function causeNumber(cause: RevocationCause | undefined): Cause {
+  return cause === undefined ? Cause.UNSPECIFIED : CAUSE_NUMBERS[cause];
+}
+
+/** INVALID_ARGUMENT, by the name of the field, for a number that is none. */
+export function causeOf(number: Cause, field: string): RevocationCause | undefined {
+  const found = CAUSES.find((cause) => CAUSE_NUMBERS[cause] === number);
+  if (found === undefined && number !== Cause.UNSPECIFIED)
+    throw invalid([{ field, description: `${number} is not a cause of a revocation` }]);
+  return found;
+}
+
+export function endingOf(reason: string, cause: Cause): Ending {
+  return { reason, cause: causeOf(cause, "cause") };
+}
+
 const WITHHELD: Readonly<Record<Withheld, KeyWithheld>> = {
   ended: KeyWithheld.ENDED,
   request_key_gone: KeyWithheld.REQUEST_KEY_GONE,
@@ -154,7 +189,7 @@ export function toMadeKey(made: { key?: string | undefined; withheld?: Withheld 
 
 /** A record as callers see it, with its state at `nowMs`. */
 export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey {
-  const { state, revokedAt, revocationReason } = statusAt<Date | number>(record, nowMs);
+  const { state, revokedAt, revocationReason, revocationCause } = statusAt<Date | number>(record, nowMs);
   const optional = (field: string, time: Date | number | undefined) =>
     time !== undefined && { [field]: timestampFromMs(Number(time)) };
   return create(ApiKeySchema, {
@@ -170,6 +205,7 @@ export function toApiKey(record: KeyRecord | HeldRecord, nowMs: number): ApiKey 
     ...optional("revokedAt", revokedAt),
     ...optional("lastUsedAt", record.lastUsedAt),
     revocationReason: revocationReason ?? "",
+    revocationCause: causeNumber(revocationCause),
     metadata: metadataOf(record),
     ...optional("suspendedAt", record.suspended?.at),
     suspensionReason: record.suspended?.reason ?? "",

@@ -1,9 +1,10 @@
 import type { HandlerContext } from "@connectrpc/connect";
 import { Consistency, type VerifyRequest } from "#gen/latchkey/v1/api_key_service_pb";
+import type { Origin } from "../keys/audit/entry.ts";
 import type { Caller } from "../keys/caller.ts";
 import { invalid } from "../keys/errors.ts";
 import type { VerifyInput } from "../keys/verify/verify.ts";
-import { caller, logged, type Noted } from "./connect/interceptors.ts";
+import { caller, logged, type Noted, origin } from "./connect/interceptors.ts";
 
 // A call as every door needs it: its time, its caller, its line in the log.
 
@@ -23,6 +24,11 @@ export function callerOf(context: HandlerContext): Caller {
   const found = context.values.get(caller);
   if (found === undefined) throw new Error("a management method was reached without a caller");
   return found;
+}
+
+/** For methods that anybody may call. */
+export function originOf(context: HandlerContext): Origin | undefined {
+  return context.values.get(origin);
 }
 
 /** The deadline of a call that may take `timeoutMs`, or names no limit. */

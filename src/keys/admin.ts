@@ -2,9 +2,10 @@ import { type Caller, changedBy } from "./caller.ts";
 import { checked, KeyError } from "./errors.ts";
 import { checkMetadata, checkMetadataSize, fromMetadata } from "./metadata.ts";
 import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
-import { checkReason, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
+import { checkEnding, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
 import type { AuditFilter, AuditStore, KeyFilter, KeyStore, StoredAuditEntry } from "./ports.ts";
-import { isLive, type KeyRecord, revoked } from "./record.ts";
+import type { Ended } from "./presented.ts";
+import { type Ending, isLive, type KeyRecord, revoked } from "./record.ts";
 import type { SecretKeeper } from "./secret.ts";
 import { isKeyId, parseKey } from "./text.ts";
 
@@ -13,20 +14,14 @@ interface PageAsked {
   token: string;
 }
 
-export interface Ended {
-  record: KeyRecord;
-  /** False: it had ended before. */
-  wasLive: boolean;
-}
-
 /** Methods for admins. Who is one, is for the caller of these to say. `deadlineMs` is on the clock of `performance.now()`. */
 export interface KeyAdmin {
   list(filter: KeyFilter, page: PageAsked, deadlineMs: number): Promise<Page<KeyRecord>>;
   get(id: string, deadlineMs: number): Promise<KeyRecord>;
-  revoke(caller: Caller, id: string, reason: string, deadlineMs: number): Promise<Ended>;
-  revokePresented(caller: Caller, key: string, reason: string, deadlineMs: number): Promise<Ended>;
+  revoke(caller: Caller, id: string, ending: Ending, deadlineMs: number): Promise<Ended>;
+  revokePresented(caller: Caller, key: string, ending: Ending, deadlineMs: number): Promise<Ended>;
   /** The keys that were ended: two at most, unless a unique index was lost for a time. */
-  revokeUser(caller: Caller, userId: string, reason: string, deadlineMs: number): Promise<KeyRecord[]>;
+  revokeUser(caller: Caller, userId: string, ending: Ending, deadlineMs: number): Promise<KeyRecord[]>;
   listAudit(filter: AuditFilter, page: PageAsked, deadlineMs: number): Promise<Page<StoredAuditEntry>>;
 }
 
@@ -53,7 +48,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
     caller: Caller,
     action: string,
     { id, userId }: KeyRecord,
-    reason: string,
+    ending: Ending,
     deadlineMs: number,
   ): Promise<Ended> {
     const ended = await store.change<KeyRecord | undefined>(
@@ -62,8 +57,8 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
       ({ active, retiring, surplus = [] }, at) => {
         const live = [active, retiring, ...surplus].find((record) => record?.id === id && isLive(record, at));
         if (live === undefined) return { update: [], answer: undefined };
-        const answer = revoked(live, reason, at);
-        return changedBy(caller, action, userId, at, { update: [answer], answer }, { reason });
+        const answer = revoked(live, ending, at);
+        return changedBy(caller, action, userId, at, { update: [answer], answer }, ending);
       },
     );
     return ended === undefined
@@ -93,33 +88,33 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
 
     get: find,
 
-    async revoke(caller, id, reason, deadlineMs) {
-      checked((violations) => checkReason(reason, violations));
-      return end(caller, "RevokeKey", await find(id, deadlineMs), reason, deadlineMs);
+    async revoke(caller, id, ending, deadlineMs) {
+      checked((violations) => checkEnding(ending, violations));
+      return end(caller, "RevokeKey", await find(id, deadlineMs), ending, deadlineMs);
     },
 
-    async revokePresented(caller, key, reason, deadlineMs) {
-      checked((violations) => checkReason(reason, violations));
+    async revokePresented(caller, key, ending, deadlineMs) {
+      checked((violations) => checkEnding(ending, violations));
       const parsed = parseKey(key, prefixes);
       if (parsed === undefined) throw notFound("This is not a key of this service: its form or checksum is wrong.");
       const record = await store.findById(parsed.id, deadlineMs);
       const isOurs =
         record?.prefix === parsed.prefix && (await secrets.prove(parsed.id, parsed.secret, record, deadlineMs)).proven;
       if (!isOurs) throw notFound("No such key was made here.");
-      return end(caller, "RevokeByPresentedKey", record, reason, deadlineMs);
+      return end(caller, "RevokeByPresentedKey", record, ending, deadlineMs);
     },
 
-    async revokeUser(caller, userId, reason, deadlineMs) {
+    async revokeUser(caller, userId, ending, deadlineMs) {
       checked((violations) => {
         checkUserId(userId, violations);
-        checkReason(reason, violations);
+        checkEnding(ending, violations);
       });
       return store.change(userId, deadlineMs, ({ active, retiring, surplus = [] }, at) => {
         const update = [active, retiring, ...surplus]
           .filter((record) => record !== undefined && isLive(record, at))
-          .map((record) => revoked(record!, reason, at));
+          .map((record) => revoked(record!, ending, at));
         if (update.length === 0) return { update, answer: update };
-        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update }, { reason });
+        return changedBy(caller, "RevokeUser", userId, at, { update, answer: update }, ending);
       });
     },
 

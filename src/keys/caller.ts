@@ -1,7 +1,7 @@
 import { type AuditEntry, auditedChange, auditedReason, type Origin } from "./audit/entry.ts";
 import { KeyError } from "./errors.ts";
 import type { Change, KeysAtChange } from "./ports.ts";
-import { type FieldChange, isLive, type KeyRecord } from "./record.ts";
+import { type Ending, type FieldChange, isLive, type KeyRecord } from "./record.ts";
 
 /** The caller, as the user token says. */
 export interface Caller {
@@ -20,14 +20,14 @@ export function ownerFor(caller: Caller, requested: string | undefined): string 
   return requested;
 }
 
-/** `change`, and who made it. `reason`: what the caller said of why; `changes`: what became of which field. */
+/** `change`, and who made it: nobody in particular where there is no `userId`. `reason`, `cause`: what the caller said of why; `changes`: what became of which field. */
 export function changedBy<T>(
-  { userId: actor, admin: actorIsAdmin, origin }: Caller,
+  { userId: actor, admin: actorIsAdmin, origin }: Partial<Caller>,
   action: string,
   userId: string,
   at: Date,
   change: Change<T>,
-  { reason, changes = [] }: { reason?: string | undefined; changes?: readonly FieldChange[] } = {},
+  { reason, cause, changes = [] }: Partial<Ending> & { changes?: readonly FieldChange[] } = {},
 ): Change<T> {
   const keyIds = [...(change.insert ? [change.insert] : []), ...change.update].map(({ id }) => id);
   const statedReason = auditedReason(reason);
@@ -41,6 +41,7 @@ export function changedBy<T>(
     keyIds,
     origin,
     statedReason,
+    cause,
     ...(changes.length > 0 && { changes: changes.map(auditedChange) }),
   };
   return { ...change, audit };

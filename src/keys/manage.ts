@@ -2,7 +2,7 @@ import { type Caller, changedBy, noKey, ownerFor } from "./caller.ts";
 import { checked, invalid, KeyError, listed } from "./errors.ts";
 import { type Chosen, checkInput, inherited, type KeyInput } from "./input.ts";
 import {
-  checkReason,
+  checkEnding,
   checkUserId,
   isRequestId,
   isUserId,
@@ -11,7 +11,7 @@ import {
   scopesMissing,
 } from "./policy.ts";
 import type { CurrentKeys, Decide, KeyStore, KeysAtChange } from "./ports.ts";
-import { isLive, type KeyRecord, type KeyRequest, revoked, SUPERSEDED, statusAt } from "./record.ts";
+import { BY_REFRESH, type Ending, isLive, type KeyRecord, type KeyRequest, revoked, statusAt } from "./record.ts";
 import { type Asked, askedBy, isRemembered, type RequestSecrets, reused } from "./request-id.ts";
 import type { SecretKeeper } from "./secret.ts";
 import { type Changed, keySuspended, refuseIfHeld, resume, suspend } from "./suspension.ts";
@@ -46,7 +46,7 @@ export interface KeyManager {
   create(caller: Caller, input: KeyInput, deadlineMs: number): Promise<Created>;
   get(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<KeyRecord>;
   refresh(caller: Caller, input: KeyInput, deadlineMs: number): Promise<Refreshed>;
-  revoke(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Revoked>;
+  revoke(caller: Caller, userId: string | undefined, ending: Ending, deadlineMs: number): Promise<Revoked>;
   update(caller: Caller, input: UpdateInput, deadlineMs: number): Promise<Updated>;
   suspend(caller: Caller, userId: string | undefined, reason: string, deadlineMs: number): Promise<Changed>;
   resume(caller: Caller, userId: string | undefined, deadlineMs: number): Promise<Changed>;
@@ -259,20 +259,20 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
       });
     },
 
-    async revoke(caller, requestedUserId, reason, deadlineMs) {
+    async revoke(caller, requestedUserId, ending, deadlineMs) {
       const userId = ownerFor(caller, requestedUserId);
       checked((violations) => {
         checkUserId(userId, violations);
-        checkReason(reason, violations);
+        checkEnding(ending, violations);
       });
       return store.change(userId, deadlineMs, (current, at) => {
         const end = (record: KeyRecord | undefined): KeyRecord | undefined =>
-          record && isLive(record, at) ? revoked(record, reason, at) : undefined;
+          record && isLive(record, at) ? revoked(record, ending, at) : undefined;
         const ended = (current.surplus ?? []).map(end).filter((record) => record !== undefined);
         const answer: Revoked = { active: end(current.active), retiring: end(current.retiring), surplus: ended };
         const update = [answer.active, answer.retiring, ...ended].filter((record) => record !== undefined);
         if (update.length === 0) throw noKey();
-        return changedBy(caller, "Revoke", userId, at, { update, answer }, { reason });
+        return changedBy(caller, "Revoke", userId, at, { update, answer }, ending);
       });
     },
 
@@ -315,7 +315,7 @@ function settled(record: KeyRecord, now: Date): KeyRecord {
 /** `record` after a Refresh at `now`. */
 function superseded(record: KeyRecord, graceMs: number, now: Date): KeyRecord {
   if (!isLive(record, now)) return settled(record, now);
-  if (graceMs === 0) return { ...record, state: "revoked", revokedAt: now, revocationReason: SUPERSEDED };
+  if (graceMs === 0) return { ...record, state: "revoked", revokedAt: now, ...BY_REFRESH };
   const retiresAtMs = Math.min(now.getTime() + graceMs, record.expiresAt?.getTime() ?? LAST_INSTANT_MS);
   return { ...record, state: "retiring", retiresAt: new Date(retiresAtMs) };
 }

@@ -1,5 +1,5 @@
 import type { FieldViolation } from "./errors.ts";
-import { MAX_NAME, MAX_REASON, MAX_SCOPES, MAX_USER_ID, SUPERSEDED } from "./record.ts";
+import { type Ending, MAX_NAME, MAX_REASON, MAX_SCOPES, MAX_USER_ID, SUPERSEDED } from "./record.ts";
 
 /** The rules of fields and scopes. Field rules collect violations instead of throwing: callers hear of all at once. */
 export interface Policy {
@@ -134,6 +134,12 @@ export function scopesMissing(violations: FieldViolation[]): void {
 
 export function checkRequiredScopes(scopes: readonly string[], violations: FieldViolation[]): void {
   checkScopeList("required_scopes", scopes, violations);
+}
+
+export function checkEnding({ reason, cause }: Ending, violations: FieldViolation[]): void {
+  checkReason(reason, violations);
+  if (cause === SUPERSEDED)
+    reportAll("cause", [`"${SUPERSEDED}" is reserved for keys that Refresh replaced`], violations);
 }
 
 export function checkReason(reason: string, violations: FieldViolation[]): void {

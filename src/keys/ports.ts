@@ -1,5 +1,5 @@
 import type { AuditEntry, AuditResult } from "./audit/entry.ts";
-import type { Fingerprint, KeyRecord, KeyState } from "./record.ts";
+import type { Fingerprint, KeyRecord, KeyState, RevocationCause } from "./record.ts";
 
 /** A user's keys that are stored as active or retiring; whether they have run out since is the reader's to judge. */
 export interface CurrentKeys {
@@ -32,6 +32,7 @@ export interface KeyFilter {
   prefix?: string | undefined;
   /** Some part of the name, in any case. */
   name?: string | undefined;
+  revocationCause?: RevocationCause | undefined;
   /** Entries of metadata as they are stored; a key must have all. */
   metadata?: readonly string[] | undefined;
 }

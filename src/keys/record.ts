@@ -37,6 +37,7 @@ export interface KeyRecord {
   retiresAt?: Date | undefined;
   revokedAt?: Date | undefined;
   revocationReason?: string | undefined;
+  revocationCause?: RevocationCause | undefined;
   lastUsedAt?: Date | undefined;
   /** argon2id, as a PHC string: the credential of record. */
   /** `name=value`, sorted; see `metadata.ts`. */
@@ -58,6 +59,10 @@ export type StoredState = (typeof STATES)[number];
 /** As callers see them: a suspended key is stored as active or retiring. */
 export const KEY_STATES = [...STATES, "suspended"] as const;
 export type KeyState = (typeof KEY_STATES)[number];
+
+/** Why a key was revoked, for machines; `superseded` is for Refresh alone. */
+export const CAUSES = ["leaked", "superseded", "owner_left", "no_longer_used", "policy", "administrative"] as const;
+export type RevocationCause = (typeof CAUSES)[number];
 
 interface RememberedUpdate {
   /** SHA-256 of the request id and of what was asked for, base64url. */
@@ -117,6 +122,7 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   retiresAt: { schema: DATE, isMutable: true },
   revokedAt: { schema: DATE, isMutable: true },
   revocationReason: { schema: { bsonType: "string", maxLength: MAX_REASON }, isMutable: true },
+  revocationCause: { schema: { enum: CAUSES }, isMutable: true },
   lastUsedAt: { schema: DATE, isInternal: true },
   metadata: {
     schema: {
@@ -192,25 +198,35 @@ export interface Lifecycle<Time extends Date | number = Date> {
   retiresAt?: Time | undefined;
   revokedAt?: Time | undefined;
   revocationReason?: string | undefined;
+  revocationCause?: RevocationCause | undefined;
 }
 
 export type Status<Time extends Date | number = Date> = Pick<
   Lifecycle<Time>,
-  "state" | "revokedAt" | "revocationReason"
+  "state" | "revokedAt" | "revocationReason" | "revocationCause"
 >;
 
 /** The reason of keys that Refresh replaced. Callers can't send it. */
 export const SUPERSEDED = "superseded";
+export const BY_REFRESH = { revocationReason: SUPERSEDED, revocationCause: SUPERSEDED } as const;
+
+/** Why somebody ends a key. */
+export interface Ending {
+  /** In words; may be empty. */
+  reason: string;
+  cause?: RevocationCause | undefined;
+}
 
 /** The state of `record` at `now`: an explicit revocation outranks expiry, expiry the end of a grace period, and that a suspension. */
 export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, now: Date | number): Status<Time> {
   if (record.state === "revoked") {
-    return { state: "revoked", revokedAt: record.revokedAt, revocationReason: record.revocationReason };
+    const { revokedAt, revocationReason, revocationCause } = record;
+    return { state: "revoked", revokedAt, revocationReason, revocationCause };
   }
   if (isPast(record.expiresAt, now)) return { state: "expired" };
   const { state } = record;
   if ((state === "retiring" || state === "suspended") && isPast(record.retiresAt, now)) {
-    return { state: "revoked", revokedAt: record.retiresAt, revocationReason: SUPERSEDED };
+    return { state: "revoked", revokedAt: record.retiresAt, ...BY_REFRESH };
   }
   return { state: record.suspended !== undefined && isCurrent(state) ? "suspended" : state };
 }
@@ -226,8 +242,9 @@ export function isLive(record: KeyRecord, now: Date): boolean {
 }
 
 /** `record` as it is once somebody ended it. */
-export function revoked(record: KeyRecord, reason: string, now: Date): KeyRecord {
-  return { ...record, state: "revoked", revokedAt: now, revocationReason: reason || undefined };
+export function revoked(record: KeyRecord, { reason, cause }: Ending, now: Date): KeyRecord {
+  const why = { revocationReason: reason || undefined, revocationCause: cause };
+  return { ...record, state: "revoked", revokedAt: now, ...why };
 }
 
 /** The beginning by which people tell keys apart: no bit of the secret is in it. */

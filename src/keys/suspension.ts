@@ -85,7 +85,7 @@ function alter(
   at: Date,
   { active, retiring, surplus = [], held = [] }: KeysAtChange,
   records: readonly KeyRecord[],
-  reason?: string,
+  reason = "",
 ): Change<Changed> {
   const read = [active, retiring, ...surplus, ...held];
   const update = [...new Map(records.map((record) => [record.id, record])).values()].filter(

@@ -1,12 +1,12 @@
 import type { Filter } from "mongodb";
 import type { KeyFilter } from "../keys/ports.ts";
-import type { KeyState, StoredState } from "../keys/record.ts";
+import { type KeyState, type RevocationCause, type StoredState, SUPERSEDED } from "../keys/record.ts";
 import { readPastedKey } from "../keys/text.ts";
 import type { KeyDocument } from "./records.ts";
 
 /** Records that `filter` means at `now`, with greater ids than `after`. */
 export function matching(
-  { userId, state, prefix, name, metadata = [] }: KeyFilter,
+  { userId, state, prefix, name, revocationCause, metadata = [] }: KeyFilter,
   after: string | undefined,
   now: Date,
 ) {
@@ -15,9 +15,18 @@ export function matching(
   if (state !== undefined) all.push(inState(state, now));
   if (prefix !== undefined) all.push(withPrefix(prefix));
   if (name !== undefined) all.push({ name: { $regex: name.replace(/[^\p{L}\p{N}\s]/gu, "\\$&"), $options: "i" } });
+  if (revocationCause !== undefined) all.push(byCause(revocationCause, now));
   for (const entry of metadata) all.push({ metadata: entry });
   if (after !== undefined) all.push({ _id: { $gt: after } });
   return all.length === 0 ? {} : { $and: all };
+}
+
+function byCause(revocationCause: RevocationCause, now: Date): Filter<KeyDocument> {
+  if (revocationCause !== SUPERSEDED) return { revocationCause };
+  // From before there were causes, and what time alone has ended.
+  return {
+    $or: [{ revocationCause }, { revocationReason: SUPERSEDED }, { state: "retiring", retiresAt: { $lte: now } }],
+  };
 }
 
 /** As `statusAt` has it. */

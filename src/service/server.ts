@@ -32,6 +32,7 @@ import { createKeyAdmin } from "../keys/admin.ts";
 import { createAuditLog } from "../keys/audit/log.ts";
 import { createHashGate } from "../keys/hash-gate.ts";
 import { createKeyManager } from "../keys/manage.ts";
+import { createRevokePresented } from "../keys/presented.ts";
 import { createRequestSecrets, type RequestKey } from "../keys/request-id.ts";
 import { createSecretKeeper, type Pepper } from "../keys/secret.ts";
 import { createUsage } from "../keys/verify/usage.ts";
@@ -211,7 +212,15 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     const calls = createCallLog({ log, metrics });
     const verifyMany = createVerifyMany(verify, calls);
     const draining = new AbortController();
-    const apiKeys = createApiKeyService({ keys, verify, verifyMany, clock, draining: draining.signal });
+    const revokePresented = createRevokePresented(verify, store);
+    const apiKeys = createApiKeyService({
+      keys,
+      revokePresented,
+      verify,
+      verifyMany,
+      clock,
+      draining: draining.signal,
+    });
     const { batchVerify } = ApiKeyService.method;
     const gateway = { verify, authenticator, calls, answerMs: config.gatewayTimeoutMs };
     const keySources = {

@@ -182,16 +182,16 @@ test("a key is found by its id, and a whole key in place of an id is not asked o
   expect(await admin.get(OTHER, DEADLINE_MS)).toBe(records.get(OTHER));
   expect(await refusalOf(admin.get(NOBODY, DEADLINE_MS))).toBe(NO_SUCH_ID);
   expect(await refusalOf(admin.get(keyOf(ACTIVE), DEADLINE_MS))).toBe(NO_SUCH_ID);
-  expect(await refusalOf(admin.revoke(root, keyOf(ACTIVE), "", DEADLINE_MS))).toBe(NO_SUCH_ID);
+  expect(await refusalOf(admin.revoke(root, keyOf(ACTIVE), { reason: "" }, DEADLINE_MS))).toBe(NO_SUCH_ID);
   expect(asks).toEqual([OTHER, NOBODY].map((id) => ["findById", id, DEADLINE_MS]));
 });
 
 test("a live key is ended by its id or by itself, it alone, and its end is in the trail", async () => {
-  expect(await admin.revoke(root, RETIRING, "leaked", DEADLINE_MS)).toMatchObject({
+  expect(await admin.revoke(root, RETIRING, { reason: "leaked" }, DEADLINE_MS)).toMatchObject({
     ...{ record: ended(RETIRING, "leaked"), wasLive: true },
   });
   expect(records.get(ACTIVE)!.state).toBe("active");
-  expect(await admin.revokePresented(root, keyOf(ACTIVE), "", DEADLINE_MS)).toMatchObject({
+  expect(await admin.revokePresented(root, keyOf(ACTIVE), { reason: "" }, DEADLINE_MS)).toMatchObject({
     ...{ record: ended(ACTIVE), wasLive: true },
   });
   expect(records.get(ACTIVE)).toMatchObject({ ...ended(ACTIVE), rev: 6 });
@@ -217,8 +217,8 @@ test("a key that had ended, by a call or by the clock, is left as it is, and not
     store(ACTIVE, fields);
     const before = records.get(ACTIVE);
     const answer = { record: before, wasLive: false };
-    expect(await admin.revoke(root, ACTIVE, "again", DEADLINE_MS)).toEqual(answer);
-    expect(await admin.revokePresented(root, keyOf(ACTIVE), "again", DEADLINE_MS)).toEqual(answer);
+    expect(await admin.revoke(root, ACTIVE, { reason: "again" }, DEADLINE_MS)).toEqual(answer);
+    expect(await admin.revokePresented(root, keyOf(ACTIVE), { reason: "again" }, DEADLINE_MS)).toEqual(answer);
     expect(records.get(ACTIVE)).toBe(before);
   }
   expect(trail).toEqual([]);
@@ -235,32 +235,34 @@ test("what is no key of this service, or has another secret or prefix than the o
     [keyOf(NOBODY), notOurs],
     [keyOf(ACTIVE, "lk", "t".repeat(43)), notOurs],
   ] as const)
-    expect([key, await refusalOf(admin.revokePresented(root, key, "", DEADLINE_MS))]).toEqual([key, said]);
+    expect([key, await refusalOf(admin.revokePresented(root, key, { reason: "" }, DEADLINE_MS))]).toEqual([key, said]);
   expect(asks.map(([method]) => method)).not.toContain("change");
   store(ACTIVE, { prefix: "old" });
-  expect(await admin.revokePresented(root, keyOf(ACTIVE, "old"), "", DEADLINE_MS)).toMatchObject({ wasLive: true });
+  expect(await admin.revokePresented(root, keyOf(ACTIVE, "old"), { reason: "" }, DEADLINE_MS)).toMatchObject({
+    wasLive: true,
+  });
 });
 
 test("a user's live keys are ended at once, with one entry for all, and none where there are none", async () => {
-  expect(await admin.revokeUser(root, "alice", "left", DEADLINE_MS)).toMatchObject([
+  expect(await admin.revokeUser(root, "alice", { reason: "left" }, DEADLINE_MS)).toMatchObject([
     ...[ended(ACTIVE, "left"), ended(RETIRING, "left")],
   ]);
   expect([...records.values()].map(({ state }) => state)).toEqual(["revoked", "revoked", "active"]);
   store(OTHER, { expiresAt: AT });
   for (const userId of ["alice", "bob", "nobody"])
-    expect(await admin.revokeUser(root, userId, "again", DEADLINE_MS)).toEqual([]);
+    expect(await admin.revokeUser(root, userId, { reason: "again" }, DEADLINE_MS)).toEqual([]);
   expect(trail).toEqual([{ ...entry("RevokeUser", "alice", ACTIVE, RETIRING), statedReason: "left" }]);
   expect(records.get(OTHER)!.state).toBe("active");
   expect(asks[0]).toEqual(["change", "alice", DEADLINE_MS]);
 
   store(OTHER, { expiresAt: undefined });
-  expect(idsOf(await admin.revokeUser(root, "bob", "", DEADLINE_MS))).toEqual([OTHER]);
+  expect(idsOf(await admin.revokeUser(root, "bob", { reason: "" }, DEADLINE_MS))).toEqual([OTHER]);
 });
 
 test("a bad reason is refused before anything is read", async () => {
-  expect(await refusalOf(admin.revoke(root, ACTIVE, LONG, DEADLINE_MS))).toBe(TOO_LONG);
-  expect(await refusalOf(admin.revokePresented(root, keyOf(ACTIVE), LONG, DEADLINE_MS))).toBe(TOO_LONG);
-  expect(await refusalOf(admin.revokeUser(root, "", LONG, DEADLINE_MS))).toBe(
+  expect(await refusalOf(admin.revoke(root, ACTIVE, { reason: LONG }, DEADLINE_MS))).toBe(TOO_LONG);
+  expect(await refusalOf(admin.revokePresented(root, keyOf(ACTIVE), { reason: LONG }, DEADLINE_MS))).toBe(TOO_LONG);
+  expect(await refusalOf(admin.revokeUser(root, "", { reason: LONG }, DEADLINE_MS))).toBe(
     TOO_LONG.replace("reason", "user_id: must not be blank; reason"),
   );
   expect(asks).toEqual([]);

@@ -150,6 +150,7 @@ function entryOf(id: string): Entry {
       revocationReason: undefined,
       metadata: undefined,
       suspended: undefined,
+      revocationCause: undefined,
       changesAtMs: undefined,
       usedS: 0,
     },

@@ -218,11 +218,13 @@ test("Create lists bad fields in their order, the lack of scopes among them", as
 
 test("Get and Revoke refuse another's key, then nobody's and a bad reason", async () => {
   stored("current");
-  for (const call of [keys.get(alice, "bob", 0), keys.revoke(alice, "bob", "x".repeat(513), 0)]) {
+  for (const call of [keys.get(alice, "bob", 0), keys.revoke(alice, "bob", { reason: "x".repeat(513) }, 0)]) {
     expect(await refusalOf(call)).toMatchObject(ofAnother);
   }
   expect(await refusalOf(keys.get(alice, "", 0))).toMatchObject({ fields: ["user_id"] });
-  expect(await refusalOf(keys.revoke(alice, "", "superseded", 0))).toMatchObject({ fields: ["user_id", "reason"] });
+  expect(await refusalOf(keys.revoke(alice, "", { reason: "superseded" }, 0))).toMatchObject({
+    fields: ["user_id", "reason"],
+  });
   expect(asks).toEqual([]);
 });
 
@@ -232,7 +234,7 @@ test("an admin manages another's key and grants any scope, and the trail tells t
   expect(await keys.get(root, "alice", 0)).toEqual(record);
   expect(await keys.get(alice, "alice", 0)).toEqual(record);
   await refresh({ userId: "alice" }, root);
-  await keys.revoke(root, "alice", "", 0);
+  await keys.revoke(root, "alice", { reason: "" }, 0);
   expect(trail.map(({ action, actor, actorIsAdmin, userId }) => [action, actor, actorIsAdmin, userId])).toEqual(
     ["Create", "Refresh", "Revoke"].map((action) => [action, "root", true, "alice"]),
   );
@@ -312,7 +314,13 @@ test("a key that has expired, or retires, does not count: Get finds none, and Cr
   expect(await keys.get(alice, undefined, 0)).toEqual(record);
 });
 
-const ended = { state: "revoked", revokedAt: at(LATER_MS), revocationReason: "superseded" };
+const ended = {
+  state: "revoked",
+  revokedAt: at(LATER_MS),
+  revocationReason: "superseded",
+  revocationCause: "superseded",
+  revocationCause: "superseded",
+};
 test.each<[string, Partial<KeyRecord>, number, object, boolean]>([
   ["at once, without a grace period", {}, 0, ended, true],
   ["at once, though it had an end", { expiresAt: at(HOUR_MS) }, 0, ended, true],
@@ -372,7 +380,7 @@ test.each<[string, Partial<KeyRecord> | undefined, Partial<KeyRecord> | undefine
   if (active) stored("active", active);
   if (retires) stored("retiring", retires);
   const before = new Map(records);
-  const call = keys.revoke(alice, undefined, "lost", 0);
+  const call = keys.revoke(alice, undefined, { reason: "lost" }, 0);
   if (expected.length === 0) {
     expect(await refusalOf(call)).toMatchObject(NO_KEY);
   } else {
@@ -392,7 +400,7 @@ test.each<[string, Partial<KeyRecord> | undefined, Partial<KeyRecord> | undefine
 
 test("after Revoke without a reason the key has none, and Create makes another", async () => {
   stored("current");
-  expect((await keys.revoke(alice, undefined, "", 0)).active!.revocationReason).toBeUndefined();
+  expect((await keys.revoke(alice, undefined, { reason: "" }, 0)).active!.revocationReason).toBeUndefined();
   expect((await create()).record.state).toBe("active");
 });
 
@@ -441,7 +449,7 @@ test("a repeat is without the key once that has ended, or its request key has go
     const repeat = await create({ requestId: ID }, alice, managerOf({ requestKeys }));
     expect(repeat).toEqual({ ...told, withheld: "request_key_gone" });
   }
-  const { active } = await keys.revoke(alice, undefined, "lost", 0);
+  const { active } = await keys.revoke(alice, undefined, { reason: "lost" }, 0);
   const repeat = await create({ requestId: ID });
   expect(repeat).toEqual({ ...told, record: { ...active, rev: 2 }, withheld: "ended" });
 });
@@ -465,7 +473,7 @@ test("an id stands for its key for 24 hours; then it makes another, and the old 
     [second.record.id]: "retiring",
     [third.record.id]: "active",
   });
-  await keys.revoke(alice, undefined, "", 0);
+  await keys.revoke(alice, undefined, { reason: "" }, 0);
   nowMs += LATER_MS + REQUEST_REMEMBERED_MS;
   const fourth = await create({ requestId: ID });
   expect(trail.at(-1)!.keyIds).toEqual([fourth.record.id, third.record.id]);
@@ -538,7 +546,7 @@ test("without request keys, keys are made by calls without a request id", async 
 
 test("an old id is taken from the ended key that carries it, though another key is marked expired at the same time", async () => {
   const first = await create({ requestId: ID });
-  await keys.revoke(alice, undefined, "", 0);
+  await keys.revoke(alice, undefined, { reason: "" }, 0);
   nowMs += LATER_MS + REQUEST_REMEMBERED_MS;
   stored("overdue", overdue);
   const { record } = await create({ requestId: ID });
@@ -647,7 +655,7 @@ test("a suspended key is not refreshed and no second one is made; it may be revo
   expect(await refusalOf(resume())).toMatchObject(NO_KEY);
   expect((await create()).record.suspended).toBeUndefined();
   await suspend();
-  await keys.revoke(alice, undefined, "", DEADLINE_MS);
+  await keys.revoke(alice, undefined, { reason: "" }, DEADLINE_MS);
   expect((await refresh({ scopes: ["read"] })).record.suspended).toBeUndefined();
 });
 
@@ -662,12 +670,12 @@ test("the admin's suspension is the admin's to end, and keeps the owner from ano
     changed: false,
   });
   expect(await refusalOf(resume())).toMatchObject({ reason: "ADMIN_REQUIRED" });
-  await keys.revoke(alice, undefined, "", DEADLINE_MS);
+  await keys.revoke(alice, undefined, { reason: "" }, DEADLINE_MS);
   for (const call of [create(), refresh({ scopes: ["read"] })])
     expect(await refusalOf(call)).toMatchObject(KEY_SUSPENDED);
   expect(await refusalOf(resume())).toMatchObject({ reason: "ADMIN_REQUIRED" });
   // Revoked once more, by no other way.
-  expect(await refusalOf(keys.revoke(alice, undefined, "", DEADLINE_MS))).toMatchObject(NO_KEY);
+  expect(await refusalOf(keys.revoke(alice, undefined, { reason: "" }, DEADLINE_MS))).toMatchObject(NO_KEY);
   expect(await resume(root, "alice")).toEqual({ active: undefined, retiring: undefined, changed: true });
   expect((await create()).record.state).toBe("active");
 });

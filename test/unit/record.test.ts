@@ -10,8 +10,15 @@ const retiring = { state: "retiring" };
 const expired = { state: "expired" };
 const stopped = { state: "suspended" };
 const suspended = { at: new Date(EARLIER_MS), byAdmin: false };
-const superseded = { state: "revoked", revokedAt: END_MS, revocationReason: "superseded" };
-const leaked = { state: "revoked", revokedAt: EARLIER_MS, revocationReason: "leaked" };
+const superseded = {
+  ...{ state: "revoked", revokedAt: END_MS, revocationReason: "superseded", revocationCause: "superseded" },
+};
+const leaked = {
+  state: "revoked",
+  revokedAt: EARLIER_MS,
+  revocationReason: "leaked",
+  revocationCause: "leaked",
+} as const;
 
 /** What is stored, what holds before END_MS, and what from then on. */
 const LIVES: [stored: Lifecycle<number>, before: object, from: object][] = [
@@ -70,8 +77,12 @@ test("a key that is revoked keeps all else that is known of it, and an empty rea
   const record = Object.freeze(recordOf("k", 3, { state: "retiring", retiresAt: new Date(END_MS), name: "laptop" }));
   const now = new Date(EARLIER_MS);
   const ended = { ...record, state: "revoked", revokedAt: now };
-  expect(revoked(record, "leaked", now)).toStrictEqual({ ...ended, revocationReason: "leaked" });
-  expect(revoked(record, "", now)).toStrictEqual({ ...ended, revocationReason: undefined });
+  expect(revoked(record, { reason: "found", cause: "leaked" }, now)).toStrictEqual({
+    ...{ ...ended, revocationReason: "found", revocationCause: "leaked" },
+  });
+  expect(revoked(record, { reason: "" }, now)).toStrictEqual({
+    ...{ ...ended, revocationReason: undefined, revocationCause: undefined },
+  });
 });
 
 test("what people are shown of a key is its prefix and the first half of its id", () => {

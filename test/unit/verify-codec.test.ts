@@ -21,7 +21,7 @@ import {
 } from "../../src/edge/codec/verify.ts";
 import { CODES, type ErrorReason, KeyError } from "../../src/keys/errors.ts";
 import { toMetadata } from "../../src/keys/metadata.ts";
-import { type KeyRecord, STATES } from "../../src/keys/record.ts";
+import { CAUSES, type KeyRecord, STATES } from "../../src/keys/record.ts";
 import type { Outcome, Verification } from "../../src/keys/verify/verify.ts";
 import { createView } from "../../src/keys/verify/view.ts";
 import { recordOf } from "../support/records.ts";
@@ -43,6 +43,7 @@ const record: fc.Arbitrary<KeyRecord> = fc
     prefix: fc.stringMatching(/^[a-z]{1,32}$/),
     scopes: fc.array(scope, { minLength: 1, maxLength: 64 }),
     state: fc.constantFrom(...STATES),
+    revocationCause: maybe(fc.constantFrom(...CAUSES)),
     suspended: maybe(
       fc.record({ at: date, byAdmin: fc.boolean(), reason: maybe(fc.string({ minLength: 1, maxLength: 512 })) }),
     ),

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file latchkey/v1/api_key_service.proto.
  */
 export const file_latchkey_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxItIECgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJEjMKCG1ldGFkYXRhGA0gAygLMiEubGF0Y2hrZXkudjEuQXBpS2V5Lk1ldGFkYXRhRW50cnkSMAoMc3VzcGVuZGVkX2F0GA4gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIZChFzdXNwZW5zaW9uX3JlYXNvbhgPIAEoCRIaChJzdXNwZW5kZWRfYnlfYWRtaW4YECABKAgaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIt8CCg1DcmVhdGVSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIUCgd1c2VyX2lkGAUgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgGIAEoCUIDgAEBSAOIAQESOgoIbWV0YWRhdGEYByADKAsyKC5sYXRjaGtleS52MS5DcmVhdGVSZXF1ZXN0Lk1ldGFkYXRhRW50cnkaLwoNTWV0YWRhdGFFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgoKCGxpZmV0aW1lQgcKBV9uYW1lQgoKCF91c2VyX2lkQg0KC19yZXF1ZXN0X2lkIosBCg5DcmVhdGVSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhAKA2tleRgCIAEoCUIDgAEBEhEKCWlzX3JlcGVhdBgDIAEoCBIuCgxrZXlfd2l0aGhlbGQYBCABKA4yGC5sYXRjaGtleS52MS5LZXlXaXRoaGVsZCIuCgpHZXRSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBAUIKCghfdXNlcl9pZCJBCgtHZXRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EgwKBGV0YWcYAiABKAkikgMKDlJlZnJlc2hSZXF1ZXN0EhEKBG5hbWUYASABKAlIAYgBARIOCgZzY29wZXMYAiADKAkSMAoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBIABIoCgN0dGwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IABIvCgxncmFjZV9wZXJpb2QYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoHdXNlcl9pZBgGIAEoCUgCiAEBEhwKCnJlcXVlc3RfaWQYByABKAlCA4ABAUgDiAEBEjsKCG1ldGFkYXRhGAggAygLMikubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCCgoIbGlmZXRpbWVCBwoFX25hbWVCCgoIX3VzZXJfaWRCDQoLX3JlcXVlc3RfaWQi0QEKD1JlZnJlc2hSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhAKA2tleRgCIAEoCUIDgAEBEhwKFHByZXZpb3VzX2tleV9yZXZva2VkGAMgASgIEiUKCHByZXZpb3VzGAQgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EhEKCWlzX3JlcGVhdBgFIAEoCBIuCgxrZXlfd2l0aGhlbGQYBiABKA4yGC5sYXRjaGtleS52MS5LZXlXaXRoaGVsZCJBCg1SZXZva2VSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBARIOCgZyZWFzb24YAiABKAlCCgoIX3VzZXJfaWQijgEKDlJldm9rZVJlc3BvbnNlEg8KB21lc3NhZ2UYASABKAkSGgoScmV2b2tlZF9rZXlfcHJlZml4GAIgASgJEiQKB2FwaV9rZXkYAyABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSKQoMYWxzb19yZXZva2VkGAQgAygLMhMubGF0Y2hrZXkudjEuQXBpS2V5IqwDCg1VcGRhdGVSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAYgBARIvCgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2sSEQoEbmFtZRgDIAEoCUgCiAEBEg4KBnNjb3BlcxgEIAMoCRI6CghtZXRhZGF0YRgFIAMoCzIoLmxhdGNoa2V5LnYxLlVwZGF0ZVJlcXVlc3QuTWV0YWRhdGFFbnRyeRIwCgpleHBpcmVzX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEgAEigKA3R0bBgHIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAEhEKBGV0YWcYCCABKAlIA4gBARIcCgpyZXF1ZXN0X2lkGAkgASgJQgOAAQFIBIgBARovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCCgoIbGlmZXRpbWVCCgoIX3VzZXJfaWRCBwoFX25hbWVCBwoFX2V0YWdCDQoLX3JlcXVlc3RfaWQiVwoOVXBkYXRlUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIMCgRldGFnGAIgASgJEhEKCWlzX3JlcGVhdBgDIAEoCCJCCg5TdXNwZW5kUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQESDgoGcmVhc29uGAIgASgJQgoKCF91c2VyX2lkIl4KD1N1c3BlbmRSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EiUKCHJldGlyaW5nGAIgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5IjEKDVJlc3VtZVJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIl0KDlJlc3VtZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSJQoIcmV0aXJpbmcYAiABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkiaQoNVmVyaWZ5UmVxdWVzdBIQCgNrZXkYASABKAlCA4ABARIXCg9yZXF1aXJlZF9zY29wZXMYAiADKAkSLQoLY29uc2lzdGVuY3kYAyABKA4yGC5sYXRjaGtleS52MS5Db25zaXN0ZW5jeSKgAQoOVmVyaWZ5UmVzcG9uc2USJQoHb3V0Y29tZRgBIAEoDjIULmxhdGNoa2V5LnYxLk91dGNvbWUSJAoHYXBpX2tleRgCIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIWCg5taXNzaW5nX3Njb3BlcxgDIAMoCRIpCgVhc19vZhgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoSQmF0Y2hWZXJpZnlSZXF1ZXN0EiwKCHJlcXVlc3RzGAEgAygLMhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBIUCgxvbWl0X3JlY29yZHMYAiABKAgiQQoTQmF0Y2hWZXJpZnlSZXNwb25zZRIqCgdyZXN1bHRzGAEgAygLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0InQKDFZlcmlmeVJlc3VsdBIvCghyZXNwb25zZRgBIAEoCzIbLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlSAASKQoFZXJyb3IYAiABKAsyGC5sYXRjaGtleS52MS5WZXJpZnlFcnJvckgAQggKBnJlc3VsdCJ4CgtWZXJpZnlFcnJvchIoCgZyZWFzb24YASABKA4yGC5sYXRjaGtleS52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEi4KC3JldHJ5X2FmdGVyGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkIKE1ZlcmlmeVN0cmVhbVJlcXVlc3QSKwoHcmVxdWVzdBgBIAEoCzIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QiQQoUVmVyaWZ5U3RyZWFtUmVzcG9uc2USKQoGcmVzdWx0GAEgASgLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0IiQKDFdhdGNoUmVxdWVzdBIUCgxyZXN1bWVfdG9rZW4YASABKAkiuAEKDVdhdGNoUmVzcG9uc2USKAoGY2hhbmdlGAEgASgLMhYubGF0Y2hrZXkudjEuS2V5Q2hhbmdlSAASMAoJaGVhcnRiZWF0GAIgASgLMhsubGF0Y2hrZXkudjEuV2F0Y2hIZWFydGJlYXRIABIsCgdyZXN0YXJ0GAMgASgLMhkubGF0Y2hrZXkudjEuV2F0Y2hSZXN0YXJ0SAASFAoMcmVzdW1lX3Rva2VuGAQgASgJQgcKBWV2ZW50IkUKCUtleUNoYW5nZRIOCgZrZXlfaWQYASABKAkSKAoEa2luZBgCIAEoDjIaLmxhdGNoa2V5LnYxLktleUNoYW5nZUtpbmQiOwoOV2F0Y2hIZWFydGJlYXQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjkKDFdhdGNoUmVzdGFydBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqfwoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9BQ1RJVkUQARISCg5TVEFURV9SRVRJUklORxACEhEKDVNUQVRFX1JFVk9LRUQQAxIRCg1TVEFURV9FWFBJUkVEEAQSEwoPU1RBVEVfU1VTUEVOREVEEAUqZgoLS2V5V2l0aGhlbGQSHAoYS0VZX1dJVEhIRUxEX1VOU1BFQ0lGSUVEEAASFgoSS0VZX1dJVEhIRUxEX0VOREVEEAESIQodS0VZX1dJVEhIRUxEX1JFUVVFU1RfS0VZX0dPTkUQAipbCgtDb25zaXN0ZW5jeRIbChdDT05TSVNURU5DWV9VTlNQRUNJRklFRBAAEhcKE0NPTlNJU1RFTkNZX0JPVU5ERUQQARIWChJDT05TSVNURU5DWV9TVFJPTkcQAirEAQoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASEQoNT1VUQ09NRV9WQUxJRBABEhUKEU9VVENPTUVfTUFMRk9STUVEEAISFQoRT1VUQ09NRV9OT1RfRk9VTkQQAxITCg9PVVRDT01FX1JFVk9LRUQQBBITCg9PVVRDT01FX0VYUElSRUQQBRIeChpPVVRDT01FX0lOU1VGRklDSUVOVF9TQ09QRRAGEhUKEU9VVENPTUVfU1VTUEVOREVEEAcq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMpYGCg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkEKBlVwZGF0ZRIaLmxhdGNoa2V5LnYxLlVwZGF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5VcGRhdGVSZXNwb25zZRJECgdTdXNwZW5kEhsubGF0Y2hrZXkudjEuU3VzcGVuZFJlcXVlc3QaHC5sYXRjaGtleS52MS5TdXNwZW5kUmVzcG9uc2USQQoGUmVzdW1lEhoubGF0Y2hrZXkudjEuUmVzdW1lUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJlc3VtZVJlc3BvbnNlEkEKBlZlcmlmeRIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QaGy5sYXRjaGtleS52MS5WZXJpZnlSZXNwb25zZRJQCgtCYXRjaFZlcmlmeRIfLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVxdWVzdBogLmxhdGNoa2V5LnYxLkJhdGNoVmVyaWZ5UmVzcG9uc2USVwoMVmVyaWZ5U3RyZWFtEiAubGF0Y2hrZXkudjEuVmVyaWZ5U3RyZWFtUmVxdWVzdBohLmxhdGNoa2V5LnYxLlZlcmlmeVN0cmVhbVJlc3BvbnNlKAEwARJACgVXYXRjaBIZLmxhdGNoa2V5LnYxLldhdGNoUmVxdWVzdBoaLmxhdGNoa2V5LnYxLldhdGNoUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
+  fileDesc("CiFsYXRjaGtleS92MS9hcGlfa2V5X3NlcnZpY2UucHJvdG8SC2xhdGNoa2V5LnYxIooFCgZBcGlLZXkSCgoCaWQYASABKAkSDwoHdXNlcl9pZBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnByZWZpeBgEIAEoCRIOCgZzY29wZXMYBSADKAkSIQoFc3RhdGUYBiABKA4yEi5sYXRjaGtleS52MS5TdGF0ZRIuCgpjcmVhdGVkX2F0GAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpleHBpcmVzX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXRpcmVzX2F0GAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpyZXZva2VkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKEXJldm9jYXRpb25fcmVhc29uGAwgASgJEjMKCG1ldGFkYXRhGA0gAygLMiEubGF0Y2hrZXkudjEuQXBpS2V5Lk1ldGFkYXRhRW50cnkSMAoMc3VzcGVuZGVkX2F0GA4gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIZChFzdXNwZW5zaW9uX3JlYXNvbhgPIAEoCRIaChJzdXNwZW5kZWRfYnlfYWRtaW4YECABKAgSNgoQcmV2b2NhdGlvbl9jYXVzZRgRIAEoDjIcLmxhdGNoa2V5LnYxLlJldm9jYXRpb25DYXVzZRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi3wIKDUNyZWF0ZVJlcXVlc3QSEQoEbmFtZRgBIAEoCUgBiAEBEg4KBnNjb3BlcxgCIAMoCRIwCgpleHBpcmVzX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEgAEigKA3R0bBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAEhQKB3VzZXJfaWQYBSABKAlIAogBARIcCgpyZXF1ZXN0X2lkGAYgASgJQgOAAQFIA4gBARI6CghtZXRhZGF0YRgHIAMoCzIoLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCCgoIbGlmZXRpbWVCBwoFX25hbWVCCgoIX3VzZXJfaWRCDQoLX3JlcXVlc3RfaWQiiwEKDkNyZWF0ZVJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSEAoDa2V5GAIgASgJQgOAAQESEQoJaXNfcmVwZWF0GAMgASgIEi4KDGtleV93aXRoaGVsZBgEIAEoDjIYLmxhdGNoa2V5LnYxLktleVdpdGhoZWxkIi4KCkdldFJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBQgoKCF91c2VyX2lkIkEKC0dldFJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSDAoEZXRhZxgCIAEoCSKSAwoOUmVmcmVzaFJlcXVlc3QSEQoEbmFtZRgBIAEoCUgBiAEBEg4KBnNjb3BlcxgCIAMoCRIwCgpleHBpcmVzX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEgAEigKA3R0bBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAEi8KDGdyYWNlX3BlcmlvZBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIUCgd1c2VyX2lkGAYgASgJSAKIAQESHAoKcmVxdWVzdF9pZBgHIAEoCUIDgAEBSAOIAQESOwoIbWV0YWRhdGEYCCADKAsyKS5sYXRjaGtleS52MS5SZWZyZXNoUmVxdWVzdC5NZXRhZGF0YUVudHJ5Gi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIKCghsaWZldGltZUIHCgVfbmFtZUIKCghfdXNlcl9pZEINCgtfcmVxdWVzdF9pZCLRAQoPUmVmcmVzaFJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSEAoDa2V5GAIgASgJQgOAAQESHAoUcHJldmlvdXNfa2V5X3Jldm9rZWQYAyABKAgSJQoIcHJldmlvdXMYBCABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSEQoJaXNfcmVwZWF0GAUgASgIEi4KDGtleV93aXRoaGVsZBgGIAEoDjIYLmxhdGNoa2V5LnYxLktleVdpdGhoZWxkIm4KDVJldm9rZVJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgAiAEBEg4KBnJlYXNvbhgCIAEoCRIrCgVjYXVzZRgDIAEoDjIcLmxhdGNoa2V5LnYxLlJldm9jYXRpb25DYXVzZUIKCghfdXNlcl9pZCKOAQoOUmV2b2tlUmVzcG9uc2USDwoHbWVzc2FnZRgBIAEoCRIaChJyZXZva2VkX2tleV9wcmVmaXgYAiABKAkSJAoHYXBpX2tleRgDIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIpCgxhbHNvX3Jldm9rZWQYBCADKAsyEy5sYXRjaGtleS52MS5BcGlLZXkirAMKDVVwZGF0ZVJlcXVlc3QSFAoHdXNlcl9pZBgBIAEoCUgBiAEBEi8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzaxIRCgRuYW1lGAMgASgJSAKIAQESDgoGc2NvcGVzGAQgAygJEjoKCG1ldGFkYXRhGAUgAygLMigubGF0Y2hrZXkudjEuVXBkYXRlUmVxdWVzdC5NZXRhZGF0YUVudHJ5EjAKCmV4cGlyZXNfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wSAASKAoDdHRsGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAASEQoEZXRhZxgIIAEoCUgDiAEBEhwKCnJlcXVlc3RfaWQYCSABKAlCA4ABAUgEiAEBGi8KDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIKCghsaWZldGltZUIKCghfdXNlcl9pZEIHCgVfbmFtZUIHCgVfZXRhZ0INCgtfcmVxdWVzdF9pZCJXCg5VcGRhdGVSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5EgwKBGV0YWcYAiABKAkSEQoJaXNfcmVwZWF0GAMgASgIIkIKDlN1c3BlbmRSZXF1ZXN0EhQKB3VzZXJfaWQYASABKAlIAIgBARIOCgZyZWFzb24YAiABKAlCCgoIX3VzZXJfaWQiXgoPU3VzcGVuZFJlc3BvbnNlEiQKB2FwaV9rZXkYASABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkSJQoIcmV0aXJpbmcYAiABKAsyEy5sYXRjaGtleS52MS5BcGlLZXkiMQoNUmVzdW1lUmVxdWVzdBIUCgd1c2VyX2lkGAEgASgJSACIAQFCCgoIX3VzZXJfaWQiXQoOUmVzdW1lUmVzcG9uc2USJAoHYXBpX2tleRgBIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIlCghyZXRpcmluZxgCIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleSJ5CihBcGlLZXlTZXJ2aWNlUmV2b2tlQnlQcmVzZW50ZWRLZXlSZXF1ZXN0EhAKA2tleRgBIAEoCUIDgAEBEg4KBnJlYXNvbhgCIAEoCRIrCgVjYXVzZRgDIAEoDjIcLmxhdGNoa2V5LnYxLlJldm9jYXRpb25DYXVzZSJiCilBcGlLZXlTZXJ2aWNlUmV2b2tlQnlQcmVzZW50ZWRLZXlSZXNwb25zZRIkCgdhcGlfa2V5GAEgASgLMhMubGF0Y2hrZXkudjEuQXBpS2V5Eg8KB3Jldm9rZWQYAiABKAgiaQoNVmVyaWZ5UmVxdWVzdBIQCgNrZXkYASABKAlCA4ABARIXCg9yZXF1aXJlZF9zY29wZXMYAiADKAkSLQoLY29uc2lzdGVuY3kYAyABKA4yGC5sYXRjaGtleS52MS5Db25zaXN0ZW5jeSKgAQoOVmVyaWZ5UmVzcG9uc2USJQoHb3V0Y29tZRgBIAEoDjIULmxhdGNoa2V5LnYxLk91dGNvbWUSJAoHYXBpX2tleRgCIAEoCzITLmxhdGNoa2V5LnYxLkFwaUtleRIWCg5taXNzaW5nX3Njb3BlcxgDIAMoCRIpCgVhc19vZhgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWAoSQmF0Y2hWZXJpZnlSZXF1ZXN0EiwKCHJlcXVlc3RzGAEgAygLMhoubGF0Y2hrZXkudjEuVmVyaWZ5UmVxdWVzdBIUCgxvbWl0X3JlY29yZHMYAiABKAgiQQoTQmF0Y2hWZXJpZnlSZXNwb25zZRIqCgdyZXN1bHRzGAEgAygLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0InQKDFZlcmlmeVJlc3VsdBIvCghyZXNwb25zZRgBIAEoCzIbLmxhdGNoa2V5LnYxLlZlcmlmeVJlc3BvbnNlSAASKQoFZXJyb3IYAiABKAsyGC5sYXRjaGtleS52MS5WZXJpZnlFcnJvckgAQggKBnJlc3VsdCJ4CgtWZXJpZnlFcnJvchIoCgZyZWFzb24YASABKA4yGC5sYXRjaGtleS52MS5FcnJvclJlYXNvbhIPCgdtZXNzYWdlGAIgASgJEi4KC3JldHJ5X2FmdGVyGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkIKE1ZlcmlmeVN0cmVhbVJlcXVlc3QSKwoHcmVxdWVzdBgBIAEoCzIaLmxhdGNoa2V5LnYxLlZlcmlmeVJlcXVlc3QiQQoUVmVyaWZ5U3RyZWFtUmVzcG9uc2USKQoGcmVzdWx0GAEgASgLMhkubGF0Y2hrZXkudjEuVmVyaWZ5UmVzdWx0IiQKDFdhdGNoUmVxdWVzdBIUCgxyZXN1bWVfdG9rZW4YASABKAkiuAEKDVdhdGNoUmVzcG9uc2USKAoGY2hhbmdlGAEgASgLMhYubGF0Y2hrZXkudjEuS2V5Q2hhbmdlSAASMAoJaGVhcnRiZWF0GAIgASgLMhsubGF0Y2hrZXkudjEuV2F0Y2hIZWFydGJlYXRIABIsCgdyZXN0YXJ0GAMgASgLMhkubGF0Y2hrZXkudjEuV2F0Y2hSZXN0YXJ0SAASFAoMcmVzdW1lX3Rva2VuGAQgASgJQgcKBWV2ZW50IkUKCUtleUNoYW5nZRIOCgZrZXlfaWQYASABKAkSKAoEa2luZBgCIAEoDjIaLmxhdGNoa2V5LnYxLktleUNoYW5nZUtpbmQiOwoOV2F0Y2hIZWFydGJlYXQSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjkKDFdhdGNoUmVzdGFydBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAq+QEKD1Jldm9jYXRpb25DYXVzZRIgChxSRVZPQ0FUSU9OX0NBVVNFX1VOU1BFQ0lGSUVEEAASGwoXUkVWT0NBVElPTl9DQVVTRV9MRUFLRUQQARIfChtSRVZPQ0FUSU9OX0NBVVNFX1NVUEVSU0VERUQQAhIfChtSRVZPQ0FUSU9OX0NBVVNFX09XTkVSX0xFRlQQAxIjCh9SRVZPQ0FUSU9OX0NBVVNFX05PX0xPTkdFUl9VU0VEEAQSGwoXUkVWT0NBVElPTl9DQVVTRV9QT0xJQ1kQBRIjCh9SRVZPQ0FUSU9OX0NBVVNFX0FETUlOSVNUUkFUSVZFEAYqfwoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9BQ1RJVkUQARISCg5TVEFURV9SRVRJUklORxACEhEKDVNUQVRFX1JFVk9LRUQQAxIRCg1TVEFURV9FWFBJUkVEEAQSEwoPU1RBVEVfU1VTUEVOREVEEAUqZgoLS2V5V2l0aGhlbGQSHAoYS0VZX1dJVEhIRUxEX1VOU1BFQ0lGSUVEEAASFgoSS0VZX1dJVEhIRUxEX0VOREVEEAESIQodS0VZX1dJVEhIRUxEX1JFUVVFU1RfS0VZX0dPTkUQAipbCgtDb25zaXN0ZW5jeRIbChdDT05TSVNURU5DWV9VTlNQRUNJRklFRBAAEhcKE0NPTlNJU1RFTkNZX0JPVU5ERUQQARIWChJDT05TSVNURU5DWV9TVFJPTkcQAirEAQoHT3V0Y29tZRIXChNPVVRDT01FX1VOU1BFQ0lGSUVEEAASEQoNT1VUQ09NRV9WQUxJRBABEhUKEU9VVENPTUVfTUFMRk9STUVEEAISFQoRT1VUQ09NRV9OT1RfRk9VTkQQAxITCg9PVVRDT01FX1JFVk9LRUQQBBITCg9PVVRDT01FX0VYUElSRUQQBRIeChpPVVRDT01FX0lOU1VGRklDSUVOVF9TQ09QRRAGEhUKEU9VVENPTUVfU1VTUEVOREVEEAcq3wEKDUtleUNoYW5nZUtpbmQSHwobS0VZX0NIQU5HRV9LSU5EX1VOU1BFQ0lGSUVEEAASGwoXS0VZX0NIQU5HRV9LSU5EX0NSRUFURUQQARIcChhLRVlfQ0hBTkdFX0tJTkRfUkVUSVJJTkcQAhIbChdLRVlfQ0hBTkdFX0tJTkRfUkVWT0tFRBADEhsKF0tFWV9DSEFOR0VfS0lORF9FWFBJUkVEEAQSGwoXS0VZX0NIQU5HRV9LSU5EX1VQREFURUQQBRIbChdLRVlfQ0hBTkdFX0tJTkRfUkVNT1ZFRBAGMp4HCg1BcGlLZXlTZXJ2aWNlEkEKBkNyZWF0ZRIaLmxhdGNoa2V5LnYxLkNyZWF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5DcmVhdGVSZXNwb25zZRI9CgNHZXQSFy5sYXRjaGtleS52MS5HZXRSZXF1ZXN0GhgubGF0Y2hrZXkudjEuR2V0UmVzcG9uc2UiA5ACARJECgdSZWZyZXNoEhsubGF0Y2hrZXkudjEuUmVmcmVzaFJlcXVlc3QaHC5sYXRjaGtleS52MS5SZWZyZXNoUmVzcG9uc2USQQoGUmV2b2tlEhoubGF0Y2hrZXkudjEuUmV2b2tlUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJldm9rZVJlc3BvbnNlEkEKBlVwZGF0ZRIaLmxhdGNoa2V5LnYxLlVwZGF0ZVJlcXVlc3QaGy5sYXRjaGtleS52MS5VcGRhdGVSZXNwb25zZRJECgdTdXNwZW5kEhsubGF0Y2hrZXkudjEuU3VzcGVuZFJlcXVlc3QaHC5sYXRjaGtleS52MS5TdXNwZW5kUmVzcG9uc2USQQoGUmVzdW1lEhoubGF0Y2hrZXkudjEuUmVzdW1lUmVxdWVzdBobLmxhdGNoa2V5LnYxLlJlc3VtZVJlc3BvbnNlEoUBChRSZXZva2VCeVByZXNlbnRlZEtleRI1LmxhdGNoa2V5LnYxLkFwaUtleVNlcnZpY2VSZXZva2VCeVByZXNlbnRlZEtleVJlcXVlc3QaNi5sYXRjaGtleS52MS5BcGlLZXlTZXJ2aWNlUmV2b2tlQnlQcmVzZW50ZWRLZXlSZXNwb25zZRJBCgZWZXJpZnkSGi5sYXRjaGtleS52MS5WZXJpZnlSZXF1ZXN0GhsubGF0Y2hrZXkudjEuVmVyaWZ5UmVzcG9uc2USUAoLQmF0Y2hWZXJpZnkSHy5sYXRjaGtleS52MS5CYXRjaFZlcmlmeVJlcXVlc3QaIC5sYXRjaGtleS52MS5CYXRjaFZlcmlmeVJlc3BvbnNlElcKDFZlcmlmeVN0cmVhbRIgLmxhdGNoa2V5LnYxLlZlcmlmeVN0cmVhbVJlcXVlc3QaIS5sYXRjaGtleS52MS5WZXJpZnlTdHJlYW1SZXNwb25zZSgBMAESQAoFV2F0Y2gSGS5sYXRjaGtleS52MS5XYXRjaFJlcXVlc3QaGi5sYXRjaGtleS52MS5XYXRjaFJlc3BvbnNlMAFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_latchkey_v1_error_reason]);
 
 /**
  * What is known of a key. Never its secret.
@@ -132,6 +132,13 @@ export type ApiKey = Message<"latchkey.v1.ApiKey"> & {
    * @generated from field: bool suspended_by_admin = 16;
    */
   suspendedByAdmin: boolean;
+
+  /**
+   * Why it was revoked, for machines. REVOCATION_CAUSE_SUPERSEDED for a key that Refresh replaced.
+   *
+   * @generated from field: latchkey.v1.RevocationCause revocation_cause = 17;
+   */
+  revocationCause: RevocationCause;
 };
 
 /**
@@ -467,6 +474,13 @@ export type RevokeRequest = Message<"latchkey.v1.RevokeRequest"> & {
    * @generated from field: string reason = 2;
    */
   reason: string;
+
+  /**
+   * The same for machines. REVOCATION_CAUSE_SUPERSEDED is INVALID_ARGUMENT.
+   *
+   * @generated from field: latchkey.v1.RevocationCause cause = 3;
+   */
+  cause: RevocationCause;
 };
 
 /**
@@ -746,6 +760,69 @@ export const ResumeResponseSchema: GenMessage<ResumeResponse> = /*@__PURE__*/
   messageDesc(file_latchkey_v1_api_key_service, 14);
 
 /**
+ * The request of RevokeByPresentedKey.
+ *
+ * @generated from message latchkey.v1.ApiKeyServiceRevokeByPresentedKeyRequest
+ */
+export type ApiKeyServiceRevokeByPresentedKeyRequest = Message<"latchkey.v1.ApiKeyServiceRevokeByPresentedKeyRequest"> & {
+  /**
+   * The whole key.
+   *
+   * @generated from field: string key = 1;
+   */
+  key: string;
+
+  /**
+   * Why, for the record, as in RevokeRequest.
+   *
+   * @generated from field: string reason = 2;
+   */
+  reason: string;
+
+  /**
+   * As in RevokeRequest.
+   *
+   * @generated from field: latchkey.v1.RevocationCause cause = 3;
+   */
+  cause: RevocationCause;
+};
+
+/**
+ * Describes the message latchkey.v1.ApiKeyServiceRevokeByPresentedKeyRequest.
+ * Use `create(ApiKeyServiceRevokeByPresentedKeyRequestSchema)` to create a new message.
+ */
+export const ApiKeyServiceRevokeByPresentedKeyRequestSchema: GenMessage<ApiKeyServiceRevokeByPresentedKeyRequest> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 15);
+
+/**
+ * The answer to RevokeByPresentedKey.
+ *
+ * @generated from message latchkey.v1.ApiKeyServiceRevokeByPresentedKeyResponse
+ */
+export type ApiKeyServiceRevokeByPresentedKeyResponse = Message<"latchkey.v1.ApiKeyServiceRevokeByPresentedKeyResponse"> & {
+  /**
+   * The key as it now is.
+   *
+   * @generated from field: latchkey.v1.ApiKey api_key = 1;
+   */
+  apiKey?: ApiKey | undefined;
+
+  /**
+   * True when it was revoked now; false when it had ended before.
+   *
+   * @generated from field: bool revoked = 2;
+   */
+  revoked: boolean;
+};
+
+/**
+ * Describes the message latchkey.v1.ApiKeyServiceRevokeByPresentedKeyResponse.
+ * Use `create(ApiKeyServiceRevokeByPresentedKeyResponseSchema)` to create a new message.
+ */
+export const ApiKeyServiceRevokeByPresentedKeyResponseSchema: GenMessage<ApiKeyServiceRevokeByPresentedKeyResponse> = /*@__PURE__*/
+  messageDesc(file_latchkey_v1_api_key_service, 16);
+
+/**
  * The request of Verify.
  *
  * @generated from message latchkey.v1.VerifyRequest
@@ -778,7 +855,7 @@ export type VerifyRequest = Message<"latchkey.v1.VerifyRequest"> & {
  * Use `create(VerifyRequestSchema)` to create a new message.
  */
 export const VerifyRequestSchema: GenMessage<VerifyRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 15);
+  messageDesc(file_latchkey_v1_api_key_service, 17);
 
 /**
  * The answer to Verify.
@@ -818,7 +895,7 @@ export type VerifyResponse = Message<"latchkey.v1.VerifyResponse"> & {
  * Use `create(VerifyResponseSchema)` to create a new message.
  */
 export const VerifyResponseSchema: GenMessage<VerifyResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 16);
+  messageDesc(file_latchkey_v1_api_key_service, 18);
 
 /**
  * The request of BatchVerify.
@@ -846,7 +923,7 @@ export type BatchVerifyRequest = Message<"latchkey.v1.BatchVerifyRequest"> & {
  * Use `create(BatchVerifyRequestSchema)` to create a new message.
  */
 export const BatchVerifyRequestSchema: GenMessage<BatchVerifyRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 17);
+  messageDesc(file_latchkey_v1_api_key_service, 19);
 
 /**
  * The answer to BatchVerify.
@@ -867,7 +944,7 @@ export type BatchVerifyResponse = Message<"latchkey.v1.BatchVerifyResponse"> & {
  * Use `create(BatchVerifyResponseSchema)` to create a new message.
  */
 export const BatchVerifyResponseSchema: GenMessage<BatchVerifyResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 18);
+  messageDesc(file_latchkey_v1_api_key_service, 20);
 
 /**
  * What came of one of many requests.
@@ -904,7 +981,7 @@ export type VerifyResult = Message<"latchkey.v1.VerifyResult"> & {
  * Use `create(VerifyResultSchema)` to create a new message.
  */
 export const VerifyResultSchema: GenMessage<VerifyResult> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 19);
+  messageDesc(file_latchkey_v1_api_key_service, 21);
 
 /**
  * Why one of many requests has no answer: what Verify alone would have failed with, or ANSWER_TOO_LARGE.
@@ -937,7 +1014,7 @@ export type VerifyError = Message<"latchkey.v1.VerifyError"> & {
  * Use `create(VerifyErrorSchema)` to create a new message.
  */
 export const VerifyErrorSchema: GenMessage<VerifyError> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 20);
+  messageDesc(file_latchkey_v1_api_key_service, 22);
 
 /**
  * One request in a stream.
@@ -956,7 +1033,7 @@ export type VerifyStreamRequest = Message<"latchkey.v1.VerifyStreamRequest"> & {
  * Use `create(VerifyStreamRequestSchema)` to create a new message.
  */
 export const VerifyStreamRequestSchema: GenMessage<VerifyStreamRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 21);
+  messageDesc(file_latchkey_v1_api_key_service, 23);
 
 /**
  * One result in a stream.
@@ -975,7 +1052,7 @@ export type VerifyStreamResponse = Message<"latchkey.v1.VerifyStreamResponse"> &
  * Use `create(VerifyStreamResponseSchema)` to create a new message.
  */
 export const VerifyStreamResponseSchema: GenMessage<VerifyStreamResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 22);
+  messageDesc(file_latchkey_v1_api_key_service, 24);
 
 /**
  * The request of Watch.
@@ -997,7 +1074,7 @@ export type WatchRequest = Message<"latchkey.v1.WatchRequest"> & {
  * Use `create(WatchRequestSchema)` to create a new message.
  */
 export const WatchRequestSchema: GenMessage<WatchRequest> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 23);
+  messageDesc(file_latchkey_v1_api_key_service, 25);
 
 /**
  * One message of Watch. Without a token the first is a heartbeat; with one that is too old or unknown, a restart.
@@ -1050,7 +1127,7 @@ export type WatchResponse = Message<"latchkey.v1.WatchResponse"> & {
  * Use `create(WatchResponseSchema)` to create a new message.
  */
 export const WatchResponseSchema: GenMessage<WatchResponse> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 24);
+  messageDesc(file_latchkey_v1_api_key_service, 26);
 
 /**
  * A change of a key.
@@ -1078,7 +1155,7 @@ export type KeyChange = Message<"latchkey.v1.KeyChange"> & {
  * Use `create(KeyChangeSchema)` to create a new message.
  */
 export const KeyChangeSchema: GenMessage<KeyChange> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 25);
+  messageDesc(file_latchkey_v1_api_key_service, 27);
 
 /**
  * How far the stream has come.
@@ -1099,7 +1176,7 @@ export type WatchHeartbeat = Message<"latchkey.v1.WatchHeartbeat"> & {
  * Use `create(WatchHeartbeatSchema)` to create a new message.
  */
 export const WatchHeartbeatSchema: GenMessage<WatchHeartbeat> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 26);
+  messageDesc(file_latchkey_v1_api_key_service, 28);
 
 /**
  * The stream begins anew.
@@ -1120,7 +1197,69 @@ export type WatchRestart = Message<"latchkey.v1.WatchRestart"> & {
  * Use `create(WatchRestartSchema)` to create a new message.
  */
 export const WatchRestartSchema: GenMessage<WatchRestart> = /*@__PURE__*/
-  messageDesc(file_latchkey_v1_api_key_service, 27);
+  messageDesc(file_latchkey_v1_api_key_service, 29);
+
+/**
+ * Why a key was revoked.
+ *
+ * @generated from enum latchkey.v1.RevocationCause
+ */
+export enum RevocationCause {
+  /**
+   * Nobody said.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Somebody had the key who should not.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_LEAKED = 1;
+   */
+  LEAKED = 1,
+
+  /**
+   * Refresh replaced it. Can't be sent.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_SUPERSEDED = 2;
+   */
+  SUPERSEDED = 2,
+
+  /**
+   * Its owner has left.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_OWNER_LEFT = 3;
+   */
+  OWNER_LEFT = 3,
+
+  /**
+   * Nobody needs it any more.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_NO_LONGER_USED = 4;
+   */
+  NO_LONGER_USED = 4,
+
+  /**
+   * A rule asked for it, such as one about the age of keys.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_POLICY = 5;
+   */
+  POLICY = 5,
+
+  /**
+   * An administrator decided so.
+   *
+   * @generated from enum value: REVOCATION_CAUSE_ADMINISTRATIVE = 6;
+   */
+  ADMINISTRATIVE = 6,
+}
+
+/**
+ * Describes the enum latchkey.v1.RevocationCause.
+ */
+export const RevocationCauseSchema: GenEnum<RevocationCause> = /*@__PURE__*/
+  enumDesc(file_latchkey_v1_api_key_service, 0);
 
 /**
  * The state of a key.
@@ -1173,7 +1312,7 @@ export enum State {
  * Describes the enum latchkey.v1.State.
  */
 export const StateSchema: GenEnum<State> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 0);
+  enumDesc(file_latchkey_v1_api_key_service, 1);
 
 /**
  * Why a repeat is answered without the full key.
@@ -1207,7 +1346,7 @@ export enum KeyWithheld {
  * Describes the enum latchkey.v1.KeyWithheld.
  */
 export const KeyWithheldSchema: GenEnum<KeyWithheld> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 1);
+  enumDesc(file_latchkey_v1_api_key_service, 2);
 
 /**
  * How fresh an answer must be.
@@ -1241,7 +1380,7 @@ export enum Consistency {
  * Describes the enum latchkey.v1.Consistency.
  */
 export const ConsistencySchema: GenEnum<Consistency> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 2);
+  enumDesc(file_latchkey_v1_api_key_service, 3);
 
 /**
  * What Verify found.
@@ -1308,7 +1447,7 @@ export enum Outcome {
  * Describes the enum latchkey.v1.Outcome.
  */
 export const OutcomeSchema: GenEnum<Outcome> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 3);
+  enumDesc(file_latchkey_v1_api_key_service, 4);
 
 /**
  * What happened to a key.
@@ -1368,7 +1507,7 @@ export enum KeyChangeKind {
  * Describes the enum latchkey.v1.KeyChangeKind.
  */
 export const KeyChangeKindSchema: GenEnum<KeyChangeKind> = /*@__PURE__*/
-  enumDesc(file_latchkey_v1_api_key_service, 4);
+  enumDesc(file_latchkey_v1_api_key_service, 5);
 
 /**
  * ApiKeyService issues, rotates, revokes and verifies API keys.
@@ -1469,6 +1608,18 @@ export const ApiKeyService: GenService<{
     methodKind: "unary";
     input: typeof ResumeRequestSchema;
     output: typeof ResumeResponseSchema;
+  },
+  /**
+   * Ends the key that it is given: whoever holds a key may end it, and needs no token for that, of a user or of a service. KEY_NOT_FOUND, one
+   * answer for all kinds, when it is no key of this service: wrong form or checksum, unknown id, wrong secret. A key that has ended before stays as
+   * it is, and the call succeeds. OVERLOADED when too many such calls run at once.
+   *
+   * @generated from rpc latchkey.v1.ApiKeyService.RevokeByPresentedKey
+   */
+  revokeByPresentedKey: {
+    methodKind: "unary";
+    input: typeof ApiKeyServiceRevokeByPresentedKeyRequestSchema;
+    output: typeof ApiKeyServiceRevokeByPresentedKeyResponseSchema;
   },
   /**
    * Says whether a presented key is good. A bad key is an answer (the RPC succeeds, `outcome` tells); an RPC error

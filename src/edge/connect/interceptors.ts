@@ -13,7 +13,8 @@ import { undecodable } from "./strict-decoding.ts";
 /** The caller of a management method; set by `authenticate`. */
 export const caller: ContextKey<Caller | undefined> = createContextKey<Caller | undefined>(undefined);
 
-const origin: ContextKey<Origin | undefined> = createContextKey<Origin | undefined>(undefined);
+/** Where a call about keys came from; set by `audited`. */
+export const origin: ContextKey<Origin | undefined> = createContextKey<Origin | undefined>(undefined);
 
 /** The address at the other end of the call's connection; set by the adapter. */
 export const peerAddress: ContextKey<string> = createContextKey("");
@@ -106,7 +107,7 @@ const ANSWERS: ReadonlySet<ErrorReason> = new Set(["KEY_NOT_FOUND", "NO_KEY", "K
 
 function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Interceptor {
   return (next) => async (request) => {
-    if (!manages(request)) return next(request);
+    if (!manages(request) && !isOpen(request)) return next(request);
     const { contextValues, method, header } = request;
     const call = contextValues.get(logged) as LoggedCall;
     const from: Origin = {
@@ -139,7 +140,8 @@ function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Intercept
       if (!(error instanceof KeyError)) throw error;
       const { reason } = error;
       const seen = entry();
-      const isOfOthers = request.service.typeName === AdminService.typeName || seen.userId !== seen.actor;
+      const isOfOthers =
+        isOpen(request) || request.service.typeName === AdminService.typeName || seen.userId !== seen.actor;
       if (DENIALS.has(reason)) note({ ...seen, result: "denied", reason });
       else if (ANSWERS.has(reason) && isOfOthers) note({ ...seen, result: "answered", reason });
       throw error;
@@ -148,14 +150,22 @@ function audited({ note }: Pick<AuditLog, "note">, clock: () => Date): Intercept
 }
 
 const { listAudit } = AdminService.method;
-const { get, verify, batchVerify, verifyStream, watch } = ApiKeyService.method;
+const { get, revokeByPresentedKey, verify, batchVerify, verifyStream, watch } = ApiKeyService.method;
 /** Methods for services and gateways. Any other needs a user: one that is added later is closed until it is opened here. */
 const OF_SERVICES: ReadonlySet<string> = new Set([verify, batchVerify, verifyStream, watch].map(({ name }) => name));
 
-/** Whether a call is about keys, and not only about what one of them may do. */
-function manages({ service, method }: Parameters<ReturnType<Interceptor>>[0]): boolean {
+type AnyRequest = Parameters<ReturnType<Interceptor>>[0];
+
+/** Whether a call needs no caller: the key that it presents is its own proof. */
+function isOpen({ service, method }: AnyRequest): boolean {
+  return service.typeName === ApiKeyService.typeName && method.name === revokeByPresentedKey.name;
+}
+
+/** Whether a call is a user's, about keys, and not only about what one of them may do. */
+function manages(request: AnyRequest): boolean {
+  const { service, method } = request;
   if (service.typeName === AdminService.typeName) return true;
-  return service.typeName === ApiKeyService.typeName && !OF_SERVICES.has(method.name);
+  return service.typeName === ApiKeyService.typeName && !OF_SERVICES.has(method.name) && !isOpen(request);
 }
 
 function authenticate(authenticator: Authenticator): Interceptor {
@@ -167,7 +177,7 @@ function authenticate(authenticator: Authenticator): Interceptor {
       contextValues.set(caller, { ...who, origin: contextValues.get(origin) });
       if (service.typeName === AdminService.typeName && !who.admin)
         throw new KeyError("ADMIN_REQUIRED", "Only an admin may call AdminService.");
-    } else if (service.typeName === ApiKeyService.typeName) {
+    } else if (service.typeName === ApiKeyService.typeName && !isOpen(request)) {
       await authenticator.service(authorization, contextValues.get(peer));
     }
     return next(request);

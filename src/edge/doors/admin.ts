@@ -3,13 +3,14 @@ import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
 import { type AdminService, AuditResult } from "#gen/latchkey/v1/admin_service_pb";
 import { type ApiKey, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
-import type { Ended, KeyAdmin } from "../../keys/admin.ts";
+import type { KeyAdmin } from "../../keys/admin.ts";
 import type { AuditResult as AuditResultName } from "../../keys/audit/entry.ts";
 import { invalid } from "../../keys/errors.ts";
 import { toMetadata } from "../../keys/metadata.ts";
 import type { StoredAuditEntry } from "../../keys/ports.ts";
+import type { Ended } from "../../keys/presented.ts";
 import type { KeyRecord, KeyState } from "../../keys/record.ts";
-import { STATE_NUMBERS, toApiKey } from "../answer.ts";
+import { causeNumber, causeOf, endingOf, STATE_NUMBERS, toApiKey } from "../answer.ts";
 import { callerOf, deadlineOf, note } from "../call.ts";
 
 /** undefined: State.UNSPECIFIED. */
@@ -30,10 +31,11 @@ export function createAdminService(admin: KeyAdmin, clock: () => Date): ServiceI
   };
 
   return {
-    async listKeys({ userId, state, prefix, name, metadata, pageSize, pageToken }, context) {
+    async listKeys({ userId, state, prefix, name, metadata, revocationCause, pageSize, pageToken }, context) {
       if (State[state] === undefined) throw invalid([{ field: "state", description: `${state} is not a state` }]);
       const filter = {
         ...{ userId, state: stateNamed(state), prefix: prefix || undefined, name: name || undefined },
+        ...(revocationCause !== 0 && { revocationCause: causeOf(revocationCause, "revocation_cause") }),
         ...(Object.keys(metadata).length > 0 && { metadata: toMetadata(metadata) }),
       };
       const { items, nextToken } = await admin.list(filter, { size: pageSize, token: pageToken }, deadlineOf(context));
@@ -46,16 +48,19 @@ export function createAdminService(admin: KeyAdmin, clock: () => Date): ServiceI
       return { apiKey: describe(record) };
     },
 
-    async revokeKey({ keyId, reason }, context) {
-      return ended(context, await admin.revoke(callerOf(context), keyId, reason, deadlineOf(context)));
+    async revokeKey({ keyId, reason, cause }, context) {
+      return ended(context, await admin.revoke(callerOf(context), keyId, endingOf(reason, cause), deadlineOf(context)));
     },
 
-    async revokeByPresentedKey({ key, reason }, context) {
-      return ended(context, await admin.revokePresented(callerOf(context), key, reason, deadlineOf(context)));
+    async revokeByPresentedKey({ key, reason, cause }, context) {
+      return ended(
+        context,
+        await admin.revokePresented(callerOf(context), key, endingOf(reason, cause), deadlineOf(context)),
+      );
     },
 
-    async revokeUser({ userId, reason }, context) {
-      const records = await admin.revokeUser(callerOf(context), userId, reason, deadlineOf(context));
+    async revokeUser({ userId, reason, cause }, context) {
+      const records = await admin.revokeUser(callerOf(context), userId, endingOf(reason, cause), deadlineOf(context));
       note(context, { changed: records.length > 0 });
       return { apiKeys: records.map(describe) };
     },
@@ -93,6 +98,7 @@ function toMessage(entry: StoredAuditEntry) {
     origin,
     leftOut,
     statedReason,
+    cause,
     changes,
   } = entry;
   return {
@@ -100,6 +106,11 @@ function toMessage(entry: StoredAuditEntry) {
     reason: reason === undefined ? ErrorReason.UNSPECIFIED : ErrorReason[reason],
     ...{ actorId: actor ?? "", actorIsAdmin: actorIsAdmin ?? false, userId: userId ?? "", keyIds },
     ...{ peerAddress: origin?.peer ?? "", userAgent: origin?.userAgent ?? "", requestId: origin?.requestId ?? "" },
-    ...{ leftOut: BigInt(leftOut ?? 0), statedReason: statedReason ?? "", changes: changes ?? [] },
+    ...{
+      leftOut: BigInt(leftOut ?? 0),
+      statedReason: statedReason ?? "",
+      changes: changes ?? [],
+      cause: causeNumber(cause),
+    },
   };
 }

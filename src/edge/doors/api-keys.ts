@@ -8,12 +8,13 @@ import {
 import { checked, invalid, KeyError } from "../../keys/errors.ts";
 import type { KeyManager } from "../../keys/manage.ts";
 import type { Lifetime } from "../../keys/policy.ts";
+import type { RevokePresented } from "../../keys/presented.ts";
 import { displayPrefix, type KeyRecord } from "../../keys/record.ts";
 import type { Changed } from "../../keys/suspension.ts";
 import { etagOf } from "../../keys/update.ts";
 import type { VerifyKey } from "../../keys/verify/verify.ts";
-import { toApiKey, toMadeKey, toVerifyResponse, toVerifyResult } from "../answer.ts";
-import { callerOf, deadlineOf, MAX_CALL_MS, note, timeoutOf, toVerifyInput } from "../call.ts";
+import { endingOf, toApiKey, toMadeKey, toVerifyResponse, toVerifyResult } from "../answer.ts";
+import { callerOf, deadlineOf, MAX_CALL_MS, note, originOf, timeoutOf, toVerifyInput } from "../call.ts";
 import { fitting } from "../codec/verify.ts";
 import { stopping } from "../errors.ts";
 import { answerAhead } from "./answer-ahead.ts";
@@ -21,6 +22,7 @@ import { checkBatchSize, type VerifyMany, withoutRecord } from "./verify-many.ts
 
 interface ApiKeyServiceParts {
   keys: KeyManager;
+  revokePresented: RevokePresented;
   verify: VerifyKey;
   verifyMany: VerifyMany;
   clock: () => Date;
@@ -33,6 +35,7 @@ const MAX_AHEAD = 64;
 
 export function createApiKeyService({
   keys,
+  revokePresented,
   verify,
   verifyMany,
   clock,
@@ -83,7 +86,7 @@ export function createApiKeyService({
       const { active, retiring, surplus } = await keys.revoke(
         callerOf(context),
         request.userId,
-        request.reason,
+        endingOf(request.reason, request.cause),
         deadlineOf(context),
       );
       const first = (active ?? retiring ?? surplus[0])!;
@@ -102,6 +105,13 @@ export function createApiKeyService({
 
     async resume({ userId }, context) {
       return altered(context, await keys.resume(callerOf(context), userId, deadlineOf(context)));
+    },
+
+    async revokeByPresentedKey({ key, reason, cause }, context) {
+      const ending = endingOf(reason, cause);
+      const { record, wasLive } = await revokePresented(originOf(context), key, ending, timeoutOf(context));
+      note(context, { userOfKeys: record.userId, keyId: record.id, changed: wasLive });
+      return { apiKey: describe(record), revoked: wasLive };
     },
 
     async verify(request, context) {

@@ -1,6 +1,6 @@
 import type { ErrorReason } from "../errors.ts";
 import { isUserId } from "../policy.ts";
-import { type FieldChange, MAX_REASON } from "../record.ts";
+import { type FieldChange, MAX_REASON, type RevocationCause } from "../record.ts";
 import { isKeyId, parseAnyKey, redacted } from "../text.ts";
 
 /** Where a call came from, as far as it is known without trusting the caller; what it says of itself is cut and cleaned. */
@@ -32,6 +32,8 @@ export interface AuditEntry {
   origin?: Origin | undefined;
   /** Why, in the caller's own words. */
   statedReason?: string | undefined;
+  /** Of a revocation. */
+  cause?: RevocationCause | undefined;
   /** Of an Update. */
   changes?: FieldChange[] | undefined;
   /** Not one entry, but this many that were not written one by one. */

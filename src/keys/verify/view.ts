@@ -150,6 +150,7 @@ function toEntry(record: KeyRecord, share: Share): Entry {
     revokedAt: record.revokedAt?.getTime(),
     lastUsedAt,
     revocationReason,
+    revocationCause: record.revocationCause,
     metadata: record.metadata?.join("\n"),
     suspended: record.suspended,
     rev,
