@@ -32,6 +32,9 @@ export type Call = (caller: Caller, options: { headers: Record<string, string> }
 const CHANGE_MS = 8_000;
 const READ_MS = 5_000;
 const DAY_S = 86_400;
+/** What a key is made with, and what an Update may leave of it. Every Verify asks for `write`. */
+const WIDE = ["read", "write"];
+const NARROW = ["read"];
 const HOUR = { seconds: 3_600n, nanos: 0 };
 
 /** HTTP/1.1 and the Connect protocol here, HTTP/2 and gRPC there: the promises don't depend on it. */
@@ -56,7 +59,10 @@ export async function record(
   const beganUs = nowUs();
   const answer = await ask(callers[replica]!, { headers: user.headers }).catch((error: unknown): Answer => {
     const { reason, code } = describeError(error);
-    return { outcome: reason ?? code };
+    const { base } = error as { base?: string };
+    // Without the name that it had, nothing was sent that could change the key.
+    const isUnsent = call === "update" && base === undefined;
+    return { outcome: isUnsent ? "UNSENT" : (reason ?? code), ...(base !== undefined && { base }) };
   });
   const times = { beganUs, endedUs: nowUs(), beganWallMs, endedWallMs: Date.now() };
   return { user: user.name, client, replica, call, ...asked, ...times, ...answer };
@@ -71,13 +77,13 @@ const given = (user: User, { apiKey, key }: { apiKey?: { id: string } | undefine
 export const create =
   (user: User): Call =>
   async (caller, options) =>
-    given(user, await caller.create({ scopes: ["read"] }, { ...options, timeoutMs: CHANGE_MS }));
+    given(user, await caller.create({ scopes: WIDE }, { ...options, timeoutMs: CHANGE_MS }));
 
 /** With a grace, the old key stays good until the next change: for longer than any run takes. */
 export const refresh =
   (user: User, grace: boolean): Call =>
   async (caller, options) => {
-    const request = { scopes: ["read"], ...(grace && { gracePeriod: HOUR }) };
+    const request = { scopes: WIDE, ...(grace && { gracePeriod: HOUR }) };
     const answer = await caller.refresh(request, { ...options, timeoutMs: CHANGE_MS });
     return { ...given(user, answer), ...(answer.previous && { previous: answer.previous.id }) };
   };
@@ -91,6 +97,26 @@ export const revoke: Call = async (caller, options) => {
   };
 };
 
+/** Of a key as it was read, a moment before: it is changed only if it is so still. */
+export const update =
+  (name: string, wide: boolean): Call =>
+  async (caller, options) => {
+    const { apiKey, etag } = await caller.get({}, options);
+    const base = apiKey!.name;
+    const change = { updateMask: { paths: ["name", "scopes"] }, name, scopes: wide ? WIDE : NARROW, etag };
+    const answer = await caller.update(change, { ...options, timeoutMs: CHANGE_MS }).catch((error: unknown) => {
+      throw Object.assign(error as Error, { base });
+    });
+    return { outcome: "OK", made: answer.apiKey!.id, base };
+  };
+
+export const stop =
+  (call: "suspend" | "resume"): Call =>
+  async (caller, options) => {
+    const { apiKey, retiring } = await caller[call]({}, { ...options, timeoutMs: CHANGE_MS });
+    return { outcome: "OK", ...(apiKey && { made: apiKey.id }), ...(retiring && { retiring: retiring.id }) };
+  };
+
 export const get: Call = async (caller, options) => ({
   outcome: "OK",
   made: (await caller.get({}, options)).apiKey!.id,
@@ -100,9 +126,15 @@ const verify =
   ({ key }: KnownKey, strong: boolean): Call =>
   async (caller) => {
     const consistency = strong ? Consistency.STRONG : Consistency.UNSPECIFIED;
-    const { outcome, asOf } = await caller.verify({ key, consistency });
+    const { outcome, asOf } = await caller.verify({ key, consistency, requiredScopes: ["write"] });
     return { outcome: Outcome[outcome], asOfMs: Number(asOf!.seconds) * 1_000 + asOf!.nanos / 1_000_000 };
   };
+
+/** Outcomes that tell how things are. */
+const ANSWERS = [
+  ...["OK", "KEY_EXISTS", "NO_KEY", "KEY_SUSPENDED", "ETAG_MISMATCH"],
+  ...["VALID", "REVOKED", "NOT_FOUND", "SUSPENDED", "INSUFFICIENT_SCOPE"],
+];
 
 export interface Loop {
   callers: readonly Caller[];
@@ -123,15 +155,23 @@ export async function keepChanging(
     const grace = random.next() < 0.3;
     const replica = random.below(callers.length);
     const at = { client, replica };
+    const renamed = { name: `n${client}-${nowUs()}`, wide: random.next() < 0.5 };
     const operation =
-      what < 0.25
+      what < 0.2
         ? await record(callers, user, { ...at, call: "create" }, {}, create(user))
-        : what < 0.8
+        : what < 0.55
           ? await record(callers, user, { ...at, call: "refresh" }, { grace }, refresh(user, grace))
-          : await record(callers, user, { ...at, call: "revoke" }, {}, revoke);
+          : what < 0.67
+            ? await record(callers, user, { ...at, call: "revoke" }, {}, revoke)
+            : what < 0.74
+              ? await record(callers, user, { ...at, call: "suspend" }, {}, stop("suspend"))
+              : what < 0.85
+                ? await record(callers, user, { ...at, call: "resume" }, {}, stop("resume"))
+                : await record(callers, user, { ...at, call: "update" }, renamed, update(renamed.name, renamed.wide));
+    if (operation.outcome === "UNSENT") continue;
     push(operation);
     // Each change without an answer may come at any later time: a checker's work doubles with every one.
-    const failed = !["OK", "KEY_EXISTS", "NO_KEY", "CONFLICT"].includes(operation.outcome);
+    const failed = ![...ANSWERS, "CONFLICT"].includes(operation.outcome);
     await sleep(random.between(0.5, 1.5) * (failed ? 8 * pauseMs : pauseMs));
   }
 }
@@ -171,7 +211,7 @@ export async function askAboutAll(
     for (;;) {
       const operation = await call();
       push(operation);
-      if (["OK", "NO_KEY", "VALID", "REVOKED", "NOT_FOUND"].includes(operation.outcome)) return;
+      if (ANSWERS.includes(operation.outcome)) return;
       await sleep(100);
     }
   };

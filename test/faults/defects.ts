@@ -75,6 +75,28 @@ export const DEFECTS: readonly Defect[] = [
       { file: "mongo/key-store.js", from: "if (rests.length === 0)", to: "if (true)" },
     ],
   },
+  {
+    name: "Update does not look at the etag: of two, the first is lost",
+    fault: none,
+    needsOrder: true,
+    changes: [{ file: "keys/update.js", from: "if (input.etag !== undefined &&", to: "if (false &&" }],
+  },
+  {
+    name: "the view does not see that a key is suspended",
+    fault: none,
+    changes: [{ file: "keys/verify/view.js", from: "return suspended !== undefined &&", to: "return false &&" }],
+  },
+  {
+    name: "a change that leaves the state alone is not heard: a scope survives that was taken away",
+    fault: none,
+    changes: [
+      {
+        file: "service/database.js",
+        from: "view.changed(event.id, event.rev);",
+        to: "if (event.state !== undefined) view.changed(event.id, event.rev);",
+      },
+    ],
+  },
 ];
 
 /** Replicas without a grace have the shortest of bounds: whichever a fault concerns, it must keep it. */

@@ -5,7 +5,7 @@ export interface Operation {
   client: number;
   /** Index of the replica that was asked. */
   replica: number;
-  call: "create" | "refresh" | "revoke" | "get" | "verify";
+  call: "create" | "refresh" | "revoke" | "update" | "suspend" | "resume" | "get" | "verify";
   /** Monotonic microseconds, and Unix milliseconds. */
   beganUs: number;
   endedUs: number;
@@ -18,25 +18,30 @@ export interface Operation {
   strong?: boolean;
   /** Of Verify: Unix milliseconds. */
   asOfMs?: number;
-  /** Of Create, Refresh and Get: the key that was made, or that is there. */
+  /** Of Create, Refresh, Get, Update, Suspend and Resume: the key that was made, or that is there. */
   made?: string;
   /** Of Refresh: whether the old key stays good until the next change. */
   grace?: boolean;
   /** Of Refresh: the old key. */
   previous?: string;
-  /** Of Revoke: the active key, and the retiring one, that it ended. */
+  /** Of Revoke: the active key, and the retiring one, that it ended. Of Suspend and Resume: the retiring one too. */
   ended?: string;
   retiring?: string;
+  /** Of Update: the name that the key had when its etag was read, the one that it was given, and whether it may still `write`. */
+  base?: string;
+  name?: string;
+  wide?: boolean;
 }
 
 /** What is known only from an answer. */
 export type Answer = Pick<Operation, "outcome"> & Partial<Operation>;
 
-const CERTAIN = new Set(["OK", "KEY_EXISTS", "NO_KEY"]);
+const REFUSED = ["KEY_EXISTS", "NO_KEY", "KEY_SUSPENDED", "ETAG_MISMATCH"];
+const CERTAIN = new Set(["OK", ...REFUSED]);
 const NOTHING_WRITTEN = new Set(["CONFLICT", "OVERLOADED", "DB_INCOMPLETE"]);
 
 export function changes({ call }: Operation): boolean {
-  return call === "create" || call === "refresh" || call === "revoke";
+  return call !== "get" && call !== "verify";
 }
 
 /** Whether a change may or may not have been made, now or later. */
@@ -46,7 +51,7 @@ export function isIndeterminate(operation: Operation): boolean {
 
 /** Whether what was asked for was certainly not done. */
 export function isRefused({ outcome }: Operation): boolean {
-  return outcome === "KEY_EXISTS" || outcome === "NO_KEY" || NOTHING_WRITTEN.has(outcome);
+  return REFUSED.includes(outcome) || NOTHING_WRITTEN.has(outcome);
 }
 
 export function nowUs(): number {

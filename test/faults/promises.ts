@@ -30,6 +30,19 @@ interface Life {
   /** From here on the key is ended for certain. */
   endedUs: number;
   endedWallMs: number;
+  /** Times in which it was suspended for certain, and in which it may `write` no more. */
+  suspended: Span[];
+  narrow: Span[];
+}
+
+/** From an acknowledgement until the next call that may undo it began. */
+interface Span {
+  fromUs: number;
+  toUs: number;
+}
+
+function isWithin(spans: readonly Span[], beganUs: number, endedUs: number, boundUs: number): boolean {
+  return spans.some(({ fromUs, toUs }) => beganUs > fromUs + boundUs && endedUs < toUs);
 }
 
 /**
@@ -40,6 +53,7 @@ interface Life {
  * - no answer that claims by its `as_of` to know of a key's end accepted it;
  * - no `as_of` is older than the replica's bound;
  * - no key was called revoked that nobody had tried to end;
+ * - likewise for a key that was suspended, and for a scope that was taken away, as long as nobody had tried to give it back;
  * - nothing was answered but what the contract names for a database that is in trouble, and DB_INCOMPLETE only where what
  *   changes rest on was taken away.
  */
@@ -72,7 +86,11 @@ function judge(asked: Operation, life: Life, { maxStalenessMs, outageGraceMs }: 
   if (asOfMs === undefined) return;
   const boundMs = strong ? 0 : Math.max(maxStalenessMs, outageGraceMs);
   if (beganWallMs - asOfMs > boundMs + ROUNDING_MS) say("an answer older than the bound");
-  if (outcome === "VALID") {
+  if (LETS_IN.has(outcome) && isWithin(life.suspended, beganUs, endedUs, boundMs * 1_000))
+    say("accepted though suspended");
+  if (outcome === "VALID" && isWithin(life.narrow, beganUs, endedUs, boundMs * 1_000))
+    say("a scope that was taken away was accepted");
+  if (LETS_IN.has(outcome) || outcome === "SUSPENDED") {
     if (beganUs > life.endedUs + boundMs * 1_000) say("accepted too late");
     if (asOfMs > life.endedWallMs) say("accepted as of a time after the key's end");
   }
@@ -80,12 +98,36 @@ function judge(asked: Operation, life: Life, { maxStalenessMs, outageGraceMs }: 
   if (outcome === "REVOKED" && endedUs < life.mayEndUs) say("a good key was called revoked");
 }
 
+/** Of a key that is as good as its scopes let it be. */
+const LETS_IN = new Set(["VALID", "INSUFFICIENT_SCOPE"]);
+
 const EXPECTED = new Set([
-  ...["OK", "KEY_EXISTS", "NO_KEY", "VALID", "REVOKED", "NOT_FOUND"],
+  ...["OK", "KEY_EXISTS", "NO_KEY", "KEY_SUSPENDED", "ETAG_MISMATCH"],
+  ...["VALID", "REVOKED", "NOT_FOUND", "SUSPENDED", "INSUFFICIENT_SCOPE"],
   ...["CONFLICT", "OVERLOADED", "DB_UNAVAILABLE", "DEADLINE_EXCEEDED"],
   // Of the caller's own side: the connection broke, or its patience ended.
   ...["Unavailable", "DeadlineExceeded", "Canceled", "Aborted"],
 ]);
+
+/** Spans that acknowledged calls of a key began, and that `undoes` may end. */
+function spansOf(
+  operations: readonly Operation[],
+  id: string,
+  begins: "suspend" | "update",
+  undoes: (operation: Operation) => boolean,
+): Span[] {
+  const possible = operations.filter((operation) => undoes(operation) && !isRefused(operation));
+  return operations
+    .filter(({ call, outcome, made, retiring, wide }) => {
+      return call === begins && outcome === "OK" && (made === id || retiring === id) && wide !== true;
+    })
+    .map(({ beganUs, endedUs }) => {
+      const ends = possible
+        .filter((other) => (isIndeterminate(other) ? Number.POSITIVE_INFINITY : other.endedUs) >= beganUs)
+        .map((other) => other.beganUs);
+      return { fromUs: endedUs, toUs: Math.min(Number.POSITIVE_INFINITY, ...ends) };
+    });
+}
 
 /** Of every key whose making was acknowledged. */
 function livesIn(operations: readonly Operation[]): Map<string, Life> {
@@ -99,12 +141,14 @@ function livesIn(operations: readonly Operation[]): Map<string, Life> {
         endedUs: Number.POSITIVE_INFINITY,
         endedWallMs: Number.POSITIVE_INFINITY,
       },
+      suspended: spansOf(operations, made!, "suspend", ({ call }) => call === "resume"),
+      narrow: spansOf(operations, made!, "update", ({ call, wide }) => call === "update" && wide === true),
     });
   }
   for (const operation of operations.filter(changes)) {
     const { call, outcome, beganUs, endedUs, endedWallMs, made, previous, grace } = operation;
     for (const [id, life] of lives) {
-      if (call === "create" || id === made) continue;
+      if ((call !== "refresh" && call !== "revoke") || id === made) continue;
       const over = isIndeterminate(operation) ? Number.POSITIVE_INFINITY : endedUs;
       if (!isRefused(operation) && over >= life.beganUs) life.mayEndUs = Math.min(life.mayEndUs, beganUs);
       // A Refresh leaves the new key and, with a grace, the one before it; a Revoke leaves none, and NO_KEY says so too.

@@ -319,7 +319,6 @@ const ended = {
   revokedAt: at(LATER_MS),
   revocationReason: "superseded",
   revocationCause: "superseded",
-  revocationCause: "superseded",
 };
 test.each<[string, Partial<KeyRecord>, number, object, boolean]>([
   ["at once, without a grace period", {}, 0, ended, true],

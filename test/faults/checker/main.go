@@ -2,9 +2,10 @@
 // all that was answered could have been answered by one process that does one call after the other, each at some moment
 // between its beginning and its end. Users are independent of each other, and so are their histories.
 //
-// What it knows of a user is one register: the active key and the retiring one. Create fills it when there is no active key,
-// Refresh replaces the active key in one step, Revoke empties it, Get and a strong Verify read it. So a lost key, two active
-// keys, a moment without one in a Refresh and a strong acceptance after a revocation are all histories that no order explains.
+// What it knows of a user is one register: the active key and the retiring one, whether they are suspended, and what the active key is
+// called and may do. Create fills it when there is no active key, Refresh replaces the active key in one step, Revoke empties it,
+// Suspend and Resume stop and start both, Update changes the active key as it was read, Get and a strong Verify read it. So a lost key, two active
+// keys, a moment without one in a Refresh, a lost Update and a strong acceptance after a revocation are all histories that no order explains.
 //
 // It prints a JSON line for each user, and exits 1 when one is not linearizable.
 package main
@@ -44,6 +45,10 @@ type operation struct {
 	// Of Revoke: what it ended.
 	Ended    string `json:"ended"`
 	Retiring string `json:"retiring"`
+	// Of Update: the name that it was read with, the name that it gave, and whether the key may still do what Verify asks for.
+	Base string `json:"base"`
+	Name string `json:"name"`
+	Wide bool   `json:"wide"`
 
 	unknown bool
 	index   int
@@ -53,10 +58,15 @@ type operation struct {
 // answer names it: then it is in `named`, so that no other can be it.
 type keys struct {
 	active, retiring, named string
+	suspended               bool
+	// Of the active key; of the retiring one, what it could do when it was replaced.
+	name                string
+	wide, retiringsWide bool
 }
 
 func (state keys) String() string {
-	return fmt.Sprintf("active=%s retiring=%s", or(state.active, "none"), or(state.retiring, "none"))
+	return fmt.Sprintf("active=%s retiring=%s name=%q wide=%t,%t suspended=%t", or(state.active, "none"),
+		or(state.retiring, "none"), state.name, state.wide, state.retiringsWide, state.suspended)
 }
 
 // Whether `held` can be the key that was seen, and the state that knows it.
@@ -90,26 +100,35 @@ func (state keys) after(did operation, minted map[string]bool) (bool, keys) {
 		case did.unknown && state.active != "":
 			return true, state
 		case did.unknown:
-			next.active = fmt.Sprintf("?%d", did.index)
+			next = fresh(next, fmt.Sprintf("?%d", did.index), "")
 			return true, next
 		case did.Outcome == "KEY_EXISTS":
 			return state.active != "", state
 		}
-		next.active = did.Made
-		return state.active == "", next
+		return state.active == "", fresh(next, did.Made, "")
 	case "refresh":
-		if !did.unknown && !know(&next.active, did.Previous) {
+		stopped := state.active != "" && state.suspended
+		switch {
+		case did.Outcome == "KEY_SUSPENDED":
+			return stopped, state
+		case did.unknown && stopped:
+			return true, state
+		case stopped || !did.unknown && !know(&next.active, did.Previous):
 			return false, state
 		}
-		next.retiring = ""
+		next.retiring, next.retiringsWide = "", false
 		if did.Grace {
-			next.retiring = next.active
+			next.retiring, next.retiringsWide = next.active, next.wide
 		}
-		next.active = did.Made
+		made := did.Made
 		if did.unknown {
-			next.active = fmt.Sprintf("?%d", did.index)
+			made = fmt.Sprintf("?%d", did.index)
 		}
-		return true, next
+		name := state.name
+		if state.active == "" {
+			name = ""
+		}
+		return true, fresh(next, made, name)
 	case "revoke":
 		switch {
 		case did.unknown:
@@ -118,7 +137,38 @@ func (state keys) after(did operation, minted map[string]bool) (bool, keys) {
 		case !know(&next.active, did.Ended) || !know(&next.retiring, did.Retiring):
 			return false, state
 		}
-		next.active, next.retiring = "", ""
+		next.active, next.retiring, next.suspended = "", "", false
+		return true, next
+	case "suspend", "resume":
+		there := state.active != "" || state.retiring != ""
+		switch {
+		case did.Outcome == "NO_KEY":
+			return !there, state
+		case did.unknown && !there:
+			return true, state
+		case !there:
+			return false, state
+		case !did.unknown && (!know(&next.active, did.Made) || !know(&next.retiring, did.Retiring)):
+			return false, state
+		}
+		next.suspended = did.Call == "suspend"
+		return true, next
+	case "update":
+		able := state.active != "" && !state.suspended && state.name == did.Base
+		switch {
+		case did.Outcome == "NO_KEY":
+			return state.active == "", state
+		case did.Outcome == "KEY_SUSPENDED":
+			return state.active != "" && state.suspended, state
+		case did.Outcome == "ETAG_MISMATCH":
+			// An etag is of more than the name.
+			return state.active != "", state
+		case did.unknown && !able:
+			return true, state
+		case !able || !did.unknown && !know(&next.active, did.Made):
+			return false, state
+		}
+		next.name, next.wide = did.Name, did.Wide
 		return true, next
 	case "get":
 		if did.Outcome == "NO_KEY" {
@@ -128,9 +178,17 @@ func (state keys) after(did operation, minted map[string]bool) (bool, keys) {
 		return ok, next
 	case "verify":
 		lives := did.Key == state.active || did.Key == state.retiring
+		wide := state.wide
+		if did.Key == state.retiring {
+			wide = state.retiringsWide
+		}
 		switch did.Outcome {
 		case "VALID":
-			return lives, state
+			return lives && !state.suspended && wide, state
+		case "INSUFFICIENT_SCOPE":
+			return lives && !state.suspended && !wide, state
+		case "SUSPENDED":
+			return lives && state.suspended, state
 		case "REVOKED":
 			return !lives, state
 		}
@@ -140,6 +198,12 @@ func (state keys) after(did operation, minted map[string]bool) (bool, keys) {
 	panic("unknown call " + did.Call)
 }
 
+// The state once a key was made beside what else there is.
+func fresh(state keys, made, name string) keys {
+	state.active, state.name, state.wide, state.suspended = made, name, true, false
+	return state
+}
+
 // Reads that got no answer tell nothing; changes that got none were made at some later time, which may be never: after all else.
 func admit(did operation) (operation, bool) {
 	reads := did.Call == "get" || did.Call == "verify"
@@ -147,7 +211,8 @@ func admit(did operation) (operation, bool) {
 		return did, false
 	}
 	switch did.Outcome {
-	case "OK", "KEY_EXISTS", "NO_KEY", "VALID", "REVOKED", "NOT_FOUND":
+	case "OK", "KEY_EXISTS", "NO_KEY", "KEY_SUSPENDED", "ETAG_MISMATCH",
+		"VALID", "REVOKED", "NOT_FOUND", "SUSPENDED", "INSUFFICIENT_SCOPE":
 		return did, true
 	case "CONFLICT", "OVERLOADED", "DB_INCOMPLETE":
 		// Said only where nothing was written.
