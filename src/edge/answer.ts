@@ -96,11 +96,22 @@ interface IdentityField {
 const IDENTITY: readonly IdentityField[] = [
   { header: "x-latchkey-user", metadata: "user", value: ({ userId }) => userId },
   { header: "x-latchkey-key-id", metadata: "key_id", value: ({ id }) => id },
-  { metadata: "key_prefix", value: displayPrefix },
+  { metadata: "key_prefix", value: (entry) => (entry.id === "" ? undefined : displayPrefix(entry)) },
   { header: "x-latchkey-scopes", metadata: "scopes", value: ({ scopes }) => scopes },
   { header: "x-latchkey-name", metadata: "name", value: ({ name }) => name },
   { metadata: "metadata", value: (entry) => (entry.metadata === undefined ? undefined : metadataOf(entry)) },
 ];
+
+/** Nobody in particular, who may do what `scopes` say: every other field is `-` in headers, and absent in the metadata. */
+export function createAnonymous(scopes: readonly string[]): Entry {
+  return {
+    ...{ id: "", userId: "", prefix: "", name: undefined, scopes, state: "active", createdAt: 0, rev: 0 },
+    ...{ expiresAt: undefined, retiresAt: undefined, revokedAt: undefined, lastUsedAt: undefined },
+    ...{ revocationReason: undefined, revocationCause: undefined, suspended: undefined, metadata: undefined },
+    ...{ changesAtMs: undefined, digests: undefined, provenDigest: undefined, usedS: 0 },
+    ...{ encoded: undefined, encodedJson: undefined, encodedState: undefined },
+  };
+}
 
 /** All that the upstream of a gateway hears about a key. */
 export interface Identity {

@@ -27,6 +27,8 @@ export interface ServerOptions {
   /** Methods that are served here, before `handler` is asked. */
   fast?: readonly FastMethod[];
   fastStreams?: readonly FastStreamMethod[];
+  /** Headers, in lower case, whose requests are `handler`'s whatever they ask for. */
+  unusual?: readonly string[];
   plainHttp?: PlainHttp;
   limits?: Partial<ListenerLimits>;
   refusals?: TransportRefusals;
@@ -56,6 +58,7 @@ export function createConnectionServer({
   handler,
   fast = [],
   fastStreams = [],
+  unusual = [],
   plainHttp,
   limits: given,
   refusals = PLAIN_REFUSALS,
@@ -68,7 +71,7 @@ export function createConnectionServer({
   const answers = new Map<Duplex, Set<ServerResponse>>();
   const { maxMessageBytes } = limits;
   const sessions = trackSessions(limits);
-  const methods = createFastMethods(fast, maxMessageBytes, refusals.timedOut);
+  const methods = createFastMethods(fast, maxMessageBytes, refusals.timedOut, unusual);
 
   const answered = (response: ServerResponse) => {
     const { socket } = response.req;

@@ -45,6 +45,8 @@ const FAILED: FastAnswer = { error: { code: 13, message: "internal error", detai
 /** The fast methods, as both protocols ask for them. */
 export interface FastMethods {
   find(path: string | undefined): FastMethod | undefined;
+  /** Whether a request is left to Node's own server for a header that it has. */
+  isUnusual(headers: IncomingHttpHeaders): boolean;
   maxBytesOf(method: FastMethod): number;
   /** From HTTP/2's headers, names and values by turns. undefined: not the plain case. */
   recognise(list: string[]): Recognised | undefined;
@@ -66,14 +68,18 @@ export interface Recognised {
   list: string[];
 }
 
+/** `unusual`: names of headers, each in lower case, whose requests are not the plain case. */
 export function createFastMethods(
   methods: readonly FastMethod[],
   maxMessageBytes: number,
   timedOut: WireError,
+  unusual: readonly string[] = [],
 ): FastMethods {
   const byPath: ReadonlyMap<string | undefined, FastMethod> = new Map(methods.map((method) => [method.path, method]));
+  const isUnusual = (headers: IncomingHttpHeaders) => unusual.some((name) => headers[name] !== undefined);
   return {
     find: (path) => byPath.get(path),
+    isUnusual,
     maxBytesOf: (method) => method.maxMessageBytes ?? maxMessageBytes,
     answer: answerTo,
     settle: (answer, call, write, over) => settle(answer, call, timedOut, write, over),
@@ -83,6 +89,7 @@ export function createFastMethods(
       const format = method && FORMATS.get(headers!["content-type"]);
       const coding = format && codingOf(format, headers!);
       if (format === undefined || coding === undefined || headers?.[":scheme"] === undefined) return undefined;
+      if (isUnusual(headers)) return undefined;
       const timeoutMs = timeoutOf(format, headers);
       const length = headers["content-length"];
       if (Number.isNaN(timeoutMs) || (length !== undefined && !/^\d{1,9}$/.test(length))) return undefined;
@@ -136,7 +143,8 @@ export function serveFastRequests({ methods, otherwise, answered, held }: FastRe
     const method = request.method === "POST" ? methods.find(request.url) : undefined;
     const format = method && FORMATS.get(request.headers["content-type"]);
     const coding = format && codingOf(format, request.headers);
-    if (method === undefined || format === undefined || coding === undefined || format.protocol === "grpc") {
+    const isPlain = coding !== undefined && format?.protocol !== "grpc" && !methods.isUnusual(request.headers);
+    if (method === undefined || format === undefined || !isPlain) {
       otherwise(request, response);
       return;
     }

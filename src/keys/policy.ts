@@ -117,6 +117,10 @@ export function checkName(name: string | undefined, violations: FieldViolation[]
   return trimmed;
 }
 
+export function isScope(text: string): boolean {
+  return SCOPE.test(text);
+}
+
 /** The scopes to grant, sorted, without duplicates. */
 export function checkScopes(scopes: readonly string[], policy: Policy, violations: FieldViolation[]): string[] {
   checkScopeList("scopes", scopes, violations);

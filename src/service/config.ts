@@ -220,6 +220,8 @@ function toConfig(settings: Settings, environment: Environment) {
     /** Names, one of which a client's certificate must have; empty: any will do. */
     verifyClients: settings.LATCHKEY_VERIFY_CLIENTS ?? [],
     gatewayKeyFrom: settings.LATCHKEY_GATEWAY_KEY_FROM,
+    corsOrigins: settings.LATCHKEY_CORS_ORIGINS,
+    gatewayAnonymous: settings.LATCHKEY_GATEWAY_ANONYMOUS,
     gatewayMetadata: settings.LATCHKEY_GATEWAY_METADATA,
     gatewayTimeoutMs: settings.LATCHKEY_GATEWAY_TIMEOUT,
     scopes: settings.LATCHKEY_SCOPES,

@@ -12,6 +12,7 @@ import { createIdentity } from "../edge/answer.ts";
 import { createCallLog } from "../edge/call-log.ts";
 import { MAX_KEPT_ANSWERS } from "../edge/codec/check.ts";
 import { createRequestHandler } from "../edge/connect/adapter.ts";
+import { withCors } from "../edge/connect/cors.ts";
 import { createHealth } from "../edge/connect/health.ts";
 import { createInterceptors } from "../edge/connect/interceptors.ts";
 import { reflectionRoutes } from "../edge/connect/reflection.ts";
@@ -222,7 +223,13 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
       draining: draining.signal,
     });
     const { batchVerify } = ApiKeyService.method;
-    const gateway = { verify, authenticator, calls, answerMs: config.gatewayTimeoutMs };
+    const gateway = {
+      verify,
+      authenticator,
+      calls,
+      answerMs: config.gatewayTimeoutMs,
+      anonymous: config.gatewayAnonymous,
+    };
     const keySources = {
       ...config.gatewayKeyFrom,
       prefixes: config.keyPrefixes.map((prefix) => `${prefix}_`),
@@ -230,7 +237,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
     };
     const extAuthz = createExtAuthz(keySources, Math.min(config.cacheKeys, MAX_KEPT_ANSWERS), gateway);
     const held = new HeldBytes(MAX_HELD_BYTES);
-    const handler = createRequestHandler({
+    const requestHandler = createRequestHandler({
       held,
       interceptors: createInterceptors({ calls, authenticator, audit: auditLog, clock }),
       maxMessageBytes: config.limits.maxMessageBytes,
@@ -248,6 +255,7 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         reflectionRoutes(SERVED_FILES)(router);
       },
     });
+    const handler = withCors(requestHandler, config.corsOrigins);
     const ops =
       config.opsListen === "off"
         ? undefined
@@ -261,6 +269,8 @@ export async function startServer(config: Config, hooks: ServerHooks): Promise<S
         fastStreams: [createFastVerifyStream(many)],
         ...{ held, refusals: TRANSPORT_REFUSALS },
         plainHttp: createForwardAuth(keySources, gateway),
+        // Of browsers, whose answers need more headers.
+        unusual: config.corsOrigins.length > 0 ? ["origin"] : [],
       }),
     );
     if (tls !== undefined) cleanUps.push(keepTls(config.tls!, tls, listener, log, metrics));

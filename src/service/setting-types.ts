@@ -4,7 +4,7 @@ import type { GatewayKeySources } from "../edge/gateway/presented-key.ts";
 import { readPublicKey } from "../edge/public-key.ts";
 import type { ServiceToken } from "../edge/tokens.ts";
 import { isMetadataName } from "../keys/metadata.ts";
-import { parseScopePatterns, type ScopePatterns } from "../keys/policy.ts";
+import { isScope, parseScopePatterns, type ScopePatterns } from "../keys/policy.ts";
 import type { Pepper } from "../keys/secret.ts";
 import { KEY_PREFIX_PATTERN } from "../keys/text.ts";
 import { isUriOption, judgeUri } from "../mongo/connection-string.ts";
@@ -60,6 +60,16 @@ export const list = z.string().transform((text) =>
 export const metadataNames = list.refine(
   (names) => names.every(isMetadataName) && new Set(names).size === names.length,
   "must be names of metadata, each once: 1 to 64 of the characters a-z 0-9 -, not beginning with latchkey",
+);
+
+export const origins = list.refine(
+  (all) => all.every((one) => URL.canParse(one) && new URL(one).origin === one && /^https?:/.test(one)),
+  "must be origins as browsers send them: https://app.example, without a path",
+);
+
+export const scopeList = list.refine(
+  (scopes) => scopes.length > 0 && scopes.every(isScope),
+  "must be scopes, comma-separated: 1 to 128 of the characters a-z 0-9 . _ : / - each",
 );
 
 export const keyPrefix = z

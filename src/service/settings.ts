@@ -14,9 +14,11 @@ import {
   list,
   metadataNames,
   mongodbUri,
+  origins,
   path,
   publicKey,
   ring,
+  scopeList,
   scopePatterns,
   serviceTokens,
   text,
@@ -111,6 +113,16 @@ export const VARIABLES = {
     .prefault("bearer,header:x-api-key")
     .describe(
       "where requests to a gateway carry their API key, comma-separated: `bearer` (`authorization`), `header:NAME`, `query:NAME`. Headers whose NAME has more than letters, digits and hyphens are dropped by many gateways (nginx; Caddy from 2.11.4 on, with `_`)",
+    ),
+  LATCHKEY_CORS_ORIGINS: origins
+    .prefault("")
+    .meta({ shown: "none" })
+    .describe("origins whose pages may call the service from browsers, by Connect and gRPC-Web, comma-separated"),
+  LATCHKEY_GATEWAY_ANONYMOUS: scopeList
+    .optional()
+    .meta({ shown: "none" })
+    .describe(
+      "scopes of requests to a gateway that carry no key at all, comma-separated: they pass where a route needs no others, as the user `-`",
     ),
   LATCHKEY_GATEWAY_TIMEOUT: duration
     .refine((ms) => ms >= 50 && ms <= 10_000, "must be 50ms to 10s")

@@ -340,6 +340,8 @@ const BAD: Record<string, string[]> = {
   LATCHKEY_GATEWAY_TIMEOUT: ["0", "9x"],
   LATCHKEY_SCOPES: ["A B"],
   LATCHKEY_MEMBER_SCOPES: ["A B"],
+  LATCHKEY_CORS_ORIGINS: ["*", "https://app.example/", "app.example", "https://a.example/b", "file://x"],
+  LATCHKEY_GATEWAY_ANONYMOUS: ["A B", "read,Write"],
   LATCHKEY_MEMBER_METADATA: ["A B", "Plan"],
   LATCHKEY_GATEWAY_METADATA: ["Plan", "plan,plan", "latchkey-x", "a_b"],
   LATCHKEY_MAX_TTL: ["7", "0s"],

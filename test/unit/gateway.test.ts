@@ -33,7 +33,7 @@ function decided(verify: VerifyKey, admitted: () => Promise<void> | undefined = 
   });
   const calls = createCallLog({ log: createLogger({ level: "info", output }), metrics: createMetrics() });
   const authenticator = { service: admitted } as unknown as Authenticator;
-  const decide = createDecide(SOURCES, { verify, authenticator, calls, answerMs: 100 }, "s", "m");
+  const decide = createDecide(SOURCES, { verify, authenticator, calls, answerMs: 100, anonymous: undefined }, "s", "m");
   const presented = { ...nothingPresented(), key: "a key", count: 1 };
   const ask = async (timeoutMs?: number, requiredScopes: readonly string[] | undefined = []) =>
     (await decide({

@@ -307,7 +307,7 @@ function metadata({ fields }: Identity, entry: Entry): string {
   return fields
     .map(({ metadata, value }) => {
       const of = metadata === undefined ? undefined : value(entry);
-      if (metadata === undefined || of === undefined) return "";
+      if (metadata === undefined || of === undefined || of === "") return "";
       if (typeof of === "string") return field(metadata, text(of));
       return field(metadata, isList(of) ? list(of) : struct(of));
     })

@@ -2,7 +2,7 @@ import type { Peer } from "../../fastpath/fast-method.ts";
 import { invalid, KeyError, listed } from "../../keys/errors.ts";
 import type { Verification, VerifyKey } from "../../keys/verify/verify.ts";
 import type { Entry } from "../../keys/verify/view.ts";
-import { OUTCOMES, type Refusal, UNASKED } from "../answer.ts";
+import { createAnonymous, OUTCOMES, type Refusal, UNASKED } from "../answer.ts";
 import { boundedTimeout } from "../call.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "../call-log.ts";
 import type { Authenticator } from "../tokens.ts";
@@ -46,6 +46,8 @@ export interface GatewayParts {
   calls: CallLog;
   /** Time for the answer to a gateway that names none, in milliseconds. */
   answerMs: number;
+  /** Scopes of who brings no key at all; undefined: they don't pass. */
+  anonymous: readonly string[] | undefined;
 }
 
 /** Decides, counts and logs. Never throws or rejects. */
@@ -54,19 +56,24 @@ export type Decide = (question: Question) => Decision | Promise<Decision>;
 /** One decision for all who ask on behalf of a gateway; `service` and `method` name them in the log. */
 export function createDecide(
   sources: KeySources,
-  { verify, authenticator, calls, answerMs }: GatewayParts,
+  { verify, authenticator, calls, answerMs, anonymous }: GatewayParts,
   service: string,
   method: string,
 ): Decide {
   const denied = createDenials(sources);
   const count = calls.often(service, method);
+  const nobody = anonymous && createAnonymous(anonymous);
   const timeoutOf = ({ timeoutMs }: Question) => boundedTimeout(timeoutMs ?? answerMs);
 
   const ask = (question: Question): Conclusion | Promise<Conclusion> => {
     const { presented, requiredScopes } = question;
     if (requiredScopes === undefined) throw invalid([{ field: "", description: "the request can't be read" }]);
     if (isAmbiguous(presented)) return "key_ambiguous";
-    if (presented.key === "") return "key_missing";
+    if (presented.key === "") {
+      return nobody !== undefined && requiredScopes.every((scope) => nobody.scopes.includes(scope))
+        ? nobody
+        : "key_missing";
+    }
     return verify({ key: presented.key, requiredScopes, strong: false, timeoutMs: timeoutOf(question) });
   };
   const concluded = ({ requestId, presented }: Question, startedMs: number, conclusion: Conclusion): Decision => {
@@ -74,7 +81,11 @@ export function createDecide(
       count(startedMs, requestId, conclusion, undefined);
       return denied(conclusion, UNASKED[conclusion], presented);
     }
-    const { outcome, entry, missingScopes } = conclusion;
+    if (conclusion === nobody) {
+      count(startedMs, requestId, "anonymous", undefined);
+      return { allowed: true, entry: nobody };
+    }
+    const { outcome, entry, missingScopes } = conclusion as Verification;
     count(startedMs, requestId, outcome, entry?.id);
     const { refusal } = OUTCOMES[outcome];
     if (refusal === undefined) return { allowed: true, entry: entry! };
@@ -102,7 +113,7 @@ export function createDecide(
   };
 }
 
-type Conclusion = Verification | keyof typeof UNASKED;
+type Conclusion = Verification | Entry | keyof typeof UNASKED;
 
 /** An answer takes some of the gateway's time to get there. */
 const MARGIN_MS = 25;
