@@ -97,12 +97,14 @@ export const revoke: Call = async (caller, options) => {
   };
 };
 
-/** Of a key as it was read, a moment before: it is changed only if it is so still. */
+/** Of a key as it was read, `thinkMs` before: it is changed only if it is so still. */
 export const update =
-  (name: string, wide: boolean): Call =>
+  ({ name, wide, thinkMs }: { name: string; wide: boolean; thinkMs: number }): Call =>
   async (caller, options) => {
     const { apiKey, etag } = await caller.get({}, options);
-    const base = apiKey!.name;
+    const base = `${apiKey!.id} ${apiKey!.name}`;
+    // Time for others to change it.
+    await sleep(thinkMs);
     const change = { updateMask: { paths: ["name", "scopes"] }, name, scopes: wide ? WIDE : NARROW, etag };
     const answer = await caller.update(change, { ...options, timeoutMs: CHANGE_MS }).catch((error: unknown) => {
       throw Object.assign(error as Error, { base });
@@ -156,6 +158,7 @@ export async function keepChanging(
     const replica = random.below(callers.length);
     const at = { client, replica };
     const renamed = { name: `n${client}-${nowUs()}`, wide: random.next() < 0.5 };
+    const thinkMs = random.between(0, pauseMs);
     const operation =
       what < 0.2
         ? await record(callers, user, { ...at, call: "create" }, {}, create(user))
@@ -167,7 +170,7 @@ export async function keepChanging(
               ? await record(callers, user, { ...at, call: "suspend" }, {}, stop("suspend"))
               : what < 0.85
                 ? await record(callers, user, { ...at, call: "resume" }, {}, stop("resume"))
-                : await record(callers, user, { ...at, call: "update" }, renamed, update(renamed.name, renamed.wide));
+                : await record(callers, user, { ...at, call: "update" }, renamed, update({ ...renamed, thinkMs }));
     if (operation.outcome === "UNSENT") continue;
     push(operation);
     // Each change without an answer may come at any later time: a checker's work doubles with every one.

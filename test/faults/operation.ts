@@ -27,7 +27,7 @@ export interface Operation {
   /** Of Revoke: the active key, and the retiring one, that it ended. Of Suspend and Resume: the retiring one too. */
   ended?: string;
   retiring?: string;
-  /** Of Update: the name that the key had when its etag was read, the one that it was given, and whether it may still `write`. */
+  /** Of Update: the id and the name that the key had when its etag was read, the name that it was given, and whether it may still `write`. */
   base?: string;
   name?: string;
   wide?: boolean;

@@ -38,11 +38,15 @@ interface Life {
 /** From an acknowledgement until the next call that may undo it began. */
 interface Span {
   fromUs: number;
+  fromWallMs: number;
   toUs: number;
 }
 
-function isWithin(spans: readonly Span[], beganUs: number, endedUs: number, boundUs: number): boolean {
-  return spans.some(({ fromUs, toUs }) => beganUs > fromUs + boundUs && endedUs < toUs);
+/** Whether an answer must know of one: it began later than the bound after it, or claims by its `as_of` to know of it. */
+function mustKnow(spans: readonly Span[], { beganUs, endedUs, asOfMs }: Operation, boundUs: number): boolean {
+  return spans.some(({ fromUs, fromWallMs, toUs }) => {
+    return endedUs < toUs && (beganUs > fromUs + boundUs || asOfMs! > fromWallMs);
+  });
 }
 
 /**
@@ -86,9 +90,8 @@ function judge(asked: Operation, life: Life, { maxStalenessMs, outageGraceMs }: 
   if (asOfMs === undefined) return;
   const boundMs = strong ? 0 : Math.max(maxStalenessMs, outageGraceMs);
   if (beganWallMs - asOfMs > boundMs + ROUNDING_MS) say("an answer older than the bound");
-  if (LETS_IN.has(outcome) && isWithin(life.suspended, beganUs, endedUs, boundMs * 1_000))
-    say("accepted though suspended");
-  if (outcome === "VALID" && isWithin(life.narrow, beganUs, endedUs, boundMs * 1_000))
+  if (LETS_IN.has(outcome) && mustKnow(life.suspended, asked, boundMs * 1_000)) say("accepted though suspended");
+  if (outcome === "VALID" && mustKnow(life.narrow, asked, boundMs * 1_000))
     say("a scope that was taken away was accepted");
   if (LETS_IN.has(outcome) || outcome === "SUSPENDED") {
     if (beganUs > life.endedUs + boundMs * 1_000) say("accepted too late");
@@ -121,11 +124,11 @@ function spansOf(
     .filter(({ call, outcome, made, retiring, wide }) => {
       return call === begins && outcome === "OK" && (made === id || retiring === id) && wide !== true;
     })
-    .map(({ beganUs, endedUs }) => {
+    .map(({ beganUs, endedUs, endedWallMs }) => {
       const ends = possible
         .filter((other) => (isIndeterminate(other) ? Number.POSITIVE_INFINITY : other.endedUs) >= beganUs)
         .map((other) => other.beganUs);
-      return { fromUs: endedUs, toUs: Math.min(Number.POSITIVE_INFINITY, ...ends) };
+      return { fromUs: endedUs, fromWallMs: endedWallMs, toUs: Math.min(Number.POSITIVE_INFINITY, ...ends) };
     });
 }
 

@@ -74,3 +74,33 @@ test("NO_KEY is an end as good as a Revoke that succeeded", () => {
 test("an answer that the contract does not name for a database in trouble is told", () => {
   expect(found(did("get", 0, { outcome: "DB_ERROR" }))).toEqual(["an answer that nothing explains"]);
 });
+
+const suspended = did("suspend", 100, { made: "k1" });
+const narrowed = did("update", 100, { made: "k1", wide: false });
+
+test("a key that was suspended is told when it is accepted, for as long as nobody tried to resume it", () => {
+  expect(found(created, suspended, asked(105, "VALID"), asked(120, "SUSPENDED"))).toEqual([]);
+  for (const outcome of ["VALID", "INSUFFICIENT_SCOPE"]) {
+    expect(found(created, suspended, asked(1_109, outcome, { asOfMs: 109 }))).toEqual([]);
+    expect(found(created, suspended, asked(1_111, outcome, { asOfMs: 110 }))).toEqual(["accepted though suspended"]);
+    expect(found(created, suspended, asked(112, outcome, { asOfMs: 111 }))).toEqual(["accepted though suspended"]);
+  }
+  const resumed = did("resume", 150, { made: "k1", outcome: "DB_UNAVAILABLE" });
+  expect(found(created, suspended, resumed, asked(1_200, "VALID", { asOfMs: 1_200 }))).toEqual([]);
+  expect(found(created, suspended, resumed, asked(112, "VALID", { asOfMs: 111 }))).toEqual([
+    "accepted though suspended",
+  ]);
+});
+
+test("a scope that was taken away is told when it is accepted, for as long as nobody tried to give it back", () => {
+  expect(found(created, narrowed, asked(112, "INSUFFICIENT_SCOPE", { asOfMs: 111 }))).toEqual([]);
+  expect(found(created, narrowed, asked(112, "VALID", { asOfMs: 111 }))).toEqual([
+    "a scope that was taken away was accepted",
+  ]);
+  const widened = did("update", 105, { made: "k1", wide: true, outcome: "DB_UNAVAILABLE" });
+  expect(found(created, narrowed, widened, asked(1_200, "VALID", { asOfMs: 1_200 }))).toEqual([]);
+  const refused = { ...widened, outcome: "ETAG_MISMATCH" };
+  expect(found(created, narrowed, refused, asked(1_200, "VALID", { asOfMs: 1_200 }))).toEqual([
+    "a scope that was taken away was accepted",
+  ]);
+});

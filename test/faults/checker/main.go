@@ -45,7 +45,7 @@ type operation struct {
 	// Of Revoke: what it ended.
 	Ended    string `json:"ended"`
 	Retiring string `json:"retiring"`
-	// Of Update: the name that it was read with, the name that it gave, and whether the key may still do what Verify asks for.
+	// Of Update: the id and the name that it was read with, the name that it gave, and whether the key may still do what Verify asks for.
 	Base string `json:"base"`
 	Name string `json:"name"`
 	Wide bool   `json:"wide"`
@@ -154,7 +154,8 @@ func (state keys) after(did operation, minted map[string]bool) (bool, keys) {
 		next.suspended = did.Call == "suspend"
 		return true, next
 	case "update":
-		able := state.active != "" && !state.suspended && state.name == did.Base
+		read, base, _ := strings.Cut(did.Base, " ")
+		able := state.active != "" && !state.suspended && state.name == base
 		switch {
 		case did.Outcome == "NO_KEY":
 			return state.active == "", state
@@ -165,7 +166,7 @@ func (state keys) after(did operation, minted map[string]bool) (bool, keys) {
 			return state.active != "", state
 		case did.unknown && !able:
 			return true, state
-		case !able || !did.unknown && !know(&next.active, did.Made):
+		case !able || !did.unknown && (did.Made != read || !know(&next.active, did.Made)):
 			return false, state
 		}
 		next.name, next.wide = did.Name, did.Wide
