@@ -11,6 +11,7 @@ import { flood } from "./figures/flood.ts";
 import { garbage } from "./figures/garbage.ts";
 import { large } from "./figures/large.ts";
 import { many } from "./figures/many.ts";
+import { metadata } from "./figures/metadata.ts";
 import { restart } from "./figures/restart.ts";
 import { revocation } from "./figures/revocation.ts";
 import { grpc, headers, http1, protocols } from "./figures/warm.ts";
@@ -22,7 +23,7 @@ import { type Report, type Taken, toMarkdown } from "./report.ts";
 import { toSvg } from "./svg.ts";
 
 const FIGURES: Figure[] = [
-  ...[grpc, headers, http1, check, envoy, many, cold, garbage, flood, large, revocation, restart],
+  ...[grpc, headers, http1, check, envoy, many, cold, garbage, flood, large, metadata, revocation, restart],
   ...[protocols, builds, argon2],
 ];
 
