@@ -32,9 +32,13 @@ import type { Entry } from "../keys/verify/view.ts";
 
 // All that a caller is answered about a key, whatever the door: outcomes, headers, messages.
 
+/** Statuses of a gateway's refusals, and what each is in gRPC. */
+export const DENIAL_CODES = { 401: 16, 403: 7, 429: 8, 431: 3, 503: 14 } as const;
+export type DenialStatus = keyof typeof DENIAL_CODES;
+
 /** How a gateway refuses; its reason is the name of the outcome in capitals. `{places}` in the message: where the key stood. */
 export interface Refusal {
-  readonly status: 401 | 403;
+  readonly status: DenialStatus;
   readonly message: string;
   /** `error` of the challenge (RFC 6750, 3.1); undefined: nothing was sent that could be wrong, or none of its words fits. */
   readonly error?: "invalid_request" | "invalid_token" | "insufficient_scope";
@@ -237,6 +241,11 @@ export function toVerifyResponse(verification: Verification): VerifyResponse {
   });
 }
 
+/** Whether nothing is in the answer but the outcome, the key and the time: then one like it may be made once, and kept. */
+export function isUsual({ missingScopes }: Verification): boolean {
+  return missingScopes.length === 0;
+}
+
 /** The fields of a VerifyResponse but for the outcome and the key. */
 export function restOfResponse({ missingScopes, asOfMs }: Verification) {
   return { missingScopes: [...missingScopes], asOf: timestampFromMs(asOfMs) };
@@ -251,6 +260,9 @@ export function toVerifyResult(verdict: Verification | KeyError): MessageInitSha
 
 /** The error of one item of many, in place of its answer. */
 export function toVerifyError({ reason, message, retryAfterMs }: KeyError): VerifyError {
-  const retry = retryAfterMs === undefined ? {} : { retryAfter: durationFromMs(retryAfterMs) };
-  return create(VerifyErrorSchema, { reason: ErrorReason[reason], message, ...retry });
+  return create(VerifyErrorSchema, { reason: ErrorReason[reason], message, ...toRetryAfter(retryAfterMs) });
+}
+
+function toRetryAfter(retryAfterMs: number | undefined) {
+  return retryAfterMs === undefined ? {} : { retryAfter: durationFromMs(retryAfterMs) };
 }

@@ -105,6 +105,13 @@ export const MAX_METADATA_ENTRIES = 16;
 const DATE = { bsonType: "date" };
 const DIGEST = { bsonType: "string", pattern: "^[0-9A-Za-z_-]{43}$" };
 
+/** Kinds of hashes that a record may hold, by how they begin; `hashes.ts` proves a secret by each. */
+export const HASH_KINDS = { argon2id: "$argon2id$" } as const;
+export type HashKind = keyof typeof HASH_KINDS;
+const HASH_PATTERN = Object.values(HASH_KINDS)
+  .map((start) => `^${start.replaceAll("$", "\\$")}`)
+  .join("|");
+
 /** How each field of a record is stored. Whoever changes it gives the schema another version. */
 export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   id: { schema: { bsonType: "string", pattern: KEY_ID_PATTERN }, isRequired: true },
@@ -139,7 +146,7 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
     },
     isMutable: true,
   },
-  secretHash: { schema: { bsonType: "string", pattern: "^\\$argon2id\\$" }, isRequired: true, isInternal: true },
+  secretHash: { schema: { bsonType: "string", pattern: HASH_PATTERN }, isRequired: true, isInternal: true },
   fingerprint: {
     schema: {
       bsonType: "object",

@@ -1,5 +1,5 @@
 import type { Entry } from "../../keys/verify/view.ts";
-import { type Identity, identityHeaders } from "../answer.ts";
+import { DENIAL_CODES, type Identity, identityHeaders } from "../answer.ts";
 import { type Denial, scopesIn } from "../gateway/decide.ts";
 import {
   headersToRemove,
@@ -335,9 +335,6 @@ function encodedDenial({ status, headers, body, outage }: Denial): Buffer {
   let content = delimited(1, `\x08${varint(status)}`);
   for (const name in headers) content += delimited(2, setting(name, headers[name]!));
   content += delimited(3, utf8(body));
-  const denied = delimited(1, `\x08${varint(STATUS_CODES[status])}`) + delimited(2, content);
+  const denied = delimited(1, `\x08${varint(DENIAL_CODES[status])}`) + delimited(2, content);
   return Buffer.from(outage ? denied + delimited(5, content) : denied, "latin1");
 }
-
-/** Canonical codes. */
-const STATUS_CODES: Record<Denial["status"], number> = { 401: 16, 403: 7, 429: 8, 431: 3, 503: 14 };

@@ -11,7 +11,7 @@ import { putEnvelopeHead } from "../../fastpath/wire-format.ts";
 import { KeyError } from "../../keys/errors.ts";
 import type { Verification, VerifyInput } from "../../keys/verify/verify.ts";
 import { type Entry, stateAt } from "../../keys/verify/view.ts";
-import { OUTCOMES, restOfResponse, toApiKey, toVerifyError, toVerifyResponse } from "../answer.ts";
+import { isUsual, OUTCOMES, restOfResponse, toApiKey, toVerifyError, toVerifyResponse } from "../answer.ts";
 import { ANSWER_TOO_LARGE, MAX_BATCH_ANSWER_BYTES, type Verdict } from "../doors/verify-many.ts";
 import { delimited, LENGTH_DELIMITED, sizeOfField, tag, VARINT, varint, writeText, writeVarint } from "./protobuf.ts";
 
@@ -241,11 +241,6 @@ export function encodeVerification(verification: Verification, room: number): Bu
 function sizeOfVerification({ entry, nowMs }: Verification, rest: string): number {
   const size = 2 + rest.length;
   return entry === undefined ? size : size + sizeOfField(encodedKey(entry, nowMs).length);
-}
-
-/** Nothing is in the answer but the outcome, the key and the time: what is rarer is the generic codec's. */
-function isUsual({ missingScopes }: Verification): boolean {
-  return missingScopes.length === 0;
 }
 
 /** The fields after the outcome and the key, one character a byte. */

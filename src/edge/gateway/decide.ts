@@ -2,7 +2,7 @@ import type { Peer } from "../../fastpath/fast-method.ts";
 import { invalid, KeyError, listed } from "../../keys/errors.ts";
 import type { Verification, VerifyKey } from "../../keys/verify/verify.ts";
 import type { Entry } from "../../keys/verify/view.ts";
-import { createAnonymous, OUTCOMES, type Refusal, UNASKED } from "../answer.ts";
+import { createAnonymous, type DenialStatus, isUsual, OUTCOMES, type Refusal, UNASKED } from "../answer.ts";
 import { boundedTimeout } from "../call.ts";
 import { type CallLog, type LoggedCall, requestIdFrom } from "../call-log.ts";
 import type { Authenticator } from "../tokens.ts";
@@ -18,7 +18,7 @@ export interface Allowed {
 
 export interface Denial {
   allowed: false;
-  status: 401 | 403 | 429 | 431 | 503;
+  status: DenialStatus;
   /** Names in lower case. */
   headers: Readonly<Record<string, string>>;
   /** JSON. */
@@ -85,13 +85,14 @@ export function createDecide(
       count(startedMs, requestId, "anonymous", undefined);
       return { allowed: true, entry: nobody };
     }
-    const { outcome, entry, missingScopes } = conclusion as Verification;
+    const verification = conclusion as Verification;
+    const { outcome, entry } = verification;
     count(startedMs, requestId, outcome, entry?.id);
     const { refusal } = OUTCOMES[outcome];
     if (refusal === undefined) return { allowed: true, entry: entry! };
-    return missingScopes.length > 0
-      ? refused(outcome, refusal, "", missingScopes)
-      : denied(outcome, refusal, presented);
+    return isUsual(verification)
+      ? denied(outcome, refusal, presented)
+      : refused(outcome, refusal, "", verification.missingScopes);
   };
   const failed = ({ requestId }: Question, startedMs: number, error: unknown): Decision =>
     denialOf(error, { service, method, startedMs, requestId: requestIdFrom(requestId) }, calls);
@@ -134,7 +135,7 @@ const CHALLENGE = 'Bearer realm="latchkey"';
 /** The request is larger than what is read of it. */
 export const TOO_LARGE: Denial = denial(431, { reason: "HEADERS_TOO_LARGE", message: "The request is too large." });
 
-const RETRY_SOON = { "retry-after": "1" };
+const RETRY_SOON = retryAfter();
 
 export const TOO_MANY: Denial = denial(
   429,
@@ -178,7 +179,8 @@ function refused(
     ...(shown.length > 0 && { missingScopes: shown }),
     ...(others > 0 && { missingScopesInAll: missingScopes.length }),
   };
-  return denial(status, body, { "www-authenticate": [CHALLENGE, ...attributes].join(", ") });
+  const isChallenge = status === 401 || status === 403;
+  return denial(status, body, isChallenge ? { "www-authenticate": [CHALLENGE, ...attributes].join(", ") } : {});
 }
 
 /** A mistake of the gateway itself is no outage: it is refused even where outages are let pass. */
@@ -190,12 +192,16 @@ function denialOf(error: unknown, call: LoggedCall, calls: CallLog): Denial {
     return denial(503, { reason, message }, RETRY_SOON);
   }
   const { rawMessage: message } = calls.refused(call, error);
-  const retryMs = (error instanceof KeyError && error.retryAfterMs) || 0;
-  const retry = { "retry-after": String(Math.max(1, Math.ceil(retryMs / 1_000))) };
+  const retry = retryAfter(error instanceof KeyError ? error.retryAfterMs : undefined);
   if (reason === "OVERLOADED") return denial(429, { reason, message }, retry);
   // A defect is nothing that an operator asked to let pass, nor is a gateway that can't prove who it is.
   const outage = reason !== "INTERNAL_ERROR" && reason !== "KEY_SET_UNAVAILABLE";
   return { ...denial(503, { reason, message }, retry), outage };
+}
+
+/** In whole seconds, one at least. */
+function retryAfter(ms = 0): Record<"retry-after", string> {
+  return { "retry-after": String(Math.max(1, Math.ceil(ms / 1_000))) };
 }
 
 function denial(status: Denial["status"], body: object, headers: Record<string, string> = {}): Denial {
