@@ -62,7 +62,7 @@ function observe(calls: CallLog): Interceptor {
       call.userId = contextValues.get(caller)?.userId;
       if (call.isLogged) return response;
       // Management is rare and matters; Verify and health are asked all the time.
-      calls.answered(call, call.userId !== undefined ? "info" : "debug");
+      calls.answered(call, call.userId !== undefined || call.changed ? "info" : "debug");
       return response;
     } catch (error) {
       call.userId = contextValues.get(caller)?.userId;
