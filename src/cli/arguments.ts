@@ -18,7 +18,7 @@ export function metadata(text: string, before: Record<string, string> = {}): Rec
   const equals = text.indexOf("=");
   if (equals < 1) throw new InvalidArgumentError("It must be NAME=VALUE.");
   const name = text.slice(0, equals);
-  if (name in before) throw new InvalidArgumentError(`There is a value for ${name} already.`);
+  if (Object.hasOwn(before, name)) throw new InvalidArgumentError(`There is a value for ${name} already.`);
   return { ...before, [name]: text.slice(equals + 1) };
 }
 

@@ -76,7 +76,8 @@ async function revokePresented(options: RevokeOptions): Promise<void> {
   const answer = await createLatchkeyClient({ baseUrl, tls }).revokeByPresentedKey({
     ...{ key: await readKey(), ...endingOf(options) },
   });
-  show(ApiKeyServiceRevokeByPresentedKeyResponseSchema, answer, options, describeKey(answer.apiKey!));
+  const what = answer.revoked ? "The API key was revoked." : "The API key had ended before.";
+  show(ApiKeyServiceRevokeByPresentedKeyResponseSchema, answer, options, `${what} ${answer.apiKey!.prefix}`);
 }
 
 /** Of options that begin with `no-`: false; unset where neither was said. */

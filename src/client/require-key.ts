@@ -38,7 +38,8 @@ export async function requireKey(
   { scopes = [] }: { scopes?: readonly string[] } = {},
 ): Promise<ApiKey> {
   const { outcome, apiKey, missingScopes } = await verification;
-  if (outcome !== Outcome.VALID || apiKey === undefined) throw new KeyRefused(outcome, missingScopes);
+  if (outcome !== Outcome.VALID) throw new KeyRefused(outcome, missingScopes);
+  if (apiKey === undefined) throw new Error("The answer has no record: ask without omit_records.");
   const missing = scopes.filter((scope) => !apiKey.scopes.includes(scope));
   if (missing.length > 0) throw new KeyRefused(Outcome.INSUFFICIENT_SCOPE, missing);
   return apiKey;

@@ -1,3 +1,5 @@
+import { redacted } from "./text.ts";
+
 /** Numbers of google.rpc.Code. */
 const Code = {
   INVALID_ARGUMENT: 3,
@@ -91,14 +93,25 @@ export function checked<T>(check: (violations: FieldViolation[]) => T): T {
 /** Of what is wrong with a call, no more is listed one by one: clients take 8 KiB of metadata, and everything stands there twice. */
 const MAX_LISTED = 10;
 
+/** Of one field; what comes after it is left out. */
+const MAX_DESCRIPTION = 240;
+
+function clipped(description: string): string {
+  return description.length <= MAX_DESCRIPTION
+    ? description
+    : `${description.slice(0, MAX_DESCRIPTION)} …`.toWellFormed();
+}
+
 /** Each field once, `MAX_LISTED` of them; of more, the message and `metadata.violations` tell how many there were. */
 export function invalid(violations: FieldViolation[]): KeyError {
   const byField = new Map<string, string>();
   for (const { field, description } of violations) {
     const before = byField.get(field);
-    byField.set(field, before === undefined ? description : `${before}; ${description}`);
+    byField.set(field, clipped(before === undefined ? description : `${before}; ${description}`));
   }
-  const { shown, others } = listed([...byField].map(([field, description]) => ({ field, description })));
+  const { shown, others } = listed(
+    [...byField].map(([field, description]) => ({ field: redacted(field), description: redacted(description) })),
+  );
   const fieldsOf = new Map<string, string[]>();
   for (const { field, description } of shown) {
     fieldsOf.set(description, [...(fieldsOf.get(description) ?? []), field]);

@@ -52,7 +52,7 @@ const CHOSEN = {
       const all = [...kept, ...(entries ?? [])].sort();
       return all.length === 0 ? undefined : all;
     },
-    asked: (map = {}) => (Object.keys(map).length === 0 ? undefined : toMetadata(map)),
+    asked: (map = {}) => (Object.keys(map).length === 0 ? undefined : Object.entries(map).sort()),
   }),
 };
 const NAMES = Object.keys(CHOSEN) as (keyof typeof CHOSEN)[];

@@ -15,8 +15,8 @@ import { BY_REFRESH, type Ending, isLive, type KeyRecord, type KeyRequest, revok
 import { type Asked, askedBy, isRemembered, type RequestSecrets, reused } from "./request-id.ts";
 import type { SecretKeeper } from "./secret.ts";
 import { type Changed, keySuspended, refuseIfHeld, resume, suspend } from "./suspension.ts";
-import { formatKey, ID_LENGTH, randomBase62, SECRET_LENGTH } from "./text.ts";
-import { type Updated, type UpdateInput, update } from "./update.ts";
+import { formatKey, ID_LENGTH, randomBase62, redacted, SECRET_LENGTH } from "./text.ts";
+import { rememberedUpdate, type Updated, type UpdateInput, update } from "./update.ts";
 
 /** Why an answer that repeats an earlier one is without the key. */
 export type Withheld = "ended" | "request_key_gone";
@@ -79,7 +79,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     return {
       key: formatKey({ prefix, id, secret }),
       record: (
-        fields: Chosen & Pick<KeyRecord, "createdAt" | "expiresAt">,
+        fields: Chosen & Pick<KeyRecord, "createdAt" | "expiresAt" | "updates">,
         replaced?: Pick<KeyRequest, "previousId" | "previousRevoked">,
       ): KeyRecord => ({
         ...{ id, userId, prefix, ...digests, ...fields },
@@ -107,7 +107,7 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
     const { request } = record;
     if (request!.arguments !== asked.arguments) throw reused(record.id);
     const answer = { record, previous, previousKeyRevoked: request!.previousRevoked ?? false, isRepeat: true };
-    if (!isLive(record, now)) return { ...answer, withheld: "ended" };
+    if (!isLive(record, now) || record.suspended !== undefined) return { ...answer, withheld: "ended" };
     const secret = requests!.derive(asked, record.id, request!.ringId);
     // A request key that goes by the same id and is another one would make another secret.
     const { proven } =
@@ -208,12 +208,17 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           if (isRepeat) return { update: [], answer: "made by another" };
           refuseIfActive(current, at);
           refuseIfHeld(stored);
+          refuseIfUpdated(stored, asked, at);
           const created = record({ ...chosen, createdAt: at, expiresAt: endOf(at) });
           const update = current.active ? [settled(current.active, at)] : [];
           const answer = { record: created, key };
-          return changedBy(caller, "Create", userId, at, {
+          const change = changedBy(caller, "Create", userId, at, {
             ...{ update: including(update, forgotten), insert: created, answer },
           });
+          // Written as it is, so that a Suspend at the same time, which writes it too, comes before or after.
+          const { retiring } = current;
+          const isIn = retiring === undefined || change.update.some(({ id }) => id === retiring.id);
+          return isIn ? change : { ...change, update: [...change.update, retiring] };
         };
         return store.change(userId, deadlineMs, decide, asked?.digest);
       });
@@ -239,12 +244,18 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
           const { active, retiring } = current;
           if (active?.suspended !== undefined && isLive(active, at)) throw keySuspended();
           refuseIfHeld(stored);
+          refuseIfUpdated(stored, asked, at);
           if (chosen.scopes.length === 0 && active === undefined) checked(scopesMissing);
-          const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - active.createdAt.getTime();
+          const endSetAt = active?.endSetAt ?? active?.createdAt;
+          const inheritedMs = active?.expiresAt && active.expiresAt.getTime() - endSetAt!.getTime();
           const previous = active && superseded(active, graceMs, at);
           const previousKeyRevoked = previous?.state === "revoked";
+          const { updates } = active ?? {};
           const created = record(
-            { ...inherited(chosen, active, maySet(caller)), createdAt: at, expiresAt: endOf(at, inheritedMs) },
+            {
+              ...{ ...inherited(chosen, active, maySet(caller)), createdAt: at, expiresAt: endOf(at, inheritedMs) },
+              ...(updates && { updates }),
+            },
             previous && { previousId: previous.id, previousRevoked: previousKeyRevoked },
           );
           // The retiring key first: the index allows one retiring key a user.
@@ -282,13 +293,19 @@ export function createKeyManager(parts: KeyManagerParts): KeyManager {
   };
 }
 
+/** A request id is one call's, whichever method that was. */
+function refuseIfUpdated({ active, retiring }: KeysAtChange, asked: Asked | undefined, now: Date): void {
+  const record = [active, retiring].find((one) => one && rememberedUpdate(one, asked?.digest, now) !== undefined);
+  if (record !== undefined) throw reused(record.id);
+}
+
 function refuseIfActive({ active }: CurrentKeys, now: Date): void {
   if (active === undefined || !isLive(active, now)) return;
   throw new KeyError("KEY_EXISTS", "An active API key already exists. Revoke it first or use refresh.");
 }
 
 function inWords(texts: readonly string[]): string {
-  const { shown, others } = listed(texts);
+  const { shown, others } = listed(texts.map((text) => redacted(text.slice(0, 128))));
   return shown.join(", ") + (others === 0 ? "" : ` and ${others} more`);
 }
 

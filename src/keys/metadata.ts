@@ -39,7 +39,8 @@ export function fromMetadata(entries: readonly string[]): Record<string, string>
 
 /** Tells what is wrong with single entries. */
 export function checkMetadata(map: Readonly<Record<string, string>>, violations: FieldViolation[]): void {
-  for (const [name, value] of Object.entries(map)) {
+  // Of far too many, the size is what is wrong.
+  for (const [name, value] of Object.entries(map).slice(0, 2 * MAX_METADATA_ENTRIES)) {
     const report = (description: string) => violations.push({ field: `metadata.${name.slice(0, 64)}`, description });
     if (!NAME.test(name)) report(`the name ${NAME_RULE}`);
     else if (name.startsWith(RESERVED)) report(`names that begin with "${RESERVED}" are reserved`);

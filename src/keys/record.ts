@@ -34,18 +34,20 @@ export interface KeyRecord {
   state: StoredState;
   createdAt: Date;
   expiresAt?: Date | undefined;
+  /** When Update set the end: a lifetime that is passed on counts from then. */
+  endSetAt?: Date | undefined;
   retiresAt?: Date | undefined;
   revokedAt?: Date | undefined;
   revocationReason?: string | undefined;
   revocationCause?: RevocationCause | undefined;
   lastUsedAt?: Date | undefined;
-  /** argon2id, as a PHC string: the credential of record. */
   /** `name=value`, sorted; see `metadata.ts`. */
   metadata?: string[] | undefined;
   /** Set while the key is suspended, and kept when it ends so. */
   suspended?: Suspension | undefined;
   /** Updates that may be repeated, the oldest first. */
   updates?: RememberedUpdate[] | undefined;
+  /** The credential of record, of one of HASH_KINDS. */
   secretHash: string;
   fingerprint?: Fingerprint | undefined;
   /** No more than one record a user has it for one request id. */
@@ -126,6 +128,7 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
   state: { schema: { enum: STATES }, isRequired: true, isMutable: true },
   createdAt: { schema: DATE, isRequired: true },
   expiresAt: { schema: DATE, isMutable: true },
+  endSetAt: { schema: DATE, isMutable: true, isInternal: true },
   retiresAt: { schema: DATE, isMutable: true },
   revokedAt: { schema: DATE, isMutable: true },
   revocationReason: { schema: { bsonType: "string", maxLength: MAX_REASON }, isMutable: true },
@@ -186,7 +189,7 @@ export const FIELDS: Readonly<Record<keyof KeyRecord, StoredField>> = {
 };
 
 type HeldValue<Value> = Value extends Date ? number : Value extends string[] ? readonly string[] : Value;
-type Held = Omit<KeyRecord, "secretHash" | "fingerprint" | "request" | "updates" | "metadata" | "state">;
+type Held = Omit<KeyRecord, "secretHash" | "fingerprint" | "request" | "updates" | "endSetAt" | "metadata" | "state">;
 
 /**
  * A record without what proves its secret, as it is held in memory. Times are Unix milliseconds: a Date takes six times the memory.
@@ -228,7 +231,14 @@ export interface Ending {
 export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, now: Date | number): Status<Time> {
   if (record.state === "revoked") {
     const { revokedAt, revocationReason, revocationCause } = record;
-    return { state: "revoked", revokedAt, revocationReason, revocationCause };
+    // From before there were causes.
+    const isSuperseded = revocationCause === undefined && revocationReason === SUPERSEDED;
+    return {
+      state: "revoked",
+      revokedAt,
+      revocationReason,
+      revocationCause: isSuperseded ? SUPERSEDED : revocationCause,
+    };
   }
   if (isPast(record.expiresAt, now)) return { state: "expired" };
   const { state } = record;

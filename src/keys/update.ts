@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { type Caller, changedBy, noKey, ownerFor } from "./caller.ts";
-import { checked, type FieldViolation, KeyError } from "./errors.ts";
+import { checked, type FieldViolation, invalid, KeyError } from "./errors.ts";
 import {
   checkMetadata,
   checkMetadataSize,
@@ -15,6 +15,8 @@ import {
   checkRequestId,
   checkScopes,
   checkUserId,
+  isRequestId,
+  isUserId,
   LAST_INSTANT_MS,
   type Lifetime,
   type Policy,
@@ -68,8 +70,20 @@ export async function update(
   input: UpdateInput,
   deadlineMs: number,
 ): Promise<Updated> {
-  const { paths, requestId } = input;
+  const { requestId } = input;
   const userId = ownerFor(caller, input.userId);
+  const asked = requestId === undefined ? undefined : { id: sha256(requestId), arguments: argumentsOf(input) };
+  // A repeat is known before its fields are looked at: they need not be good any more.
+  if (asked !== undefined && isUserId(userId) && isRequestId(requestId!)) {
+    const { active } = await store.findCurrent(userId, deadlineMs);
+    const repeat = active && isLive(active, clock()) ? repeatOf(active, asked, clock()) : undefined;
+    if (repeat !== undefined) return repeat;
+  }
+  if (input.paths.length > MAX_PATHS) {
+    const description = `must have at most ${MAX_PATHS} paths, and has ${input.paths.length}`;
+    throw invalid([{ field: "update_mask", description }]);
+  }
+  const { paths } = input;
   const entries = paths.filter((path) => path.startsWith(ENTRY)).map((path) => path.slice(ENTRY.length));
   const isWhole = paths.includes("metadata");
   mayDescribe(caller, isWhole ? Object.keys(input.metadata) : entries);
@@ -81,16 +95,11 @@ export async function update(
     return checkValues(input, policy, now, violations);
   });
   if (paths.includes("scopes")) mayGrant(caller, scopes);
-  const asked = requestId === undefined ? undefined : { id: sha256(requestId), arguments: argumentsOf(input) };
 
   return store.change(userId, deadlineMs, ({ active }, at): Change<Updated> => {
     if (active === undefined || !isLive(active, at)) throw noKey();
-    const before =
-      asked && active.updates?.find((one) => one.id === asked.id && isRemembered({ createdAt: one.at }, at));
-    if (asked !== undefined && (before ?? active.request?.id === asked.id)) {
-      if (before?.arguments !== asked.arguments) throw reused(active.id);
-      return { update: [], answer: { record: active, changed: false, isRepeat: true } };
-    }
+    const repeat = asked && repeatOf(active, asked, at);
+    if (repeat !== undefined) return { update: [], answer: repeat };
     if (active.suspended !== undefined) throw keySuspended();
     if (input.etag !== undefined && input.etag !== etagOf(active)) {
       throw new KeyError(
@@ -106,6 +115,11 @@ export async function update(
       // An instant stays that instant, however long the transaction takes.
       const from = input.lifetime?.case === "expiresAt" ? now : at;
       next.expiresAt = endAfter(active, lifetimeMs === undefined ? undefined : from.getTime() + lifetimeMs, policy);
+      next.endSetAt = at;
+      if (next.expiresAt !== undefined && next.expiresAt <= at) {
+        const field = paths.includes("ttl") ? "ttl" : "expires_at";
+        throw invalid([{ field, description: "would have passed already: revoke the key, or refresh it" }]);
+      }
     }
     const changes = changesBetween(active, next);
     if (asked !== undefined) {
@@ -113,12 +127,31 @@ export async function update(
       next.updates = [...remembered, { ...asked, at }].slice(-MAX_REMEMBERED);
     }
     const answer = { record: next, changed: changes.length > 0, isRepeat: false };
-    if (changes.length === 0 && asked === undefined) return { update: [], answer };
+    if (changes.length === 0) return { update: asked === undefined ? [] : [next], answer };
     return changedBy(caller, "Update", userId, at, { update: [next], answer }, { changes });
   });
 }
 
-/** Another at each change of what Get shows of a key; 22 characters. */
+/** The answer of the same call before, if there was one; REQUEST_ID_REUSED where there was another with its id. */
+function repeatOf(active: KeyRecord, asked: { id: string; arguments: string }, now: Date): Updated | undefined {
+  const before = rememberedUpdate(active, asked.id, now);
+  const isMaking = active.request?.id === asked.id && isRemembered(active, now);
+  if (before === undefined && !isMaking) return undefined;
+  if (before?.arguments !== asked.arguments) throw reused(active.id);
+  return { record: active, changed: false, isRepeat: true };
+}
+
+export function rememberedUpdate(
+  { updates = [] }: KeyRecord,
+  id: string | undefined,
+  now: Date,
+): NonNullable<KeyRecord["updates"]>[number] | undefined {
+  return id === undefined
+    ? undefined
+    : updates.find((one) => one.id === id && isRemembered({ createdAt: one.at }, now));
+}
+
+/** Equal for as long as what Get shows of the key is the same; 22 characters. */
 export function etagOf(record: KeyRecord): string {
   const shown = (Object.keys(FIELDS) as (keyof KeyRecord)[]).filter((name) => !FIELDS[name].isInternal).sort();
   const text = JSON.stringify(shown.map((name) => record[name] ?? null));
@@ -128,8 +161,7 @@ export function etagOf(record: KeyRecord): string {
 function checkPaths(paths: readonly string[], lifetime: Lifetime | undefined, violations: FieldViolation[]): void {
   const report = (description: string) => violations.push({ field: "update_mask", description });
   if (paths.length === 0) report("must name at least one field: nothing would change");
-  if (paths.length > MAX_PATHS) report(`must have at most ${MAX_PATHS} paths, and has ${paths.length}`);
-  for (const [index, path] of paths.slice(0, MAX_PATHS).entries()) {
+  for (const [index, path] of paths.entries()) {
     const shown = JSON.stringify(path.slice(0, 80));
     const isKnown = ["name", "scopes", "metadata", ...TIMES].includes(path);
     const isEntry = path.startsWith(ENTRY) && isMetadataName(path.slice(ENTRY.length));
@@ -184,7 +216,7 @@ function endAfter({ createdAt }: KeyRecord, endMs: number | undefined, { maxTtlM
   if (endMs === undefined) return latestMs === undefined ? undefined : new Date(latestMs);
   if (latestMs !== undefined && endMs > latestMs) {
     const description = `must not be later than ${new Date(latestMs).toISOString()}: ${maxTtlMs! / 1_000} s after the key was made`;
-    checked((violations) => violations.push({ field: "expires_at", description }));
+    throw invalid([{ field: "expires_at", description }]);
   }
   return new Date(Math.min(endMs, LAST_INSTANT_MS));
 }

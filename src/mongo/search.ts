@@ -25,13 +25,21 @@ function byCause(revocationCause: RevocationCause, now: Date): Filter<KeyDocumen
   if (revocationCause !== SUPERSEDED) return { revocationCause };
   // From before there were causes, and what time alone has ended.
   return {
-    $or: [{ revocationCause }, { revocationReason: SUPERSEDED }, { state: "retiring", retiresAt: { $lte: now } }],
+    $or: [
+      { revocationCause },
+      { revocationReason: SUPERSEDED },
+      { state: "retiring", retiresAt: { $lte: now }, ...isAhead("expiresAt", now) },
+    ],
   };
+}
+
+function isAhead(end: "expiresAt" | "retiresAt", now: Date): Filter<KeyDocument> {
+  return { $or: [{ [end]: { $exists: false } }, { [end]: { $gt: now } }] };
 }
 
 /** As `statusAt` has it. */
 function inState(state: KeyState, now: Date): Filter<KeyDocument> {
-  const ahead = (end: "expiresAt" | "retiresAt") => ({ $or: [{ [end]: { $exists: false } }, { [end]: { $gt: now } }] });
+  const ahead = (end: "expiresAt" | "retiresAt") => isAhead(end, now);
   const running = { suspended: { $exists: false } };
   const isCurrent = { state: { $in: ["active", "retiring"] as StoredState[] } };
   switch (state) {

@@ -309,7 +309,8 @@ test("a key that has expired, or retires, does not count: Get finds none, and Cr
   expect(await refusalOf(keys.get(alice, undefined, 0))).toMatchObject(NO_KEY);
   const { record } = await create();
   expect(states()).toEqual({ overdue: "expired", retires: "retiring", [record.id]: "active" });
-  expect(records.get("retires")).toEqual(retires);
+  // Written as it is: a Suspend at the same time writes it too.
+  expect(records.get("retires")).toEqual({ ...retires, rev: 6 });
   expect(trail[0]!.keyIds).toEqual([record.id, "overdue"]);
   expect(await keys.get(alice, undefined, 0)).toEqual(record);
 });
@@ -856,4 +857,72 @@ test("a key remembers its last eight Updates", async () => {
   expect(records.get("a")!.updates).toHaveLength(8);
   expect(await update({ paths: ["name"], name: "n8", requestId: id(8) })).toMatchObject({ isRepeat: true });
   expect(await update({ paths: ["name"], name: "n0", requestId: id(0) })).toMatchObject({ isRepeat: false });
+});
+
+test("a request_id is one call's, whichever method it was, and its Update is remembered by the next key", async () => {
+  stored("a");
+  const asked = { paths: ["scopes"], scopes: ["read", "write"], requestId: ID };
+  await update(asked);
+  expect(await refusalOf(refresh({ requestId: ID }))).toMatchObject({ reason: "REQUEST_ID_REUSED" });
+  await update({ paths: ["scopes"], scopes: ["read"] });
+  await refresh();
+  // What was narrowed since is not widened by a repeat.
+  expect(await update(asked)).toMatchObject({ isRepeat: true, record: { scopes: ["read"] } });
+  await keys.revoke(alice, undefined, { reason: "" }, DEADLINE_MS);
+  await create({ requestId: ID.replaceAll("r", "s") });
+  const other = { paths: ["name"], name: "x", requestId: ID.replaceAll("r", "s") };
+  expect(await refusalOf(update(other))).toMatchObject({ reason: "REQUEST_ID_REUSED" });
+});
+
+test("a repeat is known before its fields are looked at: they need not be good any more", async () => {
+  stored("a");
+  const asked = { paths: ["expires_at", "name"], name: "x", lifetime: until(HOUR_MS), requestId: ID };
+  await update(asked);
+  await update({ paths: ["expires_at"] });
+  nowMs += 2 * HOUR_MS;
+  expect(await update(asked)).toMatchObject({ isRepeat: true });
+  expect(await refusalOf(update({ ...asked, requestId: undefined }))).toMatchObject({ fields: ["expires_at"] });
+});
+
+test("a Refresh passes on the lifetime that an Update gave, counted from the Update", async () => {
+  stored("a", { createdAt: at(-20 * HOUR_MS) });
+  await update({ paths: ["ttl"], lifetime: ttl(3_600) });
+  const { record } = await refresh();
+  expect(record.expiresAt!.getTime() - record.createdAt.getTime()).toBe(HOUR_MS);
+});
+
+test("an Update ends no key: an end that a later maximum puts into the past is refused", async () => {
+  stored("a", { createdAt: at(-2 * HOUR_MS) });
+  const capped = managerOf({ maxTtlMs: HOUR_MS });
+  expect(await refusalOf(update({ paths: ["ttl"] }, alice, capped))).toMatchObject({ fields: ["ttl"] });
+  expect(records.get("a")!.expiresAt).toBeUndefined();
+});
+
+test("far too many paths or entries are refused by their number, and no error grows with them", async () => {
+  stored("a");
+  const paths = Array.from({ length: 5_000 }, (_, index) => `x${index}`);
+  expect((await refusalOf(update({ paths }))).message).toContain("must have at most 64 paths, and has 5000");
+  const unknown = await refusalOf(update({ paths: paths.slice(0, 64) }));
+  expect(unknown.message!.length).toBeLessThan(400);
+  const metadata = Object.fromEntries(paths.map((name) => [`label-${name}`, "\n"]));
+  expect((await refusalOf(create({ metadata }))).message).toContain("more");
+});
+
+test("nothing that was pasted as a name comes back", async () => {
+  stored("a");
+  const pasted = `acme_${"x".repeat(16)}_${"y".repeat(43)}`;
+  for (const call of [
+    update({ paths: [pasted] }),
+    update({ paths: [`metadata.${pasted}`] }),
+    create({ metadata: { [pasted]: "" } }),
+  ]) {
+    const refusal = await refusalOf(call);
+    expect(JSON.stringify(refusal)).not.toContain("yyyy");
+  }
+});
+
+test("the repeat of a call whose key is suspended is not given the key", async () => {
+  await create({ requestId: ID });
+  await suspend();
+  expect(await create({ requestId: ID })).toMatchObject({ isRepeat: true, withheld: "ended" });
 });

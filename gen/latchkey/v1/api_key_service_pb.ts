@@ -304,7 +304,7 @@ export type GetResponse = Message<"latchkey.v1.GetResponse"> & {
   apiKey?: ApiKey | undefined;
 
   /**
-   * Opaque: another at each change of what is shown here, but for `last_used_at`. For Update.
+   * Opaque: the same for as long as what is shown here is the same, but for `last_used_at`. For Update.
    *
    * @generated from field: string etag = 2;
    */
@@ -801,7 +801,7 @@ export const ApiKeyServiceRevokeByPresentedKeyRequestSchema: GenMessage<ApiKeySe
  */
 export type ApiKeyServiceRevokeByPresentedKeyResponse = Message<"latchkey.v1.ApiKeyServiceRevokeByPresentedKeyResponse"> & {
   /**
-   * The key as it now is.
+   * The key as it now is: `id`, `prefix`, `state`, `revoked_at` and `expires_at` alone.
    *
    * @generated from field: latchkey.v1.ApiKey api_key = 1;
    */
@@ -1328,7 +1328,7 @@ export enum KeyWithheld {
   UNSPECIFIED = 0,
 
   /**
-   * The key was revoked or has expired; `api_key.state` tells.
+   * The key was revoked, has expired or is suspended; `api_key.state` tells.
    *
    * @generated from enum value: KEY_WITHHELD_ENDED = 1;
    */
@@ -1575,7 +1575,7 @@ export const ApiKeyService: GenService<{
    * Changes the user's active key; its secret goes on. The fields that `update_mask` names become what the request holds, and one that the
    * request leaves out is taken away; all others stay. The rules of Create hold, in the same order. NO_KEY when there is no active
    * key, or it has expired; KEY_SUSPENDED when it is suspended; ETAG_MISMATCH when it is not as it was. Every answer of Verify follows, within
-   * the bounds of a revocation, and Watch tells KEY_CHANGE_KIND_UPDATED.
+   * the bounds of a revocation, and Watch tells KEY_CHANGE_KIND_UPDATED. A key in its grace period stays as it is: Revoke ends it.
    *
    * @generated from rpc latchkey.v1.ApiKeyService.Update
    */

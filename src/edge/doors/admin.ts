@@ -5,8 +5,8 @@ import { type ApiKey, State } from "#gen/latchkey/v1/api_key_service_pb";
 import { ErrorReason } from "#gen/latchkey/v1/error_reason_pb";
 import type { KeyAdmin } from "../../keys/admin.ts";
 import type { AuditResult as AuditResultName } from "../../keys/audit/entry.ts";
-import { invalid } from "../../keys/errors.ts";
-import { toMetadata } from "../../keys/metadata.ts";
+import { checked, invalid } from "../../keys/errors.ts";
+import { checkMetadata, toMetadata } from "../../keys/metadata.ts";
 import type { StoredAuditEntry } from "../../keys/ports.ts";
 import type { Ended } from "../../keys/presented.ts";
 import type { KeyRecord, KeyState } from "../../keys/record.ts";
@@ -33,6 +33,8 @@ export function createAdminService(admin: KeyAdmin, clock: () => Date): ServiceI
   return {
     async listKeys({ userId, state, prefix, name, metadata, revocationCause, pageSize, pageToken }, context) {
       if (State[state] === undefined) throw invalid([{ field: "state", description: `${state} is not a state` }]);
+      // As a map: a name with a `=` in it would be read as another entry.
+      checked((violations) => checkMetadata(metadata, violations));
       const filter = {
         ...{ userId, state: stateNamed(state), prefix: prefix || undefined, name: name || undefined },
         ...(revocationCause !== 0 && { revocationCause: causeOf(revocationCause, "revocation_cause") }),

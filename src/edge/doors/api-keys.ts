@@ -111,7 +111,12 @@ export function createApiKeyService({
       const ending = endingOf(reason, cause);
       const { record, wasLive } = await revokePresented(originOf(context), key, ending, timeoutOf(context));
       note(context, { userOfKeys: record.userId, keyId: record.id, changed: wasLive });
-      return { apiKey: describe(record), revoked: wasLive };
+      // A key may end itself, and learns nothing else: this door asks for no token, as Verify's may.
+      const { id, prefix, state, revokedAt, expiresAt } = describe(record);
+      return {
+        apiKey: { id, prefix, state, ...(revokedAt && { revokedAt }), ...(expiresAt && { expiresAt }) },
+        revoked: wasLive,
+      };
     },
 
     async verify(request, context) {

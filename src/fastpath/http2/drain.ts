@@ -1,4 +1,4 @@
-import { Fault, frame, goawayFrame, Type } from "./frames.ts";
+import { Fault, frame, goawayFrame, MAX_STREAM_ID, Type } from "./frames.ts";
 import type { Output } from "./output.ts";
 
 interface DrainParts {
@@ -74,7 +74,6 @@ export class Drain {
   }
 }
 
-const MAX_STREAM_ID = 2 ** 31 - 1;
 const pingOf = (number: number): Buffer => Buffer.from(`drain ${number} `);
 /** For which answers wait at most: less than gateways do. */
 const HOLD_MS = 100;
