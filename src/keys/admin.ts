@@ -1,11 +1,11 @@
-import { type Caller, changedBy } from "./caller.ts";
+import { type Caller, changedBy, endLive, liveOf } from "./caller.ts";
 import { checked, KeyError } from "./errors.ts";
 import { checkMetadata, checkMetadataSize, fromMetadata } from "./metadata.ts";
 import { checkPageSize, type Page, pageOf, readPageToken } from "./pages.ts";
 import { checkEnding, checkSoughtUserId, checkUserId, hasControlCharacter } from "./policy.ts";
 import type { AuditFilter, AuditStore, KeyFilter, KeyStore, StoredAuditEntry } from "./ports.ts";
 import type { Ended } from "./presented.ts";
-import { type Ending, isLive, type KeyRecord, revoked } from "./record.ts";
+import { type Ending, type KeyRecord, revoked } from "./record.ts";
 import type { SecretKeeper } from "./secret.ts";
 import { isKeyId, parseKey } from "./text.ts";
 
@@ -51,16 +51,7 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
     ending: Ending,
     deadlineMs: number,
   ): Promise<Ended> {
-    const ended = await store.change<KeyRecord | undefined>(
-      userId,
-      deadlineMs,
-      ({ active, retiring, surplus = [] }, at) => {
-        const live = [active, retiring, ...surplus].find((record) => record?.id === id && isLive(record, at));
-        if (live === undefined) return { update: [], answer: undefined };
-        const answer = revoked(live, ending, at);
-        return changedBy(caller, action, userId, at, { update: [answer], answer }, ending);
-      },
-    );
+    const ended = await endLive(store, caller, action, { id, userId }, ending, deadlineMs);
     return ended === undefined
       ? { record: await find(id, deadlineMs), wasLive: false }
       : { record: ended, wasLive: true };
@@ -109,10 +100,8 @@ export function createKeyAdmin({ store, audit, secrets, prefixes, clock }: KeyAd
         checkUserId(userId, violations);
         checkEnding(ending, violations);
       });
-      return store.change(userId, deadlineMs, ({ active, retiring, surplus = [] }, at) => {
-        const update = [active, retiring, ...surplus]
-          .filter((record) => record !== undefined && isLive(record, at))
-          .map((record) => revoked(record!, ending, at));
+      return store.change(userId, deadlineMs, (current, at) => {
+        const update = liveOf(current, at).map((record) => revoked(record, ending, at));
         if (update.length === 0) return { update, answer: update };
         return changedBy(caller, "RevokeUser", userId, at, { update, answer: update }, ending);
       });

@@ -1,7 +1,7 @@
 import { type AuditEntry, auditedChange, auditedReason, type Origin } from "./audit/entry.ts";
 import { KeyError } from "./errors.ts";
-import type { Change, KeysAtChange } from "./ports.ts";
-import { type Ending, type FieldChange, isLive, type KeyRecord } from "./record.ts";
+import type { Change, KeyStore, KeysAtChange } from "./ports.ts";
+import { type Ending, type FieldChange, isLive, type KeyRecord, revoked } from "./record.ts";
 
 /** The caller, as the user token says. */
 export interface Caller {
@@ -50,6 +50,23 @@ export function changedBy<T>(
 /** The keys of a user that have not ended, the active one first. */
 export function liveOf({ active, retiring, surplus = [] }: KeysAtChange, now: Date): KeyRecord[] {
   return [active, retiring, ...surplus].filter((record) => record !== undefined && isLive(record, now)) as KeyRecord[];
+}
+
+/** Ends a key if it is live when its owner's change is made; answers with the ended one, or with nothing. */
+export function endLive(
+  store: KeyStore,
+  caller: Partial<Caller>,
+  action: string,
+  { id, userId }: Pick<KeyRecord, "id" | "userId">,
+  ending: Ending,
+  deadlineMs: number,
+): Promise<KeyRecord | undefined> {
+  return store.change<KeyRecord | undefined>(userId, deadlineMs, (current, at) => {
+    const live = liveOf(current, at).find((record) => record.id === id);
+    if (live === undefined) return { update: [], answer: undefined };
+    const answer = revoked(live, ending, at);
+    return changedBy(caller, action, userId, at, { update: [answer], answer }, ending);
+  });
 }
 
 export function noKey(): KeyError {

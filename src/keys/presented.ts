@@ -1,9 +1,9 @@
 import type { Origin } from "./audit/entry.ts";
-import { changedBy, liveOf } from "./caller.ts";
+import { endLive } from "./caller.ts";
 import { checked, KeyError } from "./errors.ts";
 import { checkEnding } from "./policy.ts";
 import type { KeyStore } from "./ports.ts";
-import { type Ending, type KeyRecord, revoked } from "./record.ts";
+import type { Ending, KeyRecord } from "./record.ts";
 import type { VerifyKey } from "./verify/verify.ts";
 
 /** Calls at once, in a process: strangers may make any number, and none of them is to take what Verify needs. */
@@ -33,17 +33,12 @@ export function createRevokePresented(verify: VerifyKey, store: KeyStore): Revok
     checked((violations) => checkEnding(ending, violations));
     const deadlineMs = performance.now() + timeoutMs;
     const { entry } = await verify({ key, requiredScopes: [], strong: false, timeoutMs });
-    if (entry === undefined) throw new KeyError("KEY_NOT_FOUND", "This is no key that was made here.");
+    if (entry === undefined) throw unknownKey();
     const { id, userId } = entry;
-    const ended = await store.change<KeyRecord | undefined>(userId, deadlineMs, (current, at) => {
-      const live = liveOf(current, at).find((record) => record.id === id);
-      if (live === undefined) return { update: [], answer: undefined };
-      const answer = revoked(live, ending, at);
-      return changedBy({ origin }, "RevokeByPresentedKey", userId, at, { update: [answer], answer }, ending);
-    });
+    const ended = await endLive(store, { origin }, "RevokeByPresentedKey", { id, userId }, ending, deadlineMs);
     if (ended !== undefined) return { record: ended, wasLive: true };
     const record = await store.findById(id, deadlineMs);
-    if (record === undefined) throw new KeyError("KEY_NOT_FOUND", "This is no key that was made here.");
+    if (record === undefined) throw unknownKey();
     return { record, wasLive: false };
   }
 
@@ -59,4 +54,8 @@ export function createRevokePresented(verify: VerifyKey, store: KeyStore): Revok
       running -= 1;
     }
   };
+}
+
+function unknownKey(): KeyError {
+  return new KeyError("KEY_NOT_FOUND", "This is no key that was made here.");
 }

@@ -26,13 +26,13 @@ export async function suspend(
   });
   return store.change(userId, deadlineMs, (current, at) => {
     const suspended = { at, byAdmin: caller.admin, ...(reason !== "" && { reason }) };
-    const suspend = (record: KeyRecord): KeyRecord => {
+    const stopped = (record: KeyRecord): KeyRecord => {
       const stays = record.suspended !== undefined && (record.suspended.byAdmin || !caller.admin);
-      return stays || !isLive(record, at) ? record : { ...record, suspended };
+      return stays ? record : { ...record, suspended };
     };
     const live = liveOf(current, at);
     if (live.length === 0) throw noKey();
-    return alter(caller, "Suspend", userId, at, current, live.map(suspend), reason);
+    return alter(caller, "Suspend", userId, at, current, live.map(stopped), reason);
   });
 }
 
