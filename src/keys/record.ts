@@ -245,7 +245,12 @@ export function statusAt<Time extends Date | number>(record: Lifecycle<Time>, no
   if ((state === "retiring" || state === "suspended") && isPast(record.retiresAt, now)) {
     return { state: "revoked", revokedAt: record.retiresAt, ...BY_REFRESH };
   }
-  return { state: record.suspended !== undefined && isCurrent(state) ? "suspended" : state };
+  return { state: stateWithoutTime(record) };
+}
+
+/** The state while no time of the record has passed. */
+export function stateWithoutTime({ state, suspended }: Lifecycle<Date | number>): KeyState {
+  return suspended !== undefined && isCurrent(state) ? "suspended" : state;
 }
 
 function isCurrent(state: KeyState): boolean {

@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import { type Caller, changedBy, noKey, ownerFor } from "./caller.ts";
 import { checked, type FieldViolation, invalid, KeyError } from "./errors.ts";
 import {
@@ -155,7 +154,7 @@ export function rememberedUpdate(
 export function etagOf(record: KeyRecord): string {
   const shown = (Object.keys(FIELDS) as (keyof KeyRecord)[]).filter((name) => !FIELDS[name].isInternal).sort();
   const text = JSON.stringify(shown.map((name) => record[name] ?? null));
-  return createHash("sha256").update(text).digest("base64url").slice(0, 22);
+  return sha256(text).slice(0, 22);
 }
 
 function checkPaths(paths: readonly string[], lifetime: Lifetime | undefined, violations: FieldViolation[]): void {

@@ -5,6 +5,7 @@ import {
   type KeyRecord,
   type KeyState,
   type Lifecycle,
+  stateWithoutTime,
   statusAt,
 } from "../record.ts";
 
@@ -172,10 +173,6 @@ const SHARED_STATES: Record<KeyState, KeyState> = {
   expired: "expired",
   suspended: "suspended",
 };
-
-function stateWithoutTime({ state, suspended }: KeyRecord): KeyState {
-  return suspended !== undefined && (state === "active" || state === "retiring") ? "suspended" : state;
-}
 
 /** The state at `nowMs`. */
 export function stateAt(entry: Entry, nowMs: number): KeyState {
